@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Errors that callers branch on. Every error of this package wraps at most one of them.
+var (
+	// ErrPortTaken: the external endpoint is held by another binding.
+	ErrPortTaken = errors.New("external endpoint is bound already")
+	// ErrHostSocket: a socket of the host listens on the external endpoint.
+	ErrHostSocket = errors.New("a socket of the host uses this port")
+	// ErrNotFound: no such binding, network, outside or link.
+	ErrNotFound = errors.New("not found")
+	// ErrInUse: another conenat holds the state directory.
+	ErrInUse = errors.New("state directory is in use by another conenat")
+	// ErrNotSupported: the kernel lacks a feature; the message names it.
+	ErrNotSupported = errors.New("not supported by this kernel")
+	// ErrABI: the pinned maps were made by an incompatible conenat.
+	ErrABI = errors.New("state directory holds another ABI version")
+	// ErrPermission: a capability is missing.
+	ErrPermission = errors.New("permission denied")
+	// ErrFull: a table of the dataplane has no room.
+	ErrFull = errors.New("table is full")
+)
+
+// Protocol is an IP protocol number (IANA); ICMP's "port" is the query identifier.
+type Protocol uint8
+
+// The protocols that conenat translates.
+const (
+	ICMP Protocol = 1
+	TCP  Protocol = 6
+	UDP  Protocol = 17
+)
+
+var protocolNames = map[Protocol]string{ICMP: "icmp", TCP: "tcp", UDP: "udp"}
+
+// String is "tcp", "udp", "icmp" or the number.
+func (p Protocol) String() string {
+	if name, ok := protocolNames[p]; ok {
+		return name
+	}
+	return fmt.Sprintf("%d", uint8(p))
+}
+
+// ParseProtocol is the inverse of String for the protocols that conenat translates.
+func ParseProtocol(s string) (Protocol, error) {
+	for p, name := range protocolNames {
+		if name == s {
+			return p, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown protocol %q: want tcp, udp or icmp", s)
+}
+
+// Behavior is a mapping or filtering behaviour (RFC 4787, sections 4.1 and 5).
+type Behavior uint8
+
+// The behaviours of RFC 4787.
+const (
+	EndpointIndependent Behavior = iota
+	AddressDependent
+	AddressAndPortDependent
+)
+
+var behaviorNames = [...]string{"endpoint-independent", "address-dependent", "address-and-port-dependent"}
+
+// String is the name that the command line uses.
+func (b Behavior) String() string {
+	if int(b) < len(behaviorNames) {
+		return behaviorNames[b]
+	}
+	return fmt.Sprintf("behavior(%d)", uint8(b))
+}
+
+// ParseBehavior is the inverse of String.
+func ParseBehavior(s string) (Behavior, error) {
+	for i, name := range behaviorNames {
+		if name == s {
+			return Behavior(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown behaviour %q: want endpoint-independent, address-dependent or address-and-port-dependent", s)
+}
+
+// Settings are what the packet path reads on each decision and an operator may change while it runs.
+type Settings struct {
+	UDPTimeout            time.Duration // RFC 4787 REQ-5: 5 minutes
+	TCPEstablishedTimeout time.Duration // RFC 5382 REQ-5: 2 h 4 min
+	TCPPartialOpenTimeout time.Duration // RFC 7857 section 2.2: 4 min
+	TCPClosingTimeout     time.Duration // RFC 7857 section 2.2: 4 min
+	ICMPTimeout           time.Duration // RFC 5508 REQ-2: 60 s
+	SweepPeriod           time.Duration // how late an expiry may be; 1 s
+	PortLow, PortHigh     uint16        // external ports for internal ports from 1024 up, inclusive
+	SessionsPerBinding    uint32        // a bound against spoofed remotes
+}
+
+// DefaultSettings are the RFCs' recommendations.
+func DefaultSettings() Settings {
+	return Settings{
+		UDPTimeout:            5 * time.Minute,
+		TCPEstablishedTimeout: 7440 * time.Second,
+		TCPPartialOpenTimeout: 4 * time.Minute,
+		TCPClosingTimeout:     4 * time.Minute,
+		ICMPTimeout:           time.Minute,
+		SweepPeriod:           time.Second,
+		PortLow:               1024,
+		PortHigh:              65535,
+		SessionsPerBinding:    65536,
+	}
+}
+
+// Network is one inside network (a zone): what shares one address space behind the NAT.
+type Network struct {
+	Name      string           // unique, at most 15 bytes; the interface's name unless Docker names it
+	IfIndex   int              // the bridge, or the plain interface, that holds the gateway address
+	Gateway   net.HardwareAddr // destination MAC of what is routed; nil where the link has no Ethernet header
+	Prefixes  []netip.Prefix   // at most 4; a source outside of them is spoofed and dropped
+	Filtering [3]Behavior      // for UDP, TCP, ICMP, in this order
+}
+
+// Indices of Network.Filtering.
+const (
+	FilteringUDP = iota
+	FilteringTCP
+	FilteringICMP
+)
+
+// Outside is an outside interface and the external address that bindings behind it get.
+type Outside struct {
+	Name    string     // interface name; its identity, also when the interface is made anew
+	IfIndex int        // 0 while the interface is away
+	Address netip.Addr // external address, IPv4
+}
+
+// LinkKind says which hooks an interface gets.
+type LinkKind uint8
+
+// The kinds of links.
+const (
+	InsideDevice LinkKind = iota + 1 // a bridge or plain interface: ingress
+	InsidePort                       // a bridge port: ingress
+	OutsideLink                      // ingress and egress
+)
+
+// String names the kind.
+func (k LinkKind) String() string {
+	switch k {
+	case InsideDevice:
+		return "inside-device"
+	case InsidePort:
+		return "inside-port"
+	case OutsideLink:
+		return "outside"
+	}
+	return fmt.Sprintf("link-kind(%d)", uint8(k))
+}
+
+// Link is an interface that carries hooks.
+type Link struct {
+	IfIndex   int
+	Name      string // interface name, for messages
+	Kind      LinkKind
+	Owner     string // Network.Name or Outside.Name
+	Peer      bool   // InsidePort: a veth whose other end is in another network namespace (bpf_redirect_peer)
+	Layer3    bool   // packets carry no Ethernet header
+	Mechanism string // "tcx" or "clsact"; filled by Links
+}
+
+// Binding is an endpoint-independent mapping of an internal to an external endpoint (RFC 4787).
+type Binding struct {
+	Protocol  Protocol
+	Network   string
+	Internal  netip.AddrPort
+	External  netip.AddrPort
+	Static    bool
+	Sessions  int
+	Created   time.Time
+	ExpiresIn time.Duration // until the last session expires if no packet comes; 0 for a static binding
+}
+
+// Session is a binding and one remote endpoint.
+type Session struct {
+	Protocol  Protocol
+	Network   string
+	Internal  netip.AddrPort
+	External  netip.AddrPort
+	Remote    netip.AddrPort
+	Hairpin   bool
+	State     string // TCP: see TCPState names; "active" for UDP and ICMP
+	Created   time.Time
+	ExpiresIn time.Duration
+}
+
+// Forward asks for a static binding.
+type Forward struct {
+	Protocol       Protocol
+	Network        string // empty: the network whose prefix holds Internal
+	External       netip.AddrPort
+	Internal       netip.AddrPort
+	OverHostSocket bool // bind although a socket of the host listens there (static bindings win)
+}
+
+// EventType is the event's name in the API.
+type EventType string
+
+// The events of the command-line contract.
+const (
+	BindingCreated  EventType = "binding.created"
+	BindingExpired  EventType = "binding.expired"
+	BindingChanged  EventType = "binding.changed"
+	SessionCreated  EventType = "session.created"
+	SessionState    EventType = "session.state"
+	SessionClosed   EventType = "session.closed"
+	PortExhausted   EventType = "port.exhausted"
+	QuotaExceeded   EventType = "quota.exceeded"
+	InboundFiltered EventType = "inbound.filtered"
+	EventsLost      EventType = "events.lost"
+)
+
+// Event is a hint that something changed; the maps are the truth.
+type Event struct {
+	Time     time.Time
+	Type     EventType
+	Protocol Protocol
+	Network  string
+	Internal netip.AddrPort
+	External netip.AddrPort
+	Remote   netip.AddrPort // session events and inbound.filtered
+	Static   bool
+	Hairpin  bool
+	Sessions int           // of the binding, after the event
+	State    string        // session.state and session.*: the state after the event
+	OldState string        // session.state: the state before
+	Lifetime time.Duration // session.created and session.state: the idle time after which it expires
+	Count    uint64        // events.lost: how many; sampled events: how many since the last one, this included
+}
+
+// Capacity says how many entries the maps hold; it is fixed when the maps are made.
+type Capacity struct {
+	Sessions uint32
+	Bindings uint32
+}
+
+// Usage is Capacity's other half.
+type Usage struct {
+	Sessions, Bindings uint32 // in use
+	EventsLost         uint64 // since the maps were made
+}
