@@ -5,7 +5,7 @@ PREFIX    ?= /usr/local
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TESTFLAGS ?=
 
-# Packages whose tests need no root and no Debian package.
+# Packages whose tests need no root, or skip what does.
 UNIT := $(addsuffix /...,$(wildcard ./bpf ./dataplane ./control ./cmd ./tests/lint ./tests/oracle ./tests/packets))
 C_FILES   = $(wildcard bpf/*.c bpf/*.h)
 GENERATED = bpf/nat_bpfel.go bpf/nat_bpfel.o
@@ -35,7 +35,8 @@ test: ## run every test, with real packets and a real dockerd (root)
 	@go build ./...
 	go test -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
 
-test-unit: ## run the tests that need neither root nor packages
+test-unit: ## run the tests that need no root
+	@.ci/install-packages unit
 	go test -count=1 -short $(TESTFLAGS) $(UNIT)
 
 build: ## build bin/conenat
