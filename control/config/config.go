@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+// What holds where nothing is said.
+const (
+	DefaultSocket   = "/run/conenat/conenat.sock"
+	DefaultStateDir = dataplane.DefaultStateDir
+)
+
+// Config is a configuration that makes sense by itself.
+type Config struct {
+	Inside    []string              // interfaces; at least one
+	Outside   []string              // interfaces; empty: the default route's
+	External  netip.Addr            // not valid: the outside interface's first address
+	Filtering [3]dataplane.Behavior // indices as in dataplane.Network
+	Settings  dataplane.Settings
+	Capacity  dataplane.Capacity // zero where nothing is said: the dataplane's default
+	Forwards  []dataplane.Forward
+	Socket    string
+	StateDir  string
+	Warnings  []string // what is allowed but against an RFC's MUST
+}
+
+// Build checks every value of a layer and gives the configuration. Every wrong value is reported, not the
+// first one only.
+func Build(l Layer) (Config, error) {
+	b := builder{}
+	c := Config{
+		Inside:   b.interfaces(l.Inside),
+		Outside:  b.interfaces(l.Outside),
+		External: b.address(l.External),
+		Settings: dataplane.DefaultSettings(),
+		Capacity: dataplane.Capacity{
+			Sessions: b.number(l.Capacity.Sessions, 0, 64, 1<<24),
+			Bindings: b.number(l.Capacity.Bindings, 0, 64, 1<<24),
+		},
+		Forwards: b.forwards(l.Forwards),
+		Socket:   b.path(l.Socket, DefaultSocket),
+		StateDir: b.path(l.StateDir, DefaultStateDir),
+	}
+	c.Filtering = b.filtering(l.Filtering)
+	b.settings(&c.Settings, l)
+	b.onlyValue(l.Mapping, "mapping", "endpoint-independent")
+	b.onlyValue(l.Path, "path", "direct")
+	b.roles(l)
+	c.Warnings = b.warnings
+	if err := errors.Join(b.errs...); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// builder collects what is wrong.
+type builder struct {
+	errs     []error
+	warnings []string
+}
+
+func (b *builder) refuse(v Value, format string, args ...any) {
+	b.errs = append(b.errs, v.errorf(format, args...))
+}
+
+func (b *builder) interfaces(values []Value) (names []string) {
+	for _, v := range values {
+		switch {
+		case v.Text == "" || len(v.Text) > 15 || strings.ContainsAny(v.Text, "/: \t\n") || v.Text == "." || v.Text == "..":
+			b.refuse(v, "%q is no interface name: want 1 to 15 characters without spaces, slashes and colons", v.Text)
+		case slices.Contains(names, v.Text):
+			b.refuse(v, "interface %s is given twice", v.Text)
+		default:
+			names = append(names, v.Text)
+		}
+	}
+	return names
+}
+
+// roles: somebody is inside, and nobody is inside and outside at once.
+func (b *builder) roles(l Layer) {
+	if len(l.Inside) == 0 {
+		b.errs = append(b.errs, errors.New("no inside interface: name one by --inside, or by inside: in the configuration file"))
+	}
+	for _, out := range l.Outside {
+		if slices.ContainsFunc(l.Inside, func(in Value) bool { return in.Text == out.Text }) {
+			b.refuse(out, "interface %s cannot be inside and outside at once", out.Text)
+		}
+	}
+}
+
+func (b *builder) address(v Value) netip.Addr {
+	if !v.Given() {
+		return netip.Addr{}
+	}
+	addr, err := netip.ParseAddr(v.Text)
+	switch {
+	case err != nil:
+		b.refuse(v, "%q is no IP address", v.Text)
+	case !addr.Is4():
+		b.refuse(v, "external address %s: IPv6 arrives with a later version", addr)
+	case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		b.refuse(v, "external address %s cannot be reached from outside: give a unicast address of the outside interface", addr)
+	}
+	return addr
+}
+
+// onlyValue: this version knows one value of the option.
+func (b *builder) onlyValue(v Value, option, known string) {
+	if v.Given() && v.Text != known {
+		b.refuse(v, "%s %q arrives with a later version: this one knows %s", option, v.Text, known)
+	}
+}
+
+func (b *builder) filtering(f Filtering) (out [3]dataplane.Behavior) {
+	all := b.behavior(f.All, dataplane.AddressDependent)
+	out[dataplane.FilteringUDP] = b.behavior(f.UDP, all)
+	out[dataplane.FilteringTCP] = b.behavior(f.TCP, all)
+	out[dataplane.FilteringICMP] = b.behavior(f.ICMP, all)
+	return out
+}
+
+func (b *builder) behavior(v Value, otherwise dataplane.Behavior) dataplane.Behavior {
+	if !v.Given() {
+		return otherwise
+	}
+	behavior, err := dataplane.ParseBehavior(v.Text)
+	if err != nil {
+		b.refuse(v, "%w", err)
+	}
+	return behavior
+}
+
+func (b *builder) path(v Value, otherwise string) string {
+	if !v.Given() {
+		return otherwise
+	}
+	if !filepath.IsAbs(v.Text) {
+		b.refuse(v, "%q: want an absolute path", v.Text)
+	}
+	return filepath.Clean(v.Text)
+}
+
+func (b *builder) number(v Value, otherwise, low, high uint32) uint32 {
+	if !v.Given() {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(v.Text, 10, 32)
+	if err != nil || n < uint64(low) || n > uint64(high) {
+		b.refuse(v, "%q: want a number from %d to %d", v.Text, low, high)
+		return otherwise
+	}
+	return uint32(n)
+}
+
+// timeout is one timer: its bounds, and the least that an RFC allows.
+type timeout struct {
+	value     Value
+	target    *time.Duration
+	low, high time.Duration
+	rfcLeast  time.Duration
+	rfc       string
+}
+
+const day = 24 * time.Hour
+
+func (b *builder) settings(s *dataplane.Settings, l Layer) {
+	t := l.Timeouts
+	for _, t := range []timeout{
+		{t.UDP, &s.UDPTimeout, time.Second, 30 * day, 2 * time.Minute, "RFC 4787 REQ-5"},
+		{t.TCPEstablished, &s.TCPEstablishedTimeout, time.Second, 30 * day, 7440 * time.Second, "RFC 5382 REQ-5"},
+		{t.TCPPartialOpen, &s.TCPPartialOpenTimeout, time.Second, day, 4 * time.Minute, "RFC 5382 REQ-5"},
+		{t.TCPClosing, &s.TCPClosingTimeout, time.Second, day, 4 * time.Minute, "RFC 5382 REQ-5"},
+		{t.ICMP, &s.ICMPTimeout, time.Second, day, time.Minute, "RFC 5508 REQ-2"},
+		{t.Sweep, &s.SweepPeriod, 100 * time.Millisecond, time.Minute, 0, ""},
+	} {
+		b.timeout(t)
+	}
+	s.PortLow, s.PortHigh = b.ports(l.Ports, s.PortLow, s.PortHigh)
+	s.SessionsPerBinding = b.number(l.Capacity.SessionsPerBinding, s.SessionsPerBinding, 1, 1<<24)
+}
+
+func (b *builder) timeout(t timeout) {
+	if !t.value.Given() {
+		return
+	}
+	d, err := time.ParseDuration(t.value.Text)
+	if err != nil || d < t.low || d > t.high {
+		b.refuse(t.value, "%q: want a duration from %s to %s, such as 5m or 90s", t.value.Text, t.low, t.high)
+		return
+	}
+	if d < t.rfcLeast {
+		b.warnings = append(b.warnings, fmt.Sprintf("%s: %s is shorter than the %s that %s demands", t.value.Origin, d, t.rfcLeast, t.rfc))
+	}
+	*t.target = d
+}
+
+func (b *builder) ports(v Value, low, high uint16) (uint16, uint16) {
+	if !v.Given() {
+		return low, high
+	}
+	first, last, dash := strings.Cut(v.Text, "-")
+	from, err1 := strconv.ParseUint(first, 10, 16)
+	to, err2 := strconv.ParseUint(last, 10, 16)
+	if !dash || err1 != nil || err2 != nil || from < 1024 || from > to {
+		b.refuse(v, "ports %q: want LOW-HIGH with 1024 <= LOW <= HIGH <= 65535", v.Text)
+		return low, high
+	}
+	return uint16(from), uint16(to)
+}
+
+func (b *builder) forwards(list []Forward) (out []dataplane.Forward) {
+	taken := map[string]string{}
+	for _, f := range list {
+		fwd, ok := b.forward(f)
+		if !ok {
+			continue
+		}
+		id := fmt.Sprintf("%s/%s", fwd.Protocol, fwd.External)
+		if first, dup := taken[id]; dup {
+			b.refuse(f.External, "external endpoint %s is forwarded already at %s", id, first)
+			continue
+		}
+		taken[id] = f.External.Origin
+		out = append(out, fwd)
+	}
+	return out
+}
+
+func (b *builder) forward(f Forward) (dataplane.Forward, bool) {
+	errs := len(b.errs)
+	out := dataplane.Forward{Protocol: dataplane.TCP, Network: f.Network.Text}
+	if f.Protocol.Given() {
+		var err error
+		if out.Protocol, err = ParseForwardProtocol(f.Protocol.Text); err != nil {
+			b.refuse(f.Protocol, "%w", err)
+		}
+	}
+	out.External = b.endpoint(f.External, "external")
+	out.Internal = b.endpoint(f.Internal, "internal")
+	return out, len(b.errs) == errs
+}
+
+func (b *builder) endpoint(v Value, key string) netip.AddrPort {
+	if !v.Given() {
+		b.errs = append(b.errs, fmt.Errorf("forwards: an entry has no %s endpoint: give %s: ADDR:PORT", key, key))
+		return netip.AddrPort{}
+	}
+	ep, err := ParseEndpoint(v.Text)
+	if err != nil {
+		b.refuse(v, "%w", err)
+	}
+	return ep
+}
+
+// ParseForwardProtocol takes the protocols that have ports.
+func ParseForwardProtocol(s string) (dataplane.Protocol, error) {
+	if p, err := dataplane.ParseProtocol(s); err == nil && p != dataplane.ICMP {
+		return p, nil
+	}
+	return 0, fmt.Errorf("protocol %q cannot be forwarded: want tcp or udp", s)
+}
+
+// ParseEndpoint takes "ADDR:PORT" of IPv4, with a port that is not 0.
+func ParseEndpoint(s string) (netip.AddrPort, error) {
+	ep, err := netip.ParseAddrPort(s)
+	switch {
+	case err != nil || ep.Port() == 0 || ep.Addr().IsUnspecified():
+		return netip.AddrPort{}, fmt.Errorf("%q is no endpoint: want ADDR:PORT, such as 198.51.100.1:8080", s)
+	case !ep.Addr().Is4():
+		return netip.AddrPort{}, fmt.Errorf("endpoint %s: IPv6 arrives with a later version", ep)
+	}
+	return ep, nil
+}

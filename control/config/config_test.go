@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+var compareIP = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
+
+func build(t *testing.T, file string, flags Layer) (Config, error) {
+	t.Helper()
+	l, err := Parse("c.yaml", strings.NewReader(file))
+	if err != nil {
+		return Config{}, err
+	}
+	return Build(Merge(l, flags))
+}
+
+func TestBuildUnderstandsEveryKey(t *testing.T) {
+	got, err := build(t, `
+inside: [docker0, br-a]
+outside: [eth0]
+external: 198.51.100.1
+mapping: endpoint-independent
+path: direct
+filtering: {udp: endpoint-independent, tcp: address-and-port-dependent}
+ports: 2000-3000
+timeouts: {udp: 2m, tcp_established: 3h, tcp_partial_open: 5m, tcp_closing: 6m, icmp: 61s, sweep: 500ms}
+capacity: {sessions: 1000, bindings: 500, sessions_per_binding: 7}
+forwards:
+  - {protocol: udp, network: docker0, external: 198.51.100.1:53, internal: "172.17.0.2:5353"}
+  - external: 198.51.100.1:8080
+    internal: 172.17.0.2:80
+socket: /tmp/x.sock
+state_dir: /sys/fs/bpf/x/
+`, Layer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Inside: []string{"docker0", "br-a"}, Outside: []string{"eth0"},
+		External:  netip.MustParseAddr("198.51.100.1"),
+		Filtering: [3]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressAndPortDependent, dataplane.AddressDependent},
+		Settings: dataplane.Settings{UDPTimeout: 2 * time.Minute, TCPEstablishedTimeout: 3 * time.Hour, TCPPartialOpenTimeout: 5 * time.Minute,
+			TCPClosingTimeout: 6 * time.Minute, ICMPTimeout: 61 * time.Second, SweepPeriod: 500 * time.Millisecond,
+			PortLow: 2000, PortHigh: 3000, SessionsPerBinding: 7},
+		Capacity: dataplane.Capacity{Sessions: 1000, Bindings: 500},
+		Forwards: []dataplane.Forward{
+			{Protocol: dataplane.UDP, Network: "docker0", External: netip.MustParseAddrPort("198.51.100.1:53"), Internal: netip.MustParseAddrPort("172.17.0.2:5353")},
+			{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:8080"), Internal: netip.MustParseAddrPort("172.17.0.2:80")},
+		},
+		Socket: "/tmp/x.sock", StateDir: "/sys/fs/bpf/x",
+	}
+	if diff := cmp.Diff(want, got, compareIP); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBuildDefaults(t *testing.T) {
+	got, err := build(t, "", Layer{Inside: []Value{Flag("inside", "br0")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ad := dataplane.AddressDependent
+	want := Config{Inside: []string{"br0"}, Filtering: [3]dataplane.Behavior{ad, ad, ad}, Settings: dataplane.DefaultSettings(),
+		Socket: "/run/conenat/conenat.sock", StateDir: "/sys/fs/bpf/conenat"}
+	if diff := cmp.Diff(want, got, compareIP); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFlagsOverrideTheFile(t *testing.T) {
+	got, err := build(t, "inside: [a]\nports: 2000-3000\nfiltering: {udp: endpoint-independent}\nsocket: /a\n", Layer{
+		Inside:    []Value{Flag("inside", "b")},
+		Filtering: Filtering{All: Flag("filtering", "address-and-port-dependent")},
+		Socket:    Flag("socket", "/b"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	apd := dataplane.AddressAndPortDependent
+	if got.Inside[0] != "b" || got.Socket != "/b" || got.Settings.PortLow != 2000 || got.Filtering != [3]dataplane.Behavior{apd, apd, apd} {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	const in = "inside: [br0]\n"
+	tests := []struct {
+		name, file string
+		flags      Layer
+		want       string // in the error
+	}{
+		{"nobody_inside", "outside: [eth0]", Layer{}, "no inside interface"},
+		{"unknown_key", in + "timeuots: {}", Layer{}, `c.yaml:2:1: unknown field "timeuots"`},
+		{"unknown_nested_key", in + "timeouts: {upd: 5m}", Layer{}, `c.yaml:2:12: unknown field "upd"`},
+		{"unknown_filtering_protocol", in + "filtering: {sctp: endpoint-independent}", Layer{}, `c.yaml:2:13: unknown field "sctp"`},
+		{"doubled_key", in + "inside: [br1]", Layer{}, "c.yaml:2:1: "},
+		{"syntax", "inside: [br0\nx", Layer{}, "c.yaml:"},
+		{"list_for_a_value", in + "ports: [1, 2]", Layer{}, "c.yaml:2:8: want a single value"},
+		{"null_interface", "inside: [~]", Layer{}, "is no interface name"},
+		{"behaviour", in + "filtering: full-cone", Layer{}, `c.yaml:2:12: unknown behaviour "full-cone"`},
+		{"behaviour_flag", in, Layer{Filtering: Filtering{All: Flag("filtering", "x")}}, `--filtering: unknown behaviour "x"`},
+		{"mapping", in, Layer{Mapping: Flag("mapping", "address-dependent")}, "--mapping: mapping \"address-dependent\" arrives with a later version"},
+		{"path_auto", in, Layer{Path: Flag("path", "auto")}, "--path: path \"auto\" arrives with a later version"},
+		{"ports_low", in + "ports: 80-2000", Layer{}, "c.yaml:2:8: ports \"80-2000\": want LOW-HIGH"},
+		{"ports_swapped", in, Layer{Ports: Flag("ports", "3000-2000")}, "--ports: "},
+		{"ports_high", in, Layer{Ports: Flag("ports", "3000-65536")}, "--ports: "},
+		{"one_port", in, Layer{Ports: Flag("ports", "3000")}, "--ports: "},
+		{"timeout_short", in + "timeouts: {udp: 999ms}", Layer{}, "c.yaml:2:17: \"999ms\": want a duration from 1s"},
+		{"timeout_long", in + "timeouts: {udp: 721h}", Layer{}, "want a duration"},
+		{"timeout_unit", in + "timeouts: {udp: 300}", Layer{}, "want a duration"},
+		{"capacity", in + "capacity: {sessions: 1}", Layer{}, "c.yaml:2:22: \"1\": want a number from 64"},
+		{"capacity_negative", in + "capacity: {bindings: -1}", Layer{}, "want a number"},
+		{"same_interface", "inside: [eth0]\noutside: [eth0]", Layer{}, "c.yaml:2:11: interface eth0 cannot be inside and outside"},
+		{"interface_twice", "inside: [br0, br0]", Layer{}, "c.yaml:1:15: interface br0 is given twice"},
+		{"interface_name", "", Layer{Inside: []Value{Flag("inside", "much-too-long-name")}}, "--inside: \"much-too-long-name\" is no interface name"},
+		{"external", in, Layer{External: Flag("external", "eth0")}, "--external: \"eth0\" is no IP address"},
+		{"external_v6", in, Layer{External: Flag("external", "2001:db8::1")}, "IPv6 arrives with a later version"},
+		{"external_loopback", in, Layer{External: Flag("external", "127.0.0.1")}, "cannot be reached from outside"},
+		{"socket_relative", in, Layer{Socket: Flag("socket", "x.sock")}, "--socket: \"x.sock\": want an absolute path"},
+		{"forward_icmp", in + "forwards: [{protocol: icmp, external: '1.2.3.4:1', internal: '1.2.3.4:1'}]", Layer{}, "c.yaml:2:23: protocol \"icmp\" cannot be forwarded"},
+		{"forward_endpoint", in + "forwards: [{external: '1.2.3.4', internal: '1.2.3.4:1'}]", Layer{}, "c.yaml:2:23: \"1.2.3.4\" is no endpoint"},
+		{"forward_half", in + "forwards: [{external: '1.2.3.4:1'}]", Layer{}, "an entry has no internal endpoint"},
+		{"forward_twice", in + "forwards:\n- {external: '1.2.3.4:1', internal: '10.0.0.1:1'}\n- {external: '1.2.3.4:1', internal: '10.0.0.2:1'}", Layer{},
+			"c.yaml:4:14: external endpoint tcp/1.2.3.4:1 is forwarded already at c.yaml:3:14"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := build(t, tt.file, tt.flags)
+			if err == nil {
+				t.Fatalf("accepted: %+v", got)
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error is\n%v\nwithout %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestShortTimeoutsAreAllowedWithAWarning(t *testing.T) {
+	got, err := build(t, "inside: [br0]\ntimeouts: {udp: 2s, tcp_established: 1h, icmp: 1m}", Layer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"c.yaml:2:17: 2s is shorter than the 2m0s that RFC 4787 REQ-5 demands",
+		"c.yaml:2:38: 1h0m0s is shorter than the 2h4m0s that RFC 5382 REQ-5 demands",
+	}
+	if diff := cmp.Diff(want, got.Warnings); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestEveryWrongValueIsReported(t *testing.T) {
+	_, err := build(t, "inside: [br0]\nports: 1\nexternal: x\n", Layer{})
+	for _, want := range []string{"c.yaml:2:8", "c.yaml:3:11"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: without %s", err, want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("inside: [br0]\nfiltering: {udp: endpoint-independent}\n")
+	f.Add("forwards: [{external: '1.2.3.4:1'}]")
+	f.Fuzz(func(t *testing.T, file string) {
+		if l, err := Parse("c.yaml", strings.NewReader(file)); err == nil {
+			_, _ = Build(l)
+		}
+	})
+}

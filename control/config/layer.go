@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+)
+
+// Value is one value as it was written, and where. The zero Value is one that was not given.
+type Value struct {
+	Text   string
+	Origin string // "conenat.yaml:3:9" or "--filtering"
+}
+
+// Given says whether somebody wrote the value.
+func (v Value) Given() bool { return v.Origin != "" }
+
+// Flag is a value from the command line.
+func Flag(name, text string) Value { return Value{Text: text, Origin: "--" + name} }
+
+func (v Value) errorf(format string, args ...any) error {
+	return &ValueError{Origin: v.Origin, Err: fmt.Errorf(format, args...)}
+}
+
+// ValueError is a value that cannot stand; Origin says where it does.
+type ValueError struct {
+	Origin string
+	Err    error
+}
+
+func (e *ValueError) Error() string {
+	if e.Origin == "" { // a null in a list
+		return e.Err.Error()
+	}
+	return e.Origin + ": " + e.Err.Error()
+}
+
+// Unwrap gives the reason without the place.
+func (e *ValueError) Unwrap() error { return e.Err }
+
+// Layer is what one source (the file, the command line) says, unchecked.
+type Layer struct {
+	Inside    []Value   `yaml:"inside"`
+	Outside   []Value   `yaml:"outside"`
+	External  Value     `yaml:"external"`
+	Mapping   Value     `yaml:"mapping"`
+	Filtering Filtering `yaml:"filtering"`
+	Path      Value     `yaml:"path"`
+	Ports     Value     `yaml:"ports"`
+	Timeouts  Timeouts  `yaml:"timeouts"`
+	Capacity  Capacity  `yaml:"capacity"`
+	Forwards  []Forward `yaml:"forwards"`
+	Socket    Value     `yaml:"socket"`
+	StateDir  Value     `yaml:"state_dir"`
+}
+
+// Filtering is one behaviour for all protocols, or one for each.
+type Filtering struct {
+	All  Value `yaml:"-"`
+	UDP  Value `yaml:"udp"`
+	TCP  Value `yaml:"tcp"`
+	ICMP Value `yaml:"icmp"`
+}
+
+// Timeouts are durations such as "5m" or "7440s".
+type Timeouts struct {
+	UDP            Value `yaml:"udp"`
+	TCPEstablished Value `yaml:"tcp_established"`
+	TCPPartialOpen Value `yaml:"tcp_partial_open"`
+	TCPClosing     Value `yaml:"tcp_closing"`
+	ICMP           Value `yaml:"icmp"`
+	Sweep          Value `yaml:"sweep"`
+}
+
+// Capacity are numbers of table entries.
+type Capacity struct {
+	Sessions           Value `yaml:"sessions"`
+	Bindings           Value `yaml:"bindings"`
+	SessionsPerBinding Value `yaml:"sessions_per_binding"`
+}
+
+// Forward is one static binding.
+type Forward struct {
+	Protocol Value `yaml:"protocol"`
+	Network  Value `yaml:"network"`
+	External Value `yaml:"external"`
+	Internal Value `yaml:"internal"`
+}
+
+// UnmarshalYAML takes a scalar as it was written; strings, numbers and addresses alike.
+func (v *Value) UnmarshalYAML(node ast.Node) error {
+	origin := position(node)
+	scalar, ok := node.(ast.ScalarNode)
+	if !ok {
+		return &ValueError{Origin: origin, Err: fmt.Errorf("want a single value here, not a %s", kind(node))}
+	}
+	*v = Value{Text: scalar.GetToken().Value, Origin: origin}
+	return nil
+}
+
+// UnmarshalYAML takes "filtering: BEHAVIOUR" or a mapping from protocols to behaviours.
+func (f *Filtering) UnmarshalYAML(node ast.Node) error {
+	if _, scalar := node.(ast.ScalarNode); scalar {
+		return f.All.UnmarshalYAML(node)
+	}
+	type perProtocol Filtering
+	return yaml.NodeToValue(node, (*perProtocol)(f), yaml.Strict())
+}
+
+func position(node ast.Node) string {
+	p := node.GetToken().Position
+	return fmt.Sprintf("%d:%d", p.Line, p.Column)
+}
+
+func kind(node ast.Node) string {
+	return strings.ToLower(node.Type().String())
+}
+
+// Parse reads the YAML of a configuration file; name is what errors call the file. Unknown and doubled
+// keys are refused.
+func Parse(name string, r io.Reader) (Layer, error) {
+	var l Layer
+	err := yaml.NewDecoder(r, yaml.Strict()).Decode(&l)
+	if errors.Is(err, io.EOF) { // an empty file says nothing
+		return l, nil
+	}
+	var value *ValueError
+	var syntax yaml.Error
+	switch {
+	case err == nil:
+	case errors.As(err, &value):
+		return Layer{}, &ValueError{Origin: name + ":" + value.Origin, Err: value.Err}
+	case errors.As(err, &syntax) && syntax.GetToken() != nil:
+		p := syntax.GetToken().Position
+		return Layer{}, &ValueError{Origin: fmt.Sprintf("%s:%d:%d", name, p.Line, p.Column), Err: errors.New(syntax.GetMessage())}
+	default:
+		return Layer{}, &ValueError{Origin: name, Err: err}
+	}
+	l.each(func(v *Value) {
+		if v.Given() {
+			v.Origin = name + ":" + v.Origin
+		}
+	})
+	return l, nil
+}
+
+// Merge is base with everything that over gives in its place. Lists are replaced, not appended to.
+func Merge(base, over Layer) Layer {
+	if over.Inside == nil {
+		over.Inside = base.Inside
+	}
+	if over.Outside == nil {
+		over.Outside = base.Outside
+	}
+	if over.Forwards == nil {
+		over.Forwards = base.Forwards
+	}
+	if over.Filtering == (Filtering{}) {
+		over.Filtering = base.Filtering
+	}
+	under := base.values()
+	for i, v := range over.values() {
+		if !v.Given() {
+			*v = *under[i]
+		}
+	}
+	return over
+}
+
+// values are the single values, in one order for every Layer, without filtering, which is all or nothing.
+func (l *Layer) values() []*Value {
+	t, c := &l.Timeouts, &l.Capacity
+	return []*Value{
+		&l.External, &l.Mapping, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
+		&t.UDP, &t.TCPEstablished, &t.TCPPartialOpen, &t.TCPClosing, &t.ICMP, &t.Sweep,
+		&c.Sessions, &c.Bindings, &c.SessionsPerBinding,
+	}
+}
+
+func (l *Layer) each(visit func(*Value)) {
+	all := l.values()
+	for i := range l.Inside {
+		all = append(all, &l.Inside[i])
+	}
+	for i := range l.Outside {
+		all = append(all, &l.Outside[i])
+	}
+	for i := range l.Forwards {
+		f := &l.Forwards[i]
+		all = append(all, &f.Protocol, &f.Network, &f.External, &f.Internal)
+	}
+	fl := &l.Filtering
+	all = append(all, &fl.All, &fl.UDP, &fl.TCP, &fl.ICMP)
+	for _, v := range all {
+		visit(v)
+	}
+}

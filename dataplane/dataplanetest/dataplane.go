@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplanetest
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+// Dataplane is the fake. The zero value is of no use; call New.
+type Dataplane struct {
+	// Fail, when set, is asked before each changing call ("put network br0", "attach 7"); an error that it
+	// returns is the call's. Set it before the fake is shared.
+	Fail func(op string) error
+
+	mu       sync.Mutex
+	adopted  bool
+	settings dataplane.Settings
+	networks map[string]dataplane.Network
+	outsides map[string]dataplane.Outside
+	links    map[int]dataplane.Link
+	bindings map[bindingKey]dataplane.Binding
+	sessions map[sessionKey]dataplane.Session
+	reserved []Reservation
+	counters []dataplane.Counter
+	lost     uint64
+	mute     bool
+	log      []string
+	closed   bool
+
+	queue  []dataplane.Event
+	queued chan struct{}
+}
+
+// Reservation is one call of ReserveHost.
+type Reservation struct {
+	Protocol dataplane.Protocol
+	Endpoint netip.AddrPort
+}
+
+type bindingKey struct {
+	protocol dataplane.Protocol
+	external netip.AddrPort
+}
+
+type sessionKey struct {
+	bindingKey
+	remote netip.AddrPort
+}
+
+// New is an empty dataplane with default settings.
+func New() *Dataplane {
+	return &Dataplane{
+		settings: dataplane.DefaultSettings(),
+		networks: map[string]dataplane.Network{},
+		outsides: map[string]dataplane.Outside{},
+		links:    map[int]dataplane.Link{},
+		bindings: map[bindingKey]dataplane.Binding{},
+		sessions: map[sessionKey]dataplane.Session{},
+		queued:   make(chan struct{}, 1),
+	}
+}
+
+// Reopen is what another daemon gets that adopts the state after this one let go of it.
+func (d *Dataplane) Reopen() *Dataplane {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := New()
+	n.adopted = true
+	n.settings, n.networks, n.outsides, n.links = d.settings, d.networks, d.outsides, d.links
+	n.bindings, n.sessions, n.queue, n.lost = d.bindings, d.sessions, d.queue, d.lost
+	return n
+}
+
+// do runs change under the lock, unless the test wants op to fail.
+func (d *Dataplane) do(op string, change func() error) error {
+	if d.Fail != nil {
+		if err := d.Fail(op); err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := change(); err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	d.log = append(d.log, op)
+	return nil
+}
+
+// Log is every changing call that succeeded, in order.
+func (d *Dataplane) Log() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.log)
+}
+
+// Close notes that the daemon let go.
+func (d *Dataplane) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	return nil
+}
+
+// Closed says whether Close was called.
+func (d *Dataplane) Closed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.closed
+}
+
+// Adopted is true for what Reopen made.
+func (d *Dataplane) Adopted() bool { return d.adopted }
+
+// Configure keeps s.
+func (d *Dataplane) Configure(s dataplane.Settings) error {
+	return d.do("configure", func() error { d.settings = s; return nil })
+}
+
+// Settings is what Configure kept.
+func (d *Dataplane) Settings() (dataplane.Settings, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.settings, nil
+}
+
+// PutNetwork creates or updates a network by its name.
+func (d *Dataplane) PutNetwork(n dataplane.Network) error {
+	return d.do("put network "+n.Name, func() error {
+		n.Prefixes, n.Gateway = slices.Clone(n.Prefixes), slices.Clone(n.Gateway)
+		d.networks[n.Name] = n
+		return nil
+	})
+}
+
+// RemoveNetwork removes a network with its bindings and sessions.
+func (d *Dataplane) RemoveNetwork(name string) error {
+	return d.do("remove network "+name, func() error {
+		if _, ok := d.networks[name]; !ok {
+			return dataplane.ErrNotFound
+		}
+		delete(d.networks, name)
+		d.endBindings(func(b dataplane.Binding) bool { return b.Network == name })
+		return nil
+	})
+}
+
+// Networks are the networks, by name.
+func (d *Dataplane) Networks() ([]dataplane.Network, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return sorted(d.networks), nil
+}
+
+// PutOutside creates or updates an outside by its name, and ends the bindings on an address that it had.
+func (d *Dataplane) PutOutside(o dataplane.Outside) error {
+	return d.do("put outside "+o.Name, func() error {
+		if was, ok := d.outsides[o.Name]; ok && was.Address != o.Address {
+			d.endBindings(func(b dataplane.Binding) bool { return b.External.Addr() == was.Address })
+		}
+		d.outsides[o.Name] = o
+		return nil
+	})
+}
+
+// RemoveOutside removes an outside with the bindings on its address.
+func (d *Dataplane) RemoveOutside(name string) error {
+	return d.do("remove outside "+name, func() error {
+		was, ok := d.outsides[name]
+		if !ok {
+			return dataplane.ErrNotFound
+		}
+		delete(d.outsides, name)
+		d.endBindings(func(b dataplane.Binding) bool { return b.External.Addr() == was.Address })
+		return nil
+	})
+}
+
+// Outsides are the outsides, by name.
+func (d *Dataplane) Outsides() ([]dataplane.Outside, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return sorted(d.outsides), nil
+}
+
+// Attach puts hooks on an interface whose owner is there.
+func (d *Dataplane) Attach(l dataplane.Link) error {
+	return d.do(fmt.Sprintf("attach %s %d", l.Kind, l.IfIndex), func() error {
+		_, network := d.networks[l.Owner]
+		_, outside := d.outsides[l.Owner]
+		if (l.Kind == dataplane.OutsideLink && !outside) || (l.Kind != dataplane.OutsideLink && !network) {
+			return fmt.Errorf("owner %s: %w", l.Owner, dataplane.ErrNotFound)
+		}
+		l.Mechanism = "tcx"
+		d.links[l.IfIndex] = l
+		return nil
+	})
+}
+
+// Detach takes the hooks off an interface.
+func (d *Dataplane) Detach(ifindex int) error {
+	return d.do(fmt.Sprintf("detach %d", ifindex), func() error {
+		if _, ok := d.links[ifindex]; !ok {
+			return dataplane.ErrNotFound
+		}
+		delete(d.links, ifindex)
+		return nil
+	})
+}
+
+// Links are the interfaces that carry hooks, by index.
+func (d *Dataplane) Links() ([]dataplane.Link, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return sorted(d.links), nil
+}
+
+// Bindings are the bindings, in no order.
+func (d *Dataplane) Bindings() ([]dataplane.Binding, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return values(d.bindings), nil
+}
+
+// Sessions are the sessions, in no order.
+func (d *Dataplane) Sessions() ([]dataplane.Session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return values(d.sessions), nil
+}
+
+// AddForward makes a static binding.
+func (d *Dataplane) AddForward(f dataplane.Forward) (dataplane.Binding, error) {
+	b := dataplane.Binding{Protocol: f.Protocol, Network: f.Network, Internal: f.Internal, External: f.External, Static: true}
+	err := d.do(fmt.Sprintf("add forward %s/%s", f.Protocol, f.External), func() error {
+		if b.Network == "" {
+			b.Network = d.networkOf(f.Internal.Addr())
+		}
+		if _, ok := d.networks[b.Network]; !ok {
+			return fmt.Errorf("network of %s: %w", f.Internal, dataplane.ErrNotFound)
+		}
+		if !d.hasOutside(f.External.Addr()) {
+			return fmt.Errorf("outside with address %s: %w", f.External.Addr(), dataplane.ErrNotFound)
+		}
+		if _, ok := d.bindings[bindingKey{f.Protocol, f.External}]; ok {
+			return dataplane.ErrPortTaken
+		}
+		d.openBinding(b)
+		return nil
+	})
+	return b, err
+}
+
+// RemoveForward ends a static binding and its sessions.
+func (d *Dataplane) RemoveForward(p dataplane.Protocol, external netip.AddrPort) error {
+	return d.do(fmt.Sprintf("remove forward %s/%s", p, external), func() error {
+		if b, ok := d.bindings[bindingKey{p, external}]; !ok || !b.Static {
+			return dataplane.ErrNotFound
+		}
+		d.endBinding(bindingKey{p, external})
+		return nil
+	})
+}
+
+// ReserveHost remembers the endpoint; see Reserved.
+func (d *Dataplane) ReserveHost(p dataplane.Protocol, endpoint netip.AddrPort) error {
+	return d.do(fmt.Sprintf("reserve %s/%s", p, endpoint), func() error {
+		d.reserved = append(d.reserved, Reservation{p, endpoint})
+		return nil
+	})
+}
+
+// Reserved is what ReserveHost was called with.
+func (d *Dataplane) Reserved() []Reservation {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.reserved)
+}
+
+// SetCounters makes Counters return c.
+func (d *Dataplane) SetCounters(c ...dataplane.Counter) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.counters = c
+}
+
+// Counters is what SetCounters was given.
+func (d *Dataplane) Counters() ([]dataplane.Counter, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.counters), nil
+}
+
+// Capacity is a small one.
+func (d *Dataplane) Capacity() dataplane.Capacity {
+	return dataplane.Capacity{Sessions: 1024, Bindings: 512}
+}
+
+// Features are those of a recent kernel.
+func (d *Dataplane) Features() dataplane.Features {
+	return dataplane.Features{TCX: true, FIBSkipNeigh: true, KernelRelease: "6.18.0"}
+}
+
+// Usage counts the tables.
+func (d *Dataplane) Usage() (dataplane.Usage, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return dataplane.Usage{Sessions: uint32(len(d.sessions)), Bindings: uint32(len(d.bindings)), EventsLost: d.lost}, nil
+}
+
+func (d *Dataplane) networkOf(addr netip.Addr) string {
+	for _, n := range sorted(d.networks) {
+		for _, p := range n.Prefixes {
+			if p.Contains(addr) {
+				return n.Name
+			}
+		}
+	}
+	return ""
+}
+
+func (d *Dataplane) hasOutside(addr netip.Addr) bool {
+	for _, o := range d.outsides {
+		if o.Address == addr {
+			return true
+		}
+	}
+	return false
+}
+
+// ReadEvent waits for the next event.
+func (d *Dataplane) ReadEvent(ctx context.Context) (dataplane.Event, error) {
+	for {
+		if ev, ok := d.pop(); ok {
+			return ev, nil
+		}
+		select {
+		case <-ctx.Done():
+			return dataplane.Event{}, ctx.Err()
+		case <-d.queued:
+		}
+	}
+}
+
+func (d *Dataplane) pop() (dataplane.Event, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.queue) == 0 {
+		return dataplane.Event{}, false
+	}
+	ev := d.queue[0]
+	d.queue = d.queue[1:]
+	return ev, true
+}
+
+func sorted[K cmp.Ordered, V any](m map[K]V) []V {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	out := make([]V, 0, len(m))
+	for _, k := range keys {
+		out = append(out, m[k])
+	}
+	return out
+}
+
+func values[K comparable, V any](m map[K]V) []V {
+	out := make([]V, 0, len(m))
+	for _, v := range m {
+		out = append(out, v)
+	}
+	return out
+}
