@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import "github.com/cilium/ebpf"
+
+// The structs of abi.h: addresses and ports as they lie in memory, in network byte order.
+type (
+	Config        = natNatConfig
+	Link          = natNatLink
+	Zone          = natNatZone4
+	Realm         = natNatRealm4
+	Address       = natNatAddress
+	SessionKey    = natSessionKey4
+	SessionHalf   = natSessionHalf4
+	SessionSlot   = natSessionSlot4
+	Binding       = natBinding4
+	BindingKey    = natBindingKey4
+	BindingRef    = natBindingRef
+	ClaimKey      = natClaimKey4
+	Claim         = natClaim4
+	PermissionKey = natPermissionKey4
+	FragmentKey   = natFragmentKey4
+	Pool          = natNatPool
+	Event         = natNatEvent
+	Request       = natNatRequest4
+)
+
+// Reason is the index of a packet's counter (enum nat_reason).
+type Reason = natNatReason
+
+// The bounds that divide the reasons into translated, passed and dropped.
+const (
+	ReasonLastTranslated = natNatReasonREASON_LAST_TRANSLATED
+	ReasonLastPassed     = natNatReasonREASON_LAST_PASSED
+	ReasonCount          = natNatReasonREASON_COUNT
+)
+
+// reasonNames are the counters' names in the API; a test holds them to the C enum.
+var reasonNames = [ReasonCount]string{
+	natNatReasonREASON_NONE:                    "none",
+	natNatReasonREASON_TRANSLATED_OUTBOUND:     "translated_outbound",
+	natNatReasonREASON_TRANSLATED_INBOUND:      "translated_inbound",
+	natNatReasonREASON_TRANSLATED_HAIRPIN:      "translated_hairpin",
+	natNatReasonREASON_TRANSLATED_ICMP_ERROR:   "translated_icmp_error",
+	natNatReasonREASON_TRANSLATED_STACK:        "translated_stack",
+	natNatReasonREASON_TRANSLATED_HOST:         "translated_host",
+	natNatReasonREASON_PASSED_NO_LINK:          "passed_no_link",
+	natNatReasonREASON_PASSED_NOT_IPV4:         "passed_not_ipv4",
+	natNatReasonREASON_PASSED_BRIDGED:          "passed_bridged",
+	natNatReasonREASON_PASSED_LOCAL:            "passed_local",
+	natNatReasonREASON_PASSED_NOT_OUTSIDE:      "passed_not_outside",
+	natNatReasonREASON_PASSED_NO_ROUTE:         "passed_no_route",
+	natNatReasonREASON_PASSED_PROTOCOL:         "passed_protocol",
+	natNatReasonREASON_PASSED_UNBOUND:          "passed_unbound",
+	natNatReasonREASON_PASSED_HOST:             "passed_host",
+	natNatReasonREASON_PASSED_TTL:              "passed_ttl",
+	natNatReasonREASON_PASSED_TOO_BIG:          "passed_too_big",
+	natNatReasonREASON_PASSED_STACK:            "passed_stack",
+	natNatReasonREASON_PASSED_TRANSLATED:       "passed_translated",
+	natNatReasonREASON_PASSED_MALFORMED:        "passed_malformed",
+	natNatReasonREASON_DROPPED_MALFORMED:       "dropped_malformed",
+	natNatReasonREASON_DROPPED_SPOOFED:         "dropped_spoofed",
+	natNatReasonREASON_DROPPED_FILTERED:        "dropped_filtered",
+	natNatReasonREASON_DROPPED_ISOLATED:        "dropped_isolated",
+	natNatReasonREASON_DROPPED_NO_ADDRESS:      "dropped_no_address",
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED:  "dropped_port_exhausted",
+	natNatReasonREASON_DROPPED_BINDINGS_FULL:   "dropped_bindings_full",
+	natNatReasonREASON_DROPPED_SESSIONS_FULL:   "dropped_sessions_full",
+	natNatReasonREASON_DROPPED_QUOTA:           "dropped_quota",
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION:  "dropped_tcp_no_session",
+	natNatReasonREASON_DROPPED_FRAGMENT:        "dropped_fragment",
+	natNatReasonREASON_DROPPED_ICMP_TYPE:       "dropped_icmp_type",
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM:   "dropped_icmp_checksum",
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION: "dropped_icmp_no_session",
+	natNatReasonREASON_DROPPED_TTL:             "dropped_ttl",
+	natNatReasonREASON_DROPPED_RACE:            "dropped_race",
+	natNatReasonREASON_DROPPED_REWRITE:         "dropped_rewrite",
+}
+
+// ReasonName is the counter's name, as "translated_outbound".
+func ReasonName(r Reason) string { return reasonNames[r] }
+
+// What an event record is about (enum nat_event_type).
+const (
+	EventBindingCreated  = uint8(natNatEventTypeEVENT_BINDING_CREATED)
+	EventBindingExpired  = uint8(natNatEventTypeEVENT_BINDING_EXPIRED)
+	EventBindingChanged  = uint8(natNatEventTypeEVENT_BINDING_CHANGED)
+	EventSessionCreated  = uint8(natNatEventTypeEVENT_SESSION_CREATED)
+	EventSessionState    = uint8(natNatEventTypeEVENT_SESSION_STATE)
+	EventSessionClosed   = uint8(natNatEventTypeEVENT_SESSION_CLOSED)
+	EventPortExhausted   = uint8(natNatEventTypeEVENT_PORT_EXHAUSTED)
+	EventQuotaExceeded   = uint8(natNatEventTypeEVENT_QUOTA_EXCEEDED)
+	EventInboundFiltered = uint8(natNatEventTypeEVENT_INBOUND_FILTERED)
+)
+
+// A session's state (enum nat_state).
+const (
+	StateActive      = uint8(natNatStateSTATE_ACTIVE)
+	StateInitInside  = uint8(natNatStateSTATE_INIT_INSIDE)
+	StateInitOutside = uint8(natNatStateSTATE_INIT_OUTSIDE)
+	StateEstablished = uint8(natNatStateSTATE_ESTABLISHED)
+	StateFinInside   = uint8(natNatStateSTATE_FIN_INSIDE)
+	StateFinOutside  = uint8(natNatStateSTATE_FIN_OUTSIDE)
+	StateFinBoth     = uint8(natNatStateSTATE_FIN_BOTH)
+	StateTrans       = uint8(natNatStateSTATE_TRANS)
+	StateCount       = uint8(natNatStateSTATE_COUNT)
+)
+
+// Indices of Config.Timeout (enum nat_timeout).
+const (
+	TimeoutUDP            = natNatTimeoutTIMEOUT_UDP
+	TimeoutTCPEstablished = natNatTimeoutTIMEOUT_TCP_ESTABLISHED
+	TimeoutTCPPartialOpen = natNatTimeoutTIMEOUT_TCP_PARTIAL_OPEN
+	TimeoutTCPClosing     = natNatTimeoutTIMEOUT_TCP_CLOSING
+	TimeoutICMP           = natNatTimeoutTIMEOUT_ICMP
+)
+
+// Indices of per-protocol tables (enum nat_l4).
+const (
+	L4UDP  = natNatL4NAT_L4UDP
+	L4TCP  = natNatL4NAT_L4TCP
+	L4ICMP = natNatL4NAT_L4ICMP
+)
+
+// Kinds of links (enum nat_link_kind).
+const (
+	LinkInsideDevice = uint8(natNatLinkKindLINK_INSIDE_DEVICE)
+	LinkInsidePort   = uint8(natNatLinkKindLINK_INSIDE_PORT)
+	LinkOutside      = uint8(natNatLinkKindLINK_OUTSIDE)
+)
+
+// Requests to nat_control (enum nat_command).
+const (
+	CommandArm     = uint8(natNatCommandCOMMAND_ARM)
+	CommandBind    = uint8(natNatCommandCOMMAND_BIND)
+	CommandKill    = uint8(natNatCommandCOMMAND_KILL)
+	CommandSweep   = uint8(natNatCommandCOMMAND_SWEEP)
+	CommandReserve = uint8(natNatCommandCOMMAND_RESERVE)
+)
+
+// Answer is nat_control's return value (enum nat_answer).
+type Answer = natNatAnswer
+
+// What nat_control answers.
+const (
+	AnswerOK         = natNatAnswerANSWER_OK
+	AnswerBadRequest = natNatAnswerANSWER_BAD_REQUEST
+	AnswerNoAddress  = natNatAnswerANSWER_NO_ADDRESS
+	AnswerTaken      = natNatAnswerANSWER_TAKEN
+	AnswerHostSocket = natNatAnswerANSWER_HOST_SOCKET
+	AnswerNotFound   = natNatAnswerANSWER_NOT_FOUND
+	AnswerFull       = natNatAnswerANSWER_FULL
+	AnswerBusy       = natNatAnswerANSWER_BUSY
+	AnswerFailed     = natNatAnswerANSWER_FAILED
+)
+
+// Pools (enum nat_pool_id).
+const (
+	PoolSessions = uint32(natNatPoolIdPOOL_SESSIONS)
+	PoolBindings = uint32(natNatPoolIdPOOL_BINDINGS)
+)
+
+// The #defines of abi.h, which BTF does not carry; a test reads them there and compares.
+const (
+	ABIVersion       = 1
+	Zones            = 256
+	Realms           = 64
+	Links            = 16384
+	Addresses        = 64
+	Protocols        = 3
+	Prefixes         = 4
+	TickShift        = 24
+	ZoneLast         = 253
+	ZoneHost         = 254
+	ZoneClaim        = 255
+	LinkPeer         = 1 << 0
+	LinkLayer3       = 1 << 1
+	HalfPrimary      = 1 << 0
+	HalfHairpin      = 1 << 1
+	HalfSelf         = 1 << 2
+	BindingStatic    = 1 << 0
+	BindingDying     = 1 << 31
+	ClaimHost        = 0xffffffff
+	EventFlagStatic  = 1 << 0
+	EventFlagHairpin = 1 << 1
+	BindOverSocket   = 1 << 0
+)
+
+// Names of maps and programs in the object.
+const (
+	MapAddresses    = natMapAddresses4
+	MapBindingFree  = natMapBindingFree4
+	MapBindings     = natMapBindings4
+	MapClaims       = natMapClaims4
+	MapInternals    = natMapInternals4
+	MapPermissions  = natMapPermissions4
+	MapSessionFree  = natMapSessionFree4
+	MapSessionSlots = natMapSessionSlots4
+	MapSessions     = natMapSessions4
+
+	ProgramInside         = natProgNatInside
+	ProgramOutsideIngress = natProgNatOutsideIngress
+	ProgramOutsideEgress  = natProgNatOutsideEgress
+	ProgramControl        = natProgNatControl
+
+	ConstFIBSkipNeigh   = natVarFibSkipNeigh
+	ConstClockIsVirtual = natVarClockIsVirtual
+)
+
+// Objects are the loaded maps, programs and variables.
+type Objects = natObjects
+
+// Load reads the embedded object.
+func Load() (*ebpf.CollectionSpec, error) { return loadNat() }

@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What crosses between the packet path and Go: every struct and enum, with its
+ * size. A change of any of them, or of a map's meaning, raises NAT_ABI_VERSION;
+ * the version is part of the pin path, so that no program ever reads another
+ * version's maps.
+ *
+ * Addresses and ports are in network byte order (__be32, __be16); all else is
+ * in host byte order. Names that end in 4 have a twin for IPv6 when it comes;
+ * family4.h says how.
+ */
+#ifndef CONENAT_ABI_H
+#define CONENAT_ABI_H
+
+#include <linux/types.h>
+
+#define NAT_ABI_VERSION 1
+
+#define NAT_NAME_LEN 16 /* IFNAMSIZ: names of zones and realms */
+#define NAT_ZONES 256
+#define NAT_REALMS 64
+#define NAT_PREFIXES 4 /* per zone */
+#define NAT_LINKS 16384 /* direct-mapped by ifindex */
+#define NAT_ADDRESSES 64 /* external addresses */
+#define NAT_PROTOCOLS 3 /* that have ports: enum nat_l4 */
+#define NAT_PORT_WORDS 1024 /* 65536 ports / 64 bits */
+
+/*
+ * Time in the tables is in ticks of 2^24 ns (16.8 ms) of CLOCK_MONOTONIC, in 32
+ * bits: compared by signed difference, exact while nothing is older than 1.1
+ * years; the longest timeout is 30 days and the sweeper sees each session more
+ * often than that.
+ */
+#define NAT_TICK_SHIFT 24
+
+/*
+ * Zones: 0 is the outside, 1 to NAT_ZONE_LAST the inside networks. NAT_ZONE_HOST
+ * holds packets of the host itself whose source port a binding holds.
+ * NAT_ZONE_CLAIM marks a slot of the sweep array that holds a port of the host.
+ */
+#define NAT_ZONE_OUTSIDE 0
+#define NAT_ZONE_LAST 253
+#define NAT_ZONE_HOST 254
+#define NAT_ZONE_CLAIM 255
+
+/* Indices of per-protocol tables. */
+enum nat_l4 {
+	NAT_L4_UDP,
+	NAT_L4_TCP,
+	NAT_L4_ICMP,
+};
+
+/* Mapping and filtering behaviours (RFC 4787 sections 4.1 and 5). */
+enum nat_behavior {
+	NAT_ENDPOINT_INDEPENDENT,
+	NAT_ADDRESS_DEPENDENT,
+	NAT_ADDRESS_AND_PORT_DEPENDENT,
+};
+
+/*
+ * Why a packet got its verdict: the index of its counter. Up to
+ * REASON_LAST_TRANSLATED the packet was translated, up to REASON_LAST_PASSED it
+ * went on untouched, the others were dropped.
+ */
+enum nat_reason {
+	REASON_NONE,
+	REASON_TRANSLATED_OUTBOUND,
+	REASON_TRANSLATED_INBOUND,
+	REASON_TRANSLATED_HAIRPIN,
+	REASON_TRANSLATED_ICMP_ERROR,
+	REASON_TRANSLATED_STACK, /* at egress, after the kernel's routing */
+	REASON_TRANSLATED_HOST, /* the host's own, its port being bound */
+	REASON_LAST_TRANSLATED = REASON_TRANSLATED_HOST,
+
+	REASON_PASSED_NO_LINK, /* no entry for the interface */
+	REASON_PASSED_NOT_IPV4,
+	REASON_PASSED_BRIDGED, /* addressed to another port of the bridge */
+	REASON_PASSED_LOCAL, /* to the host, multicast or broadcast */
+	REASON_PASSED_NOT_OUTSIDE, /* the route leads elsewhere */
+	REASON_PASSED_NO_ROUTE, /* the kernel answers */
+	REASON_PASSED_PROTOCOL, /* neither TCP, UDP nor ICMP */
+	REASON_PASSED_UNBOUND, /* no bound external endpoint */
+	REASON_PASSED_HOST, /* the host's own endpoint */
+	REASON_PASSED_TTL, /* the kernel answers Time Exceeded */
+	REASON_PASSED_TOO_BIG, /* the kernel answers Fragmentation Needed */
+	REASON_PASSED_STACK, /* the kernel's way; egress translates */
+	REASON_PASSED_TRANSLATED, /* at egress, after the direct path */
+	REASON_PASSED_MALFORMED, /* from outside: the host's to judge */
+	REASON_LAST_PASSED = REASON_PASSED_MALFORMED,
+
+	REASON_DROPPED_MALFORMED,
+	REASON_DROPPED_SPOOFED, /* source outside of the network's prefixes */
+	REASON_DROPPED_FILTERED, /* RFC 4787 section 5 */
+	REASON_DROPPED_ISOLATED, /* hairpin to another network's binding */
+	REASON_DROPPED_NO_ADDRESS, /* the outside has no external address now */
+	REASON_DROPPED_PORT_EXHAUSTED,
+	REASON_DROPPED_BINDINGS_FULL,
+	REASON_DROPPED_SESSIONS_FULL,
+	REASON_DROPPED_QUOTA, /* sessions per binding */
+	REASON_DROPPED_TCP_NO_SESSION, /* not a SYN, and of no session */
+	REASON_DROPPED_FRAGMENT, /* later fragment before the first */
+	REASON_DROPPED_ICMP_TYPE, /* neither query nor error */
+	REASON_DROPPED_ICMP_CHECKSUM, /* RFC 5508 REQ-3 */
+	REASON_DROPPED_ICMP_NO_SESSION, /* RFC 5508 REQ-4 */
+	REASON_DROPPED_TTL, /* inbound, would expire at the NAT */
+	REASON_DROPPED_RACE, /* the entry was ending on another CPU */
+	REASON_DROPPED_REWRITE, /* a kernel helper refused */
+	REASON_COUNT,
+};
+
+enum nat_event_type {
+	EVENT_BINDING_CREATED = 1,
+	EVENT_BINDING_EXPIRED,
+	EVENT_BINDING_CHANGED,
+	EVENT_SESSION_CREATED,
+	EVENT_SESSION_STATE,
+	EVENT_SESSION_CLOSED,
+	EVENT_PORT_EXHAUSTED,
+	EVENT_QUOTA_EXCEEDED,
+	EVENT_INBOUND_FILTERED,
+};
+
+/* RFC 6146 section 3.5.2, seen from a NAT44: V6 is inside, V4 outside. */
+enum nat_state {
+	STATE_ACTIVE, /* not TCP */
+	STATE_INIT_INSIDE, /* SYN from inside */
+	STATE_INIT_OUTSIDE, /* SYN from outside */
+	STATE_ESTABLISHED,
+	STATE_FIN_INSIDE,
+	STATE_FIN_OUTSIDE,
+	STATE_FIN_BOTH,
+	STATE_TRANS, /* RST seen */
+	STATE_COUNT,
+};
+
+enum nat_timeout {
+	TIMEOUT_UDP,
+	TIMEOUT_TCP_ESTABLISHED,
+	TIMEOUT_TCP_PARTIAL_OPEN,
+	TIMEOUT_TCP_CLOSING,
+	TIMEOUT_ICMP,
+	TIMEOUT_COUNT,
+};
+
+struct nat_config {
+	__u32 timeout[TIMEOUT_COUNT]; /* ticks */
+	__u32 recheck[NAT_PROTOCOLS]; /* ticks: the protocol's shortest */
+	__u64 sweep_period; /* ns */
+	__u16 port_low; /* host byte order, inclusive */
+	__u16 port_high;
+	__u32 sessions_per_binding;
+	__u32 max_sessions;
+	__u32 max_bindings;
+	__u64 netns; /* inode of the network namespace it serves */
+};
+
+enum nat_link_kind {
+	LINK_NONE,
+	LINK_INSIDE_DEVICE,
+	LINK_INSIDE_PORT,
+	LINK_OUTSIDE,
+};
+
+#define LINK_PEER (1 << 0) /* bpf_redirect_peer may be used */
+#define LINK_LAYER3 (1 << 1) /* packets have no Ethernet header */
+
+struct nat_link {
+	__u32 ifindex;
+	__u16 owner; /* zone or realm */
+	__u8 kind; /* enum nat_link_kind */
+	__u8 flags;
+	__u8 mac[6]; /* of the gateway: what is routed comes to it */
+	__u8 pad[2];
+};
+
+struct nat_prefix4 {
+	__be32 address;
+	__be32 mask;
+};
+
+struct nat_zone4 {
+	char name[NAT_NAME_LEN]; /* empty: unused */
+	__u32 ifindex; /* of the bridge or plain interface */
+	__u8 filtering[NAT_PROTOCOLS]; /* enum nat_behavior by enum nat_l4 */
+	__u8 prefixes;
+	struct nat_prefix4 prefix[NAT_PREFIXES];
+	__u8 mac[6]; /* of the gateway, as in its links */
+	__u8 pad[2];
+};
+
+struct nat_realm4 {
+	char name[NAT_NAME_LEN]; /* empty: unused */
+	__u32 ifindex; /* 0: the interface is away */
+	__be32 address; /* external address; 0: none now */
+};
+
+/* External address -> its place in the port bitmaps. */
+struct nat_address {
+	__u16 realm;
+	__u16 slot; /* below NAT_ADDRESSES */
+};
+
+struct nat_ports {
+	__u64 words[NAT_PORT_WORDS]; /* a bit is set: the port is claimed */
+};
+
+struct session_key4 {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport; /* ICMP query: the identifier, and 0 for dport; */
+	__be16 dport; /* ICMP reply: the other way round */
+	__u16 zone; /* that the packet comes from */
+	__u8 proto;
+	__u8 pad;
+};
+
+enum session_target {
+	TARGET_OUTSIDE, /* bpf_redirect_neigh to ifindex and next_hop */
+	TARGET_DEVICE, /* the same, to an inside network's device */
+	TARGET_PORT, /* bpf_redirect_peer through ifindex */
+	TARGET_HOST, /* the host's own: go on */
+};
+
+#define HALF_PRIMARY (1 << 0) /* the half that the slot names */
+#define HALF_HAIRPIN (1 << 1)
+#define HALF_SELF (1 << 2) /* hairpin to itself: the only half */
+#define HALF_FILTER (1 << 3) /* holds a reference on a permission */
+
+#define SEEN_SYN (1 << 0)
+#define SEEN_FIN (1 << 1)
+#define SEEN_RST (1 << 2)
+#define SEEN_OTHER (1 << 3) /* none of these: a connection picked up */
+
+/*
+ * One direction of a session: one cache line, written by its own direction
+ * only. Nothing is written for most packets: last_seen moves once a tick.
+ */
+struct session_half4 {
+	__be32 saddr; /* the packet's new addresses and ports */
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	__u32 last_seen; /* tick of the last packet that refreshes */
+	__u32 ifindex; /* where to */
+	__be32 next_hop;
+	__u32 resolved; /* tick of the route lookup */
+	__u32 port_ifindex; /* inside port it was opened from; 0: unknown */
+	__u32 slot; /* in the sweep array */
+	__u32 binding;
+	__u32 generation; /* of the binding */
+	__u32 created; /* s of CLOCK_MONOTONIC */
+	__u16 peer_zone; /* that the other half's packets come from */
+	__u16 mtu; /* of the route; 0: unknown */
+	__u8 target; /* enum session_target */
+	__u8 flags;
+	__u8 seen; /* TCP flags so far */
+	__u8 pad[9];
+};
+
+/* What the sweeper walks: an array beside the hash. */
+struct session_slot4 {
+	struct session_key4 key; /* of the primary half; proto 0: free */
+	__u32 check; /* tick before which it cannot have expired */
+	__u32 pad;
+};
+
+struct binding_key4 {
+	__be32 address;
+	__be16 port;
+	__u16 zone;
+	__u8 proto;
+	__u8 realm;
+	__u8 pad[2];
+};
+
+struct binding_ref {
+	__u32 binding;
+	__u32 generation;
+};
+
+#define BINDING_STATIC (1 << 0)
+#define BINDING_INDEXED (1 << 1) /* found by its internal endpoint too */
+
+/* Set in binding4.word: no new session; the sweeper ends what there is. */
+#define BINDING_DYING (1ULL << 31)
+
+struct binding4 {
+	__u64 word; /* generation << 32 | dying << 31 | references */
+	__be32 internal;
+	__be32 external;
+	__be16 internal_port;
+	__be16 external_port;
+	__u16 zone;
+	__u8 proto;
+	__u8 flags;
+	__u16 realm;
+	__u16 address; /* nat_address.slot */
+	__u32 created; /* s of CLOCK_MONOTONIC */
+};
+
+struct claim_key4 {
+	__be32 address;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+#define CLAIM_HOST 0xffffffffU
+
+/* Who holds an external endpoint. */
+struct claim4 {
+	__u32 binding; /* or CLAIM_HOST */
+	__u32 generation; /* CLAIM_HOST: slot of the sweep array */
+	__u32 last_seen; /* CLAIM_HOST: tick */
+	__u8 closing; /* CLAIM_HOST: the host sent FIN or RST */
+	__u8 pad[3];
+};
+
+/* Address-dependent filtering: who may send to a binding. */
+struct permission_key4 {
+	__u32 binding;
+	__u32 generation;
+	__be32 remote;
+};
+
+#define PERMISSION_DYING 0x80000000U
+
+struct permission {
+	__u32 references; /* sessions, and PERMISSION_DYING */
+};
+
+struct fragment_key4 {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 id;
+	__u16 zone;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct fragment4 {
+	struct session_key4 session;
+	__u32 last_seen;
+	__u8 stack; /* the first one went the kernel's way */
+	__u8 pad[3];
+};
+
+/* A bump counter; what is given back goes through a queue. */
+struct nat_pool {
+	__u32 used; /* high-water mark */
+	__u32 pad;
+	__u64 free; /* given back and not taken again */
+	__u64 pad2[6];
+};
+
+enum nat_pool_id {
+	POOL_SESSIONS,
+	POOL_BINDINGS,
+	POOL_COUNT,
+};
+
+struct nat_event {
+	__u64 time; /* ns of CLOCK_MONOTONIC */
+	__u8 type; /* enum nat_event_type */
+	__u8 family; /* AF_INET */
+	__u8 proto;
+	__u8 flags; /* BINDING_STATIC; HALF_HAIRPIN << 4 */
+	__u8 state; /* enum nat_state, after */
+	__u8 old_state;
+	__u16 zone;
+	__u32 session_count; /* of the binding, after */
+	__u32 lifetime; /* ticks */
+	__u32 count; /* sampled events: since the last one, this included */
+	__be16 internal_port;
+	__be16 external_port;
+	__be16 remote_port;
+	__u8 pad[6];
+	__u8 internal[16]; /* IPv4: the first four bytes */
+	__u8 external[16];
+	__u8 remote[16];
+};
+
+#define EVENT_FLAG_STATIC (1 << 0)
+#define EVENT_FLAG_HAIRPIN (1 << 1)
+
+/* Samplers of events that an outsider can cause at will: one a tick and CPU. */
+struct nat_sampler {
+	__u32 last; /* tick */
+	__u32 count; /* since the last one sent */
+};
+
+/* What the daemon asks of the packet path: the packet data of nat_control. */
+enum nat_command {
+	COMMAND_ARM = 1, /* start the sweeper's timer with this program */
+	COMMAND_BIND, /* a static binding */
+	COMMAND_KILL, /* end a binding and its sessions: mark it */
+	COMMAND_SWEEP, /* one chunk of a whole walk */
+	COMMAND_RESERVE, /* an endpoint that the host uses */
+};
+
+#define BIND_OVER_SOCKET (1 << 0) /* although the host listens there */
+
+struct nat_request4 {
+	__u8 command;
+	__u8 flags;
+	__u8 proto;
+	__u8 pad;
+	__u16 zone;
+	__be16 internal_port;
+	__be32 internal;
+	__be32 external;
+	__be16 external_port;
+	__u16 pad2;
+	__u32 cursor; /* COMMAND_SWEEP: first slot */
+};
+
+/* nat_control's return value: 0, or why not. */
+enum nat_answer {
+	ANSWER_OK,
+	ANSWER_BAD_REQUEST,
+	ANSWER_NO_ADDRESS, /* not an external address */
+	ANSWER_TAKEN, /* the external endpoint is bound */
+	ANSWER_HOST_SOCKET, /* a socket of the host listens there */
+	ANSWER_NOT_FOUND,
+	ANSWER_FULL,
+	ANSWER_BUSY, /* the sweeper is at work: again */
+	ANSWER_FAILED,
+};
+
+_Static_assert(sizeof(struct nat_link) == 16, "nat_link");
+_Static_assert(sizeof(struct session_key4) == 16, "session_key4");
+_Static_assert(sizeof(struct session_half4) == 64, "session_half4");
+_Static_assert(sizeof(struct session_slot4) == 24, "session_slot4");
+_Static_assert(sizeof(struct binding_key4) == 12, "binding_key4");
+_Static_assert(sizeof(struct binding4) == 32, "binding4");
+_Static_assert(sizeof(struct claim_key4) == 8, "claim_key4");
+_Static_assert(sizeof(struct claim4) == 16, "claim4");
+_Static_assert(sizeof(struct permission_key4) == 12, "permission_key4");
+_Static_assert(sizeof(struct fragment_key4) == 16, "fragment_key4");
+_Static_assert(sizeof(struct fragment4) == 24, "fragment4");
+_Static_assert(sizeof(struct nat_pool) == 64, "nat_pool");
+_Static_assert(sizeof(struct nat_event) == 88, "nat_event");
+_Static_assert(sizeof(struct nat_request4) == 24, "nat_request4");
+_Static_assert(sizeof(struct nat_config) == 64, "nat_config");
+_Static_assert(sizeof(struct nat_zone4) == 64, "nat_zone4");
+
+#endif /* CONENAT_ABI_H */

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Bindings: an internal endpoint's external endpoint.
+ *
+ * A binding lives in an array; internals and claims are indices to it by its
+ * internal and by its external endpoint. Its word holds a generation and a
+ * count of references (sessions; one more while it is static), so that "take a
+ * reference on just this binding" is one compare-and-swap that can neither hit
+ * the array element's next tenant nor revive what ends. Whoever brings the
+ * count to 0 ends it.
+ *
+ * Claim order: the port's bit, the claim, the internal index. Each is atomic;
+ * who loses at the last one gives the others back and takes the winner's.
+ */
+#ifndef CONENAT_BINDING_H
+#define CONENAT_BINDING_H
+
+#include <linux/errno.h>
+
+#include "event.h"
+#include "packet.h"
+#include "ports.h"
+
+#define HOLD_TRIES 16
+
+static __always_inline struct nat_pool *pool_get(__u32 id)
+{
+	return bpf_map_lookup_elem(&pools, &id);
+}
+
+/* Takes a number that was never used; negative: there is none. */
+static __always_inline __s64 pool_bump(struct nat_pool *pool, __u32 max)
+{
+	__u32 index;
+
+	if (pool->used >= max)
+		return -1;
+	index = __sync_fetch_and_add(&pool->used, 1);
+	return index < max ? (__s64)index : -1;
+}
+
+static __always_inline __s64 binding_index_take(const struct nat_config *cfg)
+{
+	struct nat_pool *pool = pool_get(POOL_BINDINGS);
+	__u32 index;
+
+	if (!pool)
+		return -1;
+	if (bpf_map_pop_elem(&binding_free, &index) < 0)
+		return pool_bump(pool, cfg->max_bindings);
+	__sync_fetch_and_sub(&pool->free, 1);
+	return index;
+}
+
+static __always_inline void binding_index_give(__u32 index)
+{
+	struct nat_pool *pool = pool_get(POOL_BINDINGS);
+
+	if (pool && bpf_map_push_elem(&binding_free, &index, 0) == 0)
+		__sync_fetch_and_add(&pool->free, 1);
+}
+
+static __always_inline struct nat_binding *binding_at(__u32 index)
+{
+	return bpf_map_lookup_elem(&bindings, &index);
+}
+
+static __always_inline void binding_internal_key(const struct nat_binding *b,
+						 struct binding_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->address = b->internal;
+	key->port = b->internal_port;
+	key->zone = b->zone;
+	key->proto = b->proto;
+	key->realm = b->realm;
+}
+
+static __always_inline void claim_key_of(nat_addr address, __be16 port,
+					 __u8 proto, struct claim_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->address = address;
+	key->port = port;
+	key->proto = proto;
+}
+
+/*
+ * One more reference on just this binding. -REASON_DROPPED_QUOTA: it has as
+ * many as it may; -REASON_DROPPED_RACE: it has ended, or is ending.
+ */
+NAT_GLOBAL int binding_hold(const struct binding_ref *ref, __u32 limit)
+{
+	struct nat_binding *b = ref ? binding_at(ref->binding) : NULL;
+	__u64 word;
+	int i;
+
+	if (!b)
+		return -REASON_DROPPED_RACE;
+	for (i = 0; i < HOLD_TRIES; i++) {
+		word = *(volatile __u64 *)&b->word;
+		if (word >> 32 != ref->generation || word & BINDING_DYING)
+			return -REASON_DROPPED_RACE;
+		if ((__u32)word >= limit)
+			return -REASON_DROPPED_QUOTA;
+		if (__sync_val_compare_and_swap(&b->word, word, word + 1) ==
+		    word)
+			return 0;
+	}
+	return -REASON_DROPPED_RACE;
+}
+
+/* The indices, the port and the array element of a binding that has ended. */
+static __noinline int binding_forget(struct nat_binding *b, __u32 index)
+{
+	struct binding_key internal;
+	struct claim_key external;
+
+	if (b->flags & BINDING_INDEXED) {
+		binding_internal_key(b, &internal);
+		bpf_map_delete_elem(&internals, &internal);
+	}
+	claim_key_of(b->external, b->external_port, b->proto, &external);
+	bpf_map_delete_elem(&claims, &external);
+	port_release(b->address, b->proto, bpf_ntohs(b->external_port));
+	binding_index_give(index);
+	return 0;
+}
+
+/*
+ * One reference less; the last one ends the binding. The event goes out before
+ * the indices are deleted: a successor's "created" comes after it.
+ */
+NAT_GLOBAL int binding_drop(__u32 index, __u32 generation)
+{
+	struct nat_binding *b = binding_at(index);
+	__u64 old, next;
+
+	if (!b)
+		return 0;
+	old = __sync_fetch_and_add(&b->word, -1ULL) - 1;
+	if (old >> 32 != generation || (__u32)old & ~(__u32)BINDING_DYING)
+		return 0;
+	next = (__u64)(generation + 1) << 32;
+	if (__sync_val_compare_and_swap(&b->word, old, next) != old)
+		return 0; /* somebody took a reference: it lives on */
+	event_binding(b, EVENT_BINDING_EXPIRED);
+	return binding_forget(b, index);
+}
+
+/* What a new binding is to be. */
+struct binding_want {
+	nat_addr internal;
+	nat_addr external;
+	__be16 internal_port;
+	__be16 external_port; /* 0: any */
+	nat_addr remote; /* first one, to look for sockets of the host */
+	__be16 remote_port;
+	__u16 zone;
+	__u16 realm;
+	__u16 address; /* nat_address.slot */
+	__u8 proto;
+	__u8 flags; /* BINDING_STATIC */
+	__u8 over_socket;
+	__u8 pad;
+};
+
+static __always_inline bool want_host_socket(struct __sk_buff *skb,
+					     const struct binding_want *want,
+					     __u16 port)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	tuple.ipv4.saddr = want->remote;
+	tuple.ipv4.sport = want->remote_port;
+	tuple.ipv4.daddr = want->external;
+	tuple.ipv4.dport = bpf_htons(port);
+	return host_socket(skb, &tuple, want->proto) != HOST_SOCKET_NONE;
+}
+
+/*
+ * The range of external ports (RFC 4787 REQ-3a): below 1024 for internal ports
+ * below 1024, the operator's range above; all identifiers for ICMP.
+ */
+static __always_inline void want_range(const struct nat_config *cfg,
+				       const struct binding_want *want,
+				       struct port_search *s)
+{
+	s->low = cfg->port_low;
+	s->high = cfg->port_high;
+	if (want->proto == IPPROTO_ICMP) {
+		s->low = 0;
+		s->high = 65535;
+	} else if (bpf_ntohs(want->internal_port) < 1024) {
+		s->low = 1;
+		s->high = 1023;
+	}
+}
+
+static __always_inline __u32 random_between(__u32 low, __u32 high)
+{
+	return low + bpf_get_prandom_u32() % (high - low + 1);
+}
+
+/*
+ * A random port (RFC 6056) of the wanted parity (RFC 4787 REQ-4), or of the
+ * other one where none is left; negative: none. Its bit is set.
+ */
+static __always_inline __s32 port_pick(struct __sk_buff *skb,
+				  const struct binding_want *want,
+				  struct port_search *s)
+{
+	bool parity = want->proto == IPPROTO_UDP;
+	__u32 port;
+	int i;
+
+	s->parity = PARITY_ANY;
+	if (parity)
+		s->parity = PARITY_EVEN << (bpf_ntohs(want->internal_port) & 1);
+	if (!s->low)
+		s->low = 1; /* 0 means "none" below */
+	s->start = random_between(s->low, s->high);
+	for (i = 0; i < PORT_TRIES; i++) {
+		port = port_search_run(s);
+		if (!port && s->parity != PARITY_ANY) {
+			s->parity = PARITY_ANY;
+			continue;
+		}
+		if (!port)
+			return -1;
+		if (!want_host_socket(skb, want, port))
+			return port;
+		port_release(want->address, want->proto, port);
+		s->start = port < s->high ? port + 1 : s->low;
+	}
+	return -1;
+}
+
+/* The internal port itself where it is free, else a random one. */
+NAT_GLOBAL int port_allocate(struct __sk_buff *skb,
+			     const struct binding_want *want)
+{
+	struct nat_config *cfg = config_get();
+	struct port_search s = {};
+	__u32 preserved;
+
+	if (!want || !cfg)
+		return -1;
+	preserved = bpf_ntohs(want->internal_port);
+	s.map = ports_get(want->address, want->proto);
+	if (!s.map)
+		return -1;
+	want_range(cfg, want, &s);
+	if (preserved >= s.low && preserved <= s.high &&
+	    port_claim(s.map, preserved)) {
+		if (!want_host_socket(skb, want, preserved))
+			return preserved;
+		port_release(want->address, want->proto, preserved);
+	}
+	return port_pick(skb, want, &s);
+}
+
+/* A port that was asked for; its bit is set, or -enum nat_answer. */
+NAT_GLOBAL int port_exactly(struct __sk_buff *skb,
+			    const struct binding_want *want)
+{
+	struct nat_ports *map;
+	__u16 port;
+
+	if (!want)
+		return -ANSWER_BAD_REQUEST;
+	map = ports_get(want->address, want->proto);
+	port = bpf_ntohs(want->external_port);
+	if (!map)
+		return -ANSWER_BAD_REQUEST;
+	if (!port_claim(map, port))
+		return -ANSWER_TAKEN;
+	if (!want->over_socket && want_host_socket(skb, want, port)) {
+		port_release(want->address, want->proto, port);
+		return -ANSWER_HOST_SOCKET;
+	}
+	return port;
+}
+
+static __always_inline void binding_fill(struct nat_binding *b,
+					 const struct binding_want *want,
+					 __u16 port)
+{
+	b->internal = want->internal;
+	b->internal_port = want->internal_port;
+	b->external = want->external;
+	b->external_port = bpf_htons(port);
+	b->zone = want->zone;
+	b->proto = want->proto;
+	b->flags = want->flags;
+	b->realm = want->realm;
+	b->address = want->address;
+	b->created = clock_seconds();
+	b->word = (b->word >> 32 << 32) + 1;
+}
+
+/*
+ * Publishes a filled binding: the claim, then the index by internal endpoint.
+ * -EEXIST: another CPU bound the same internal endpoint, or (static) it has a
+ * binding already, which then stays the one for what goes out.
+ */
+static __noinline int binding_publish(struct nat_binding *b, __u32 index)
+{
+	struct nat_claim claim = {
+		.binding = index,
+		.generation = b->word >> 32,
+	};
+	struct binding_ref ref = {
+		.binding = index,
+		.generation = claim.generation,
+	};
+	struct binding_key internal;
+	struct claim_key external;
+	int rc;
+
+	claim_key_of(b->external, b->external_port, b->proto, &external);
+	rc = bpf_map_update_elem(&claims, &external, &claim, BPF_NOEXIST);
+	if (rc < 0)
+		return -ENOSPC;
+	binding_internal_key(b, &internal);
+	b->flags |= BINDING_INDEXED;
+	rc = bpf_map_update_elem(&internals, &internal, &ref, BPF_NOEXIST);
+	if (rc == 0)
+		return 0;
+	b->flags &= ~BINDING_INDEXED;
+	return rc == -EEXIST ? -EEXIST : -ENOSPC;
+}
+
+/* Ends what was never announced. */
+static __always_inline void binding_abandon(struct nat_binding *b, __u32 index)
+{
+	b->word = ((b->word >> 32) + 1) << 32;
+	binding_forget(b, index);
+}
+
+/*
+ * A new binding with one reference, the caller's, in ref. 0, -EEXIST (look
+ * again), or -REASON_DROPPED_*.
+ */
+static __always_inline int binding_create(struct __sk_buff *skb,
+				     const struct binding_want *want,
+				     struct binding_ref *ref)
+{
+	struct nat_config *cfg = config_get();
+	struct nat_binding *b;
+	__s64 index;
+	__s32 port;
+	int rc;
+
+	if (!cfg)
+		return -REASON_DROPPED_BINDINGS_FULL;
+	index = binding_index_take(cfg);
+	b = index < 0 ? NULL : binding_at(index);
+	if (!b)
+		return -REASON_DROPPED_BINDINGS_FULL;
+	port = port_allocate(skb, want);
+	if (port < 0) {
+		binding_index_give(index);
+		return -REASON_DROPPED_PORT_EXHAUSTED;
+	}
+	binding_fill(b, want, port);
+	rc = binding_publish(b, index);
+	if (rc < 0) {
+		binding_abandon(b, index);
+		return rc == -EEXIST ? rc : -REASON_DROPPED_BINDINGS_FULL;
+	}
+	ref->binding = index;
+	ref->generation = b->word >> 32;
+	event_binding(b, EVENT_BINDING_CREATED);
+	return 0;
+}
+
+/*
+ * The binding of an internal endpoint, made where there is none, with one more
+ * reference, the caller's. 0 or -REASON_DROPPED_*.
+ */
+NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
+			      const struct binding_want *want,
+			      struct binding_ref *ref)
+{
+	struct nat_config *cfg = config_get();
+	struct binding_ref *found;
+	struct binding_key key = {};
+	int i, rc;
+
+	if (!want || !ref)
+		return -REASON_DROPPED_RACE;
+	key.address = want->internal;
+	key.port = want->internal_port;
+	key.zone = want->zone;
+	key.proto = want->proto;
+	key.realm = want->realm;
+
+	for (i = 0; cfg && i < 2; i++) {
+		found = bpf_map_lookup_elem(&internals, &key);
+		if (found) {
+			*ref = *found;
+			return binding_hold(ref, cfg->sessions_per_binding);
+		}
+		rc = binding_create(skb, want, ref);
+		if (rc != -EEXIST)
+			return rc;
+	}
+	return -REASON_DROPPED_RACE;
+}
+
+/* One more reference on the binding that holds an external endpoint. */
+static __always_inline int binding_hold_claim(const struct nat_claim *claim,
+					      struct binding_ref *ref)
+{
+	struct nat_config *cfg = config_get();
+
+	ref->binding = claim->binding;
+	ref->generation = claim->generation;
+	if (!cfg)
+		return -REASON_DROPPED_RACE;
+	return binding_hold(ref, cfg->sessions_per_binding);
+}
+
+#endif /* CONENAT_BINDING_H */

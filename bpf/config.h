@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Constants of a load, the operator's settings, and the clock. */
+#ifndef CONENAT_CONFIG_H
+#define CONENAT_CONFIG_H
+
+#include "maps.h"
+
+/* bpf_fib_lookup knows BPF_FIB_LOOKUP_SKIP_NEIGH (Linux 6.3). */
+volatile const bool fib_skip_neigh = false;
+/* Tests: time is what virtual_now says. */
+volatile const bool clock_is_virtual = false;
+
+__u64 virtual_now = 0; /* ns */
+
+/* ns of CLOCK_MONOTONIC, as of the last timer interrupt. */
+static __always_inline __u64 clock_ns(void)
+{
+	if (clock_is_virtual)
+		return virtual_now;
+	return bpf_ktime_get_coarse_ns();
+}
+
+static __always_inline __u32 clock_tick(void)
+{
+	return clock_ns() >> NAT_TICK_SHIFT;
+}
+
+static __always_inline __u32 clock_seconds(void)
+{
+	return clock_ns() / 1000000000ULL;
+}
+
+/* a - b, right across the wrap of 32 bits. */
+static __always_inline __s32 tick_diff(__u32 a, __u32 b)
+{
+	return (__s32)(a - b);
+}
+
+static __always_inline struct nat_config *config_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+static __always_inline struct nat_zone *zone_get(__u32 zone)
+{
+	return bpf_map_lookup_elem(&zones, &zone);
+}
+
+static __always_inline struct nat_realm *realm_get(__u32 realm)
+{
+	return bpf_map_lookup_elem(&realms, &realm);
+}
+
+/*
+ * What is known of an interface. No hash: an array, direct-mapped by the low
+ * bits of ifindex; two interfaces that share them are told apart by the second
+ * one's entry in a small hash.
+ */
+static __always_inline struct nat_link *link_get(__u32 ifindex)
+{
+	__u32 index = ifindex % NAT_LINKS;
+	struct nat_link *link;
+
+	link = bpf_map_lookup_elem(&links, &index);
+	if (link && link->ifindex == ifindex)
+		return link;
+	return bpf_map_lookup_elem(&links_overflow, &ifindex);
+}
+
+/* enum nat_l4, or negative for a protocol without ports. */
+static __always_inline int l4_index(__u8 proto)
+{
+	switch (proto) {
+	case 17:
+		return NAT_L4_UDP;
+	case 6:
+		return NAT_L4_TCP;
+	case 1:
+		return NAT_L4_ICMP;
+	}
+	return -1;
+}
+
+static __always_inline enum nat_behavior filtering_of(__u32 zone, __u8 proto)
+{
+	struct nat_zone *z = zone_get(zone);
+	int l4 = l4_index(proto);
+
+	if (!z || l4 < 0 || l4 >= NAT_PROTOCOLS)
+		return NAT_ADDRESS_AND_PORT_DEPENDENT;
+	return z->filtering[l4];
+}
+
+#endif /* CONENAT_CONFIG_H */

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Hairpinning (RFC 4787 REQ-9): a packet from inside to a bound external
+ * endpoint goes to the inside host behind it, from the sender's own external
+ * endpoint (9a). Within one network every binding can be reached, whatever the
+ * filtering: both are inside. From another network only a static binding can,
+ * so that isolation between networks stays.
+ */
+#ifndef CONENAT_HAIRPIN_H
+#define CONENAT_HAIRPIN_H
+
+#include "session.h"
+
+/* Anti-spoofing: what comes out of a network has an address of it. */
+static __noinline bool source_belongs(const struct nat *n)
+{
+	struct nat_zone *zone = zone_get(n->zone);
+	int i;
+
+	if (!zone)
+		return false;
+	for (i = 0; i < NAT_PREFIXES; i++) {
+		if (i >= zone->prefixes)
+			break;
+		if (addr_in_prefix(n->p.saddr, zone->prefix[i].address,
+				   zone->prefix[i].mask))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Whose binding a packet from inside needs: its own source endpoint's, behind
+ * the realm's external address.
+ */
+static __noinline int want_of_sender(const struct nat *n, __u16 realm,
+				     struct binding_want *want)
+{
+	struct nat_realm *outside = realm_get(realm);
+	struct nat_address *address;
+	nat_addr external;
+
+	if (!outside || !outside->address)
+		return -REASON_DROPPED_NO_ADDRESS;
+	external = outside->address;
+	address = bpf_map_lookup_elem(&addresses, &external);
+	if (!address)
+		return -REASON_DROPPED_NO_ADDRESS;
+	want->internal = n->p.saddr;
+	want->internal_port = n->p.sport;
+	want->external = external;
+	want->remote = n->p.daddr;
+	want->remote_port = n->p.dport;
+	want->zone = n->zone;
+	want->realm = realm;
+	want->address = address->slot;
+	want->proto = n->p.proto;
+	return 0;
+}
+
+/* No binding: tell the daemon, where an operator wants to know. */
+static __noinline int outbound_refused(const struct nat *n,
+				       const struct binding_want *want, int rc)
+{
+	struct event_packet e = {
+		.internal = want->internal,
+		.internal_port = want->internal_port,
+		.external = want->external,
+		.remote = want->remote,
+		.remote_port = want->remote_port,
+		.zone = want->zone,
+		.proto = want->proto,
+	};
+
+	if (rc == -REASON_DROPPED_PORT_EXHAUSTED)
+		event_sampled(&e, EVENT_PORT_EXHAUSTED);
+	if (rc == -REASON_DROPPED_QUOTA)
+		event_sampled(&e, EVENT_QUOTA_EXCEEDED);
+	return rc;
+}
+
+/* The way back to the sender: its own bridge port, or its network's device. */
+static __always_inline void plan_towards_sender(const struct nat *n,
+						struct session_plan *plan)
+{
+	struct nat_link *link = link_get(n->skb->ifindex);
+	struct nat_zone *zone = zone_get(n->zone);
+
+	plan->reverse_next_hop = n->p.saddr;
+	plan->reverse_target = TARGET_DEVICE;
+	if (zone)
+		plan->reverse_ifindex = zone->ifindex;
+	if (!link || link->kind != LINK_INSIDE_PORT || n->egress)
+		return;
+	plan->port_ifindex = link->ifindex;
+	if (!(link->flags & LINK_PEER))
+		return;
+	plan->reverse_target = TARGET_PORT;
+	plan->reverse_ifindex = link->ifindex;
+}
+
+/* Sender and receiver are one endpoint: one half is both directions. */
+static __always_inline void plan_self(struct session_plan *plan)
+{
+	plan->flags |= HALF_SELF;
+	plan->target = plan->reverse_target;
+	plan->ifindex = plan->reverse_ifindex;
+	binding_drop(plan->reverse_ref.binding, plan->reverse_ref.generation);
+}
+
+/* Both references are held for the session; they are its, or given back. */
+static __noinline int hairpin_open(const struct nat *n,
+				   const struct binding_ref *from,
+				   const struct binding_ref *to)
+{
+	struct nat_binding *sender = binding_at(from->binding);
+	struct nat_binding *receiver = binding_at(to->binding);
+	struct session_plan plan = {
+		.ref = *from,
+		.reverse_ref = *to,
+		.flags = HALF_HAIRPIN,
+		.target = TARGET_DEVICE,
+	};
+	struct nat_zone *zone;
+
+	if (!sender || !receiver)
+		return -REASON_DROPPED_RACE;
+	packet_key(&n->p, n->zone, &plan.key);
+	plan.saddr = sender->external;
+	plan.sport = sender->external_port;
+	plan.daddr = receiver->internal;
+	plan.dport = receiver->internal_port;
+	plan.next_hop = receiver->internal;
+	plan.peer_zone = receiver->zone;
+	plan.seen = n->p.seen;
+	zone = zone_get(receiver->zone);
+	if (zone)
+		plan.ifindex = zone->ifindex;
+	plan_towards_sender(n, &plan);
+	if (from->binding == to->binding)
+		plan_self(&plan);
+	return session_open(&plan);
+}
+
+static __always_inline bool hairpin_reaches(const struct nat *n,
+					    const struct nat_binding *to)
+{
+	if (to->zone == n->zone)
+		return true;
+	return to->flags & BINDING_STATIC && to->zone != NAT_ZONE_HOST;
+}
+
+/* The binding of the sender, behind the receiver's external address. */
+static __always_inline int hairpin_sender(const struct nat *n, __u16 realm,
+					  struct binding_ref *from)
+{
+	struct binding_want want = {};
+	int rc;
+
+	rc = want_of_sender(n, realm, &want);
+	if (rc < 0)
+		return rc;
+	rc = binding_obtain(n->skb, &want, from);
+	return rc < 0 ? outbound_refused(n, &want, rc) : 0;
+}
+
+/*
+ * A packet of no session, from inside to an external address: the host's own,
+ * or for the binding that holds the endpoint. 0: there is a session now.
+ */
+static __noinline int hairpin_miss(const struct nat *n)
+{
+	struct binding_ref from = {}, ref = {};
+	struct nat_claim *claim;
+	struct nat_binding *to;
+	struct claim_key key;
+	int rc;
+
+	if (n->p.proto == IPPROTO_ICMP)
+		return -REASON_PASSED_LOCAL;
+	claim_key_of(n->p.daddr, n->p.dport, n->p.proto, &key);
+	claim = bpf_map_lookup_elem(&claims, &key);
+	if (!claim || claim->binding == CLAIM_HOST)
+		return -REASON_PASSED_LOCAL;
+	to = binding_at(claim->binding);
+	if (!to || !hairpin_reaches(n, to))
+		return -REASON_DROPPED_ISOLATED;
+	if (!source_belongs(n))
+		return -REASON_DROPPED_SPOOFED;
+	if (n->p.seen & SEEN_RST)
+		return -REASON_DROPPED_TCP_NO_SESSION;
+	rc = binding_hold_claim(claim, &ref);
+	if (rc < 0)
+		return rc;
+	rc = hairpin_sender(n, to->realm, &from);
+	if (rc < 0) {
+		binding_drop(ref.binding, ref.generation);
+		return rc;
+	}
+	rc = hairpin_open(n, &from, &ref);
+	return rc == -EEXIST ? 0 : rc;
+}
+
+#endif /* CONENAT_HAIRPIN_H */

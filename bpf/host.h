@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The host shares the external address. What it sends from a free port takes
+ * that port: a claim without a binding, held while packets come and as long as
+ * a session of the protocol would be. What it sends from a port that a binding
+ * holds is translated like any other packet, in a zone of its own.
+ */
+#ifndef CONENAT_HOST_H
+#define CONENAT_HOST_H
+
+#include "hairpin.h"
+
+/* The slot by which the sweeper finds a claim of the host. */
+static __always_inline __s64 host_slot(const struct claim_key *key)
+{
+	struct session_key slot = {
+		.saddr = key->address,
+		.sport = key->port,
+		.proto = key->proto,
+		.zone = NAT_ZONE_CLAIM,
+	};
+
+	return session_slot_use(&slot);
+}
+
+/* The host uses this endpoint, which nobody holds. */
+static __noinline int host_claim(const struct claim_key *key, __u32 tick)
+{
+	struct nat_address *address;
+	struct nat_claim claim = {
+		.binding = CLAIM_HOST,
+		.last_seen = tick,
+	};
+	struct nat_ports *map;
+	__s64 slot;
+
+	address = bpf_map_lookup_elem(&addresses, &key->address);
+	if (!address)
+		return -REASON_PASSED_HOST;
+	map = ports_get(address->slot, key->proto);
+	if (!map || !port_claim(map, bpf_ntohs(key->port)))
+		return -REASON_PASSED_HOST; /* another CPU was first */
+	slot = host_slot(key);
+	claim.generation = slot;
+	if (slot >= 0 &&
+	    bpf_map_update_elem(&claims, key, &claim, BPF_NOEXIST) == 0)
+		return -REASON_PASSED_HOST;
+	if (slot >= 0)
+		session_slot_give(slot);
+	port_release(address->slot, key->proto, bpf_ntohs(key->port));
+	return -REASON_PASSED_HOST;
+}
+
+static __always_inline void host_touch(const struct nat *n,
+				       struct nat_claim *claim)
+{
+	bool closing = n->p.seen & (SEEN_FIN | SEEN_RST);
+
+	if (claim->last_seen != n->tick)
+		claim->last_seen = n->tick;
+	if (closing && !claim->closing)
+		claim->closing = 1;
+	if (n->p.seen & SEEN_SYN && claim->closing)
+		claim->closing = 0;
+}
+
+/* ref is held for the session; it is the session's, or given back. */
+static __noinline int host_session(const struct nat *n,
+				   const struct binding_ref *ref)
+{
+	struct nat_binding *b = binding_at(ref->binding);
+	struct session_plan plan = {
+		.ref = *ref,
+		.reverse_ref = *ref,
+		.daddr = n->p.daddr,
+		.dport = n->p.dport,
+		.target = TARGET_HOST,
+		.reverse_target = TARGET_HOST,
+		.peer_zone = NAT_ZONE_OUTSIDE,
+		.seen = n->p.seen,
+	};
+
+	if (!b)
+		return -REASON_DROPPED_RACE;
+	packet_key(&n->p, NAT_ZONE_HOST, &plan.key);
+	plan.saddr = b->external;
+	plan.sport = b->external_port;
+	return session_open(&plan);
+}
+
+/* The host sends from a port that a binding holds: a session of its own. */
+static __noinline int host_open(const struct nat *n)
+{
+	struct binding_want want = {};
+	struct binding_ref ref = {};
+	struct nat_address *address;
+	int rc;
+
+	address = bpf_map_lookup_elem(&addresses, &n->p.saddr);
+	if (!address)
+		return -REASON_PASSED_HOST;
+	if (n->p.seen & SEEN_RST)
+		return -REASON_DROPPED_TCP_NO_SESSION;
+	rc = want_of_sender(n, address->realm, &want);
+	if (rc < 0)
+		return rc;
+	/* Behind the address that it has, also where a realm has several. */
+	want.external = n->p.saddr;
+	want.address = address->slot;
+	rc = binding_obtain(n->skb, &want, &ref);
+	if (rc < 0)
+		return outbound_refused(n, &want, rc);
+	rc = host_session(n, &ref);
+	return rc == -EEXIST ? 0 : rc;
+}
+
+/* The host's packet whose source port a binding holds: of which session? */
+static __always_inline int host_translate(struct nat *n)
+{
+	struct session_half *half;
+	struct session_key key;
+	int rc;
+
+	n->zone = NAT_ZONE_HOST;
+	packet_key(&n->p, n->zone, &key);
+	half = session_find(&key);
+	if (!half) {
+		rc = host_open(n);
+		if (rc < 0)
+			return rc;
+		half = session_find(&key);
+		if (!half)
+			return -REASON_DROPPED_RACE;
+	}
+	return session_forward(n, &key, half);
+}
+
+/* A packet that the host sends outside. */
+static __noinline int host_outbound(struct nat *n)
+{
+	struct nat_claim *claim;
+	struct claim_key key;
+
+	if (n->p.flags & (PACKET_ERROR | PACKET_REPLY | PACKET_LATER_FRAGMENT))
+		return -REASON_PASSED_HOST;
+	claim_key_of(n->p.saddr, n->p.sport, n->p.proto, &key);
+	claim = bpf_map_lookup_elem(&claims, &key);
+	if (!claim)
+		return host_claim(&key, n->tick);
+	if (claim->binding != CLAIM_HOST)
+		return host_translate(n);
+	host_touch(n, claim);
+	return -REASON_PASSED_HOST;
+}
+
+#endif /* CONENAT_HOST_H */

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * ICMP errors (RFC 5508 section 4): a message about a packet of a session gets
+ * the addresses, ports and checksums that its reader sent that packet with. The
+ * session is neither refreshed nor ended by it (REQ-6), whoever sent it
+ * (RFC 4787 REQ-12a).
+ *
+ * A half is found by the packets of its direction; an error that travels in a
+ * half's direction speaks of a packet of the other one. So the key is the
+ * embedded packet's turned round, for errors from inside, from outside and
+ * hairpinned ones alike.
+ */
+#ifndef CONENAT_ICMP_H
+#define CONENAT_ICMP_H
+
+#include "session.h"
+
+#define ICMP_ERROR_HEADER 8 /* the embedded packet follows */
+
+/* The packet that an error speaks of. */
+struct embedded {
+	nat_addr saddr;
+	nat_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__be16 check; /* of its IPv4 header */
+	__u16 l3;
+	__u16 l4;
+	__u16 l4_check; /* offset of its checksum; 0: not there, or unused */
+	__u8 proto;
+	__u8 reply; /* ICMP: it was a reply */
+};
+
+static __always_inline int embedded_ip(const struct nat *n, struct embedded *e)
+{
+	struct iphdr ip;
+
+	e->l3 = n->p.l4 + ICMP_ERROR_HEADER;
+	if (bpf_skb_load_bytes(n->skb, e->l3, &ip, sizeof(ip)) < 0)
+		return -REASON_DROPPED_MALFORMED;
+	if (ip.version != 4 || ip.ihl < 5)
+		return -REASON_DROPPED_MALFORMED;
+	if (ip.frag_off & bpf_htons(IP_OFFSET)) /* no ports to go by */
+		return -REASON_DROPPED_ICMP_NO_SESSION;
+	e->l4 = e->l3 + ip.ihl * 4;
+	if (!csum_valid(n->skb, e->l3, ip.ihl * 4))
+		return -REASON_DROPPED_ICMP_CHECKSUM;
+	e->saddr = ip.saddr;
+	e->daddr = ip.daddr;
+	e->check = ip.check;
+	e->proto = ip.protocol;
+	return 0;
+}
+
+/* The first 8 bytes of the embedded transport header are always there. */
+static __always_inline int embedded_ports(const struct nat *n,
+					  struct embedded *e)
+{
+	struct icmphdr icmp;
+	__be16 ports[2];
+
+	if (e->proto != IPPROTO_ICMP) {
+		if (bpf_skb_load_bytes(n->skb, e->l4, ports, sizeof(ports)) < 0)
+			return -REASON_DROPPED_MALFORMED;
+		e->sport = ports[0];
+		e->dport = ports[1];
+		return 0;
+	}
+	if (bpf_skb_load_bytes(n->skb, e->l4, &icmp, sizeof(icmp)) < 0)
+		return -REASON_DROPPED_MALFORMED;
+	if (icmp.type == ICMP_ECHOREPLY || icmp.type == ICMP_TIMESTAMPREPLY) {
+		e->reply = 1;
+		e->dport = icmp.id;
+	} else if (icmp.type == ICMP_ECHO || icmp.type == ICMP_TIMESTAMP) {
+		e->sport = icmp.id;
+	} else {
+		return -REASON_DROPPED_ICMP_NO_SESSION;
+	}
+	return 0;
+}
+
+/* Where the embedded transport checksum is, if the message reaches that far. */
+static __always_inline int embedded_check(const struct nat *n,
+					  struct embedded *e)
+{
+	__u16 at = e->l4;
+	__be16 check;
+
+	switch (e->proto) {
+	case IPPROTO_UDP:
+		at += __builtin_offsetof(struct udphdr, check);
+		break;
+	case IPPROTO_TCP:
+		at += __builtin_offsetof(struct tcphdr, check);
+		break;
+	case IPPROTO_ICMP:
+		at += __builtin_offsetof(struct icmphdr, checksum);
+		break;
+	default:
+		return -REASON_DROPPED_ICMP_NO_SESSION;
+	}
+	if (at + sizeof(check) > n->p.l3 + n->p.total ||
+	    bpf_skb_load_bytes(n->skb, at, &check, sizeof(check)) < 0)
+		return 0;
+	if (e->proto != IPPROTO_UDP || check)
+		e->l4_check = at;
+	return 0;
+}
+
+static __noinline int embedded_parse(const struct nat *n, struct embedded *e)
+{
+	__u32 length = n->p.total - (n->p.l4 - n->p.l3);
+	int rc;
+
+	if (n->p.flags & PACKET_FIRST_FRAGMENT)
+		return -REASON_DROPPED_FRAGMENT;
+	rc = embedded_ip(n, e);
+	if (rc < 0)
+		return rc;
+	/* Of the outer message, extensions (RFC 4884) included: REQ-3. */
+	if (!csum_valid(n->skb, n->p.l4, length))
+		return -REASON_DROPPED_ICMP_CHECKSUM;
+	rc = embedded_ports(n, e);
+	return rc < 0 ? rc : embedded_check(n, e);
+}
+
+static __always_inline void embedded_key(const struct nat *n,
+					 const struct embedded *e,
+					 struct session_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = e->daddr;
+	key->daddr = e->saddr;
+	key->sport = e->dport;
+	key->dport = e->sport;
+	key->proto = e->proto;
+	key->zone = n->zone;
+}
+
+static __always_inline int embedded_store(const struct nat *n, __u32 at,
+					  const void *from, __u32 size)
+{
+	if (bpf_skb_store_bytes(n->skb, at, from, size, 0) < 0)
+		return -REASON_DROPPED_REWRITE;
+	return 0;
+}
+
+/* The embedded transport checksum with diff applied; *sum: what that changes. */
+static __always_inline int embedded_recheck(const struct nat *n,
+					    const struct embedded *e,
+					    __u32 diff, __u32 *sum)
+{
+	__be32 from[1] = { 0 }, to[1] = { 0 };
+	__be16 check;
+
+	if (!e->l4_check)
+		return 0;
+	if (bpf_skb_load_bytes(n->skb, e->l4_check, &check, 2) < 0)
+		return -REASON_DROPPED_REWRITE;
+	from[0] = check;
+	check = csum_apply(check, diff);
+	if (!check && e->proto == IPPROTO_UDP)
+		check = 0xffff;
+	to[0] = check;
+	*sum = bpf_csum_diff(from, sizeof(from), to, sizeof(to), *sum);
+	return embedded_store(n, e->l4_check, &check, 2);
+}
+
+static __always_inline int embedded_store_ports(const struct nat *n,
+						const struct embedded *e,
+						const struct session_half *half)
+{
+	__be16 ports[2] = { half->dport, half->sport };
+	__be16 id = e->reply ? half->sport : half->dport;
+
+	if (e->proto != IPPROTO_ICMP)
+		return embedded_store(n, e->l4, ports, sizeof(ports));
+	return embedded_store(
+		n, e->l4 + __builtin_offsetof(struct icmphdr, id), &id,
+		sizeof(id));
+}
+
+/*
+ * The embedded packet as its sender knows it. *sum is what that changes of the
+ * outer message's checksum: the embedded IPv4 header sums up as before, since
+ * its own checksum takes up the new addresses.
+ */
+static __noinline int embedded_restore(const struct nat *n,
+				       const struct embedded *e,
+				       const struct session_half *half,
+				       __u32 *sum)
+{
+	__u32 addr_diff = csum_addr_diff(e->saddr, e->daddr, half->daddr,
+					 half->saddr);
+	__u32 port_diff = csum_port_diff(e->sport, e->dport, half->dport,
+					 half->sport);
+	nat_addr addrs[2] = { half->daddr, half->saddr };
+	__be16 check = csum_apply(e->check, addr_diff);
+	__u64 diff = port_diff;
+	int rc;
+
+	if (e->proto != IPPROTO_ICMP)
+		diff += addr_diff;
+	diff = (diff & 0xffffffff) + (diff >> 32);
+	*sum = port_diff;
+	rc = embedded_recheck(n, e, diff, sum);
+	if (rc < 0)
+		return rc;
+	rc = embedded_store_ports(n, e, half);
+	if (rc < 0)
+		return rc;
+	rc = embedded_store(n,
+			    e->l3 + __builtin_offsetof(struct iphdr, check),
+			    &check, sizeof(check));
+	if (rc < 0)
+		return rc;
+	return embedded_store(n, e->l3 + __builtin_offsetof(struct iphdr, saddr),
+			      addrs, sizeof(addrs));
+}
+
+/* The outer header: an inside sender becomes the external address (REQ-5). */
+static __always_inline int error_outer(struct nat *n,
+				       const struct session_key *key,
+				       const struct session_half *half)
+{
+	struct rewrite to = {
+		.saddr = n->p.saddr,
+		.daddr = half->daddr,
+		.decrement_ttl = session_routes(n, half),
+	};
+
+	if (!addr_equal(half->saddr, key->saddr))
+		to.saddr = half->saddr;
+	if (to.decrement_ttl && n->p.ttl <= 1)
+		return -REASON_DROPPED_TTL;
+	return rewrite_packet(n, &to);
+}
+
+static __noinline int error_translate(struct nat *n, const struct embedded *e,
+				      const struct session_key *key,
+				      const struct session_half *half)
+{
+	__u32 at = n->p.l4 + __builtin_offsetof(struct icmphdr, checksum);
+	__u32 sum = 0;
+	int rc;
+
+	rc = embedded_restore(n, e, half, &sum);
+	if (rc < 0)
+		return rc;
+	if (sum && bpf_l4_csum_replace(n->skb, at, 0, sum, 0) < 0)
+		return -REASON_DROPPED_REWRITE;
+	rc = error_outer(n, key, half);
+	if (rc < 0)
+		return rc;
+	rc = session_send(n, half);
+	return rc < 0 ? rc : -REASON_TRANSLATED_ICMP_ERROR;
+}
+
+/*
+ * An ICMP error. unknown is the reason where it speaks of no session: from
+ * outside it may be about the host's own packets.
+ */
+static __noinline int error_forward(struct nat *n, int unknown)
+{
+	struct session_half *half;
+	struct embedded e = {};
+	struct session_key key;
+	int rc;
+
+	rc = embedded_parse(n, &e);
+	if (rc < 0)
+		return rc;
+	embedded_key(n, &e, &key);
+	half = session_find(&key);
+	if (!half || !addr_equal(n->p.daddr, key.daddr))
+		return unknown;
+	if (half->target == TARGET_OUTSIDE && !n->egress) {
+		rc = session_exceptions(n, half);
+		if (rc < 0)
+			return rc;
+	}
+	return error_translate(n, &e, &key, half);
+}
+
+#endif /* CONENAT_ICMP_H */

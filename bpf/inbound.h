@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A first packet from outside: whose it is, and whether it may come in. */
+#ifndef CONENAT_INBOUND_H
+#define CONENAT_INBOUND_H
+
+#include "session.h"
+
+static __noinline int inbound_filtered(const struct nat *n,
+				       const struct nat_binding *b)
+{
+	struct event_packet e = {
+		.internal = b->internal,
+		.internal_port = b->internal_port,
+		.external = b->external,
+		.external_port = b->external_port,
+		.remote = n->p.saddr,
+		.remote_port = n->p.sport,
+		.zone = b->zone,
+		.proto = b->proto,
+	};
+
+	event_sampled(&e, EVENT_INBOUND_FILTERED);
+	return -REASON_DROPPED_FILTERED;
+}
+
+/* A socket of the host that is connected to just this remote comes first. */
+static __always_inline bool inbound_is_hosts(const struct nat *n)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	tuple.ipv4.saddr = n->p.saddr;
+	tuple.ipv4.sport = n->p.sport;
+	tuple.ipv4.daddr = n->p.daddr;
+	tuple.ipv4.dport = n->p.dport;
+	return host_socket(n->skb, &tuple, n->p.proto) == HOST_SOCKET_CONNECTED;
+}
+
+/* ref is held for the session; it is the session's, or given back. */
+static __noinline int inbound_open(const struct nat *n,
+				   const struct binding_ref *ref)
+{
+	struct nat_binding *b = binding_at(ref->binding);
+	struct session_plan plan = {
+		.ref = *ref,
+		.reverse_ref = *ref,
+		.saddr = n->p.daddr,
+		.sport = n->p.dport,
+		.daddr = n->p.saddr,
+		.dport = n->p.sport,
+		.peer_zone = NAT_ZONE_OUTSIDE,
+		.reverse_seen = n->p.seen,
+	};
+	struct nat_zone *zone;
+
+	if (!b)
+		return -REASON_DROPPED_RACE;
+	plan.key.saddr = b->internal;
+	plan.key.sport = b->internal_port;
+	plan.key.daddr = n->p.saddr;
+	plan.key.dport = n->p.sport;
+	plan.key.proto = n->p.proto;
+	plan.key.zone = b->zone;
+	plan.target = TARGET_OUTSIDE;
+	plan.reverse_target = TARGET_DEVICE;
+	plan.reverse_next_hop = b->internal;
+	zone = zone_get(b->zone);
+	if (zone)
+		plan.reverse_ifindex = zone->ifindex;
+	if (b->zone == NAT_ZONE_HOST)
+		plan.target = plan.reverse_target = TARGET_HOST;
+	return session_open(&plan);
+}
+
+/* Whether the binding admits a packet that is of no session of its. */
+static __noinline int inbound_admit(const struct nat *n,
+				    const struct nat_claim *claim)
+{
+	struct binding_ref ref = {
+		.binding = claim->binding,
+		.generation = claim->generation,
+	};
+	struct nat_binding *b = binding_at(ref.binding);
+
+	if (!b)
+		return -REASON_DROPPED_RACE;
+	if (!(b->flags & BINDING_STATIC) && inbound_is_hosts(n))
+		return -REASON_PASSED_HOST;
+	/* An ICMP reply that nobody asked for opens nothing. */
+	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, &ref, n->p.saddr))
+		return inbound_filtered(n, b);
+	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
+		return -REASON_DROPPED_TCP_NO_SESSION;
+	return 0;
+}
+
+/*
+ * A packet from outside that is of no session. 0: there is one now, look again;
+ * else the packet's reason.
+ */
+static __noinline int inbound_miss(const struct nat *n)
+{
+	struct nat_claim *claim;
+	struct binding_ref ref = {};
+	struct claim_key key;
+	int rc;
+
+	if (n->p.flags & PACKET_QUERY)
+		return -REASON_PASSED_UNBOUND; /* the host answers pings */
+	claim_key_of(n->p.daddr, n->p.dport, n->p.proto, &key);
+	claim = bpf_map_lookup_elem(&claims, &key);
+	if (!claim)
+		return -REASON_PASSED_UNBOUND;
+	if (claim->binding == CLAIM_HOST)
+		return -REASON_PASSED_HOST;
+	rc = inbound_admit(n, claim);
+	if (rc < 0)
+		return rc;
+	rc = binding_hold_claim(claim, &ref);
+	if (rc < 0)
+		return rc;
+	rc = inbound_open(n, &ref);
+	return rc == -EEXIST ? 0 : rc;
+}
+
+#endif /* CONENAT_INBOUND_H */

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The maps. All of them are pinned; max_entries of those that hold sessions and
+ * bindings are set by package dataplane before they are made. None of them
+ * evicts but fragments, which is a cache.
+ */
+#ifndef CONENAT_MAPS_H
+#define CONENAT_MAPS_H
+
+#include "family4.h"
+
+#define MAP_ARRAY(name_, value_, entries_)            \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_ARRAY);     \
+		__uint(max_entries, entries_);        \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);  \
+		__type(key, __u32);                   \
+		__type(value, value_);                \
+	} name_ SEC(".maps")
+
+#define MAP_HASH(name_, key_, value_, entries_)       \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_HASH);      \
+		__uint(max_entries, entries_);        \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);  \
+		__type(key, key_);                    \
+		__type(value, value_);                \
+	} name_ SEC(".maps")
+
+#define MAP_QUEUE(name_, entries_)                    \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_QUEUE);     \
+		__uint(max_entries, entries_);        \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);  \
+		__type(value, __u32);                 \
+	} name_ SEC(".maps")
+
+/* What operators set. */
+MAP_ARRAY(config, struct nat_config, 1);
+MAP_ARRAY(zones, struct nat_zone, NAT_ZONES);
+MAP_ARRAY(realms, struct nat_realm, NAT_REALMS);
+MAP_ARRAY(links, struct nat_link, NAT_LINKS);
+MAP_HASH(links_overflow, __u32, struct nat_link, 1024);
+MAP_HASH(addresses, nat_addr, struct nat_address, NAT_ADDRESSES);
+
+/* The truth: bindings and sessions. */
+MAP_ARRAY(ports, struct nat_ports, NAT_ADDRESSES *NAT_PROTOCOLS);
+MAP_HASH(claims, struct claim_key, struct nat_claim, 1);
+MAP_HASH(internals, struct binding_key, struct binding_ref, 1);
+MAP_ARRAY(bindings, struct nat_binding, 1);
+MAP_QUEUE(binding_free, 1);
+MAP_HASH(sessions, struct session_key, struct session_half, 1);
+MAP_ARRAY(session_slots, struct session_slot, 1);
+MAP_QUEUE(session_free, 1);
+MAP_HASH(permissions, struct permission_key, struct permission, 1);
+MAP_ARRAY(pools, struct nat_pool, POOL_COUNT);
+
+/* A cache: a lost entry costs the rest of one datagram. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct fragment_key);
+	__type(value, struct nat_fragment);
+} fragments SEC(".maps");
+
+struct sweeper {
+	struct bpf_timer timer;
+	__u32 busy; /* one walker at a time */
+	__u32 cursor; /* next slot */
+	__u64 walk_started; /* ns */
+};
+
+MAP_ARRAY(sweeper, struct sweeper, 1);
+
+/* What the packet path tells. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASON_COUNT);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} events_lost SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, EVENT_INBOUND_FILTERED + 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct nat_sampler);
+} samplers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} events SEC(".maps");
+
+#endif /* CONENAT_MAPS_H */

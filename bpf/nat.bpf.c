@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//go:build ignore
+
+/*
+ * conenat's packet path: the entry points and nothing else. Each builds a
+ * struct nat, asks the headers, and turns the reason into a verdict.
+ */
+#include "family4.h"
+
+#include "control.h"
+#include "fragment.h"
+#include "host.h"
+#include "icmp.h"
+#include "inbound.h"
+#include "outbound.h"
+
+/* Types that only Go reads by name: so that the object's BTF has them. */
+struct nat_abi {
+	enum nat_reason reason;
+	enum nat_event_type event_type;
+	enum nat_state state;
+	enum nat_timeout timeout;
+	enum nat_link_kind link_kind;
+	enum nat_behavior behavior;
+	enum nat_l4 l4;
+	enum nat_command command;
+	enum nat_answer answer;
+	enum nat_pool_id pool;
+	enum session_target target;
+	struct nat_request4 request;
+	struct nat_event event;
+};
+const struct nat_abi *nat_abi __attribute__((unused));
+
+/* From inside to a known session, or one that this packet opens. */
+static __always_inline int translate_inside(struct nat *n)
+{
+	struct session_half *half;
+	struct session_key key;
+	int rc;
+
+	packet_key(&n->p, n->zone, &key);
+	half = session_find(&key);
+	if (!half) {
+		rc = inside_miss(n);
+		if (rc < 0)
+			return rc;
+		half = session_find(&key);
+		if (!half)
+			return -REASON_DROPPED_RACE;
+	}
+	rc = session_forward(n, &key, half);
+	if (n->p.flags & PACKET_FIRST_FRAGMENT)
+		fragment_remember(n, &key, rc);
+	return rc;
+}
+
+static __always_inline int translate_outside(struct nat *n)
+{
+	struct session_half *half;
+	struct session_key key;
+	int rc;
+
+	packet_key(&n->p, NAT_ZONE_OUTSIDE, &key);
+	half = session_find(&key);
+	if (!half) {
+		rc = inbound_miss(n);
+		if (rc < 0)
+			return rc;
+		half = session_find(&key);
+		if (!half)
+			return -REASON_DROPPED_RACE;
+	}
+	rc = session_forward(n, &key, half);
+	if (n->p.flags & PACKET_FIRST_FRAGMENT)
+		fragment_remember(n, &key, rc);
+	return rc;
+}
+
+/* Where a packet of no session would go: what to do if that is outside. */
+static __noinline int inside_unknown(const struct nat *n, int outside)
+{
+	struct nat_zone *zone = zone_get(n->zone);
+	struct route r = {};
+	int rc;
+
+	if (!zone || addr_never_routed(n->p.daddr) ||
+	    bpf_map_lookup_elem(&addresses, &n->p.daddr))
+		return -REASON_PASSED_LOCAL;
+	rc = route_resolve(n, zone->ifindex, &r);
+	return rc < 0 ? rc : outside;
+}
+
+static __always_inline int inside_packet(struct nat *n)
+{
+	if (n->p.flags & PACKET_LATER_FRAGMENT)
+		return fragment_forward(
+			n, inside_unknown(n, -REASON_DROPPED_FRAGMENT));
+	if (n->p.flags & PACKET_ERROR)
+		return error_forward(
+			n, inside_unknown(n, -REASON_DROPPED_ICMP_NO_SESSION));
+	return translate_inside(n);
+}
+
+/* Whether a frame is for the router, and not for another port of the bridge. */
+static __always_inline bool is_routed(struct __sk_buff *skb,
+				      const struct nat_link *link)
+{
+	struct hdr_cursor cursor = { .pos = (void *)(long)skb->data };
+	void *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth;
+
+	if (link->flags & LINK_LAYER3)
+		return true;
+	if (parse_ethernet(&cursor, end, &eth) < 0)
+		return false;
+	return __builtin_memcmp(eth->h_dest, link->mac, ETH_ALEN) == 0;
+}
+
+static __always_inline __u32 link_l3(const struct nat_link *link)
+{
+	return link->flags & LINK_LAYER3 ? 0 : ETH_HLEN;
+}
+
+SEC("tc")
+int nat_inside(struct __sk_buff *skb)
+{
+	struct nat n = { .skb = skb, .action = TC_ACT_SHOT };
+	struct nat_link *link = link_get(skb->ifindex);
+	int rc;
+
+	if (!link || (link->kind != LINK_INSIDE_DEVICE &&
+		      link->kind != LINK_INSIDE_PORT))
+		return verdict(&n, -REASON_PASSED_NO_LINK);
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return verdict(&n, -REASON_PASSED_NOT_IPV4);
+	if (!is_routed(skb, link))
+		return verdict(&n, -REASON_PASSED_BRIDGED);
+	n.tick = clock_tick();
+	n.zone = link->owner;
+	rc = packet_parse(skb, link_l3(link), &n.p);
+	if (rc == 0)
+		rc = inside_packet(&n);
+	return verdict(&n, rc);
+}
+
+SEC("tc")
+int nat_outside_ingress(struct __sk_buff *skb)
+{
+	struct nat n = { .skb = skb, .action = TC_ACT_SHOT };
+	struct nat_link *link = link_get(skb->ifindex);
+	int rc;
+
+	if (!link || link->kind != LINK_OUTSIDE)
+		return verdict(&n, -REASON_PASSED_NO_LINK);
+	n.tick = clock_tick();
+	n.zone = NAT_ZONE_OUTSIDE;
+	rc = packet_parse(skb, link_l3(link), &n.p);
+	/* What is odd may be the host's: it judges. */
+	if (rc <= -REASON_DROPPED_MALFORMED)
+		rc = -REASON_PASSED_MALFORMED;
+	else if (rc == 0 && n.p.flags & PACKET_LATER_FRAGMENT)
+		rc = fragment_forward(&n, -REASON_PASSED_UNBOUND);
+	else if (rc == 0 && n.p.flags & PACKET_ERROR)
+		rc = error_forward(&n, -REASON_PASSED_UNBOUND);
+	else if (rc == 0)
+		rc = translate_outside(&n);
+	return verdict(&n, rc);
+}
+
+/*
+ * At the outside interface's egress: packets of the direct path once more, what
+ * the kernel has routed for inside hosts (exceptions), and the host's own.
+ */
+static __always_inline int egress_packet(struct nat *n)
+{
+	struct nat_link *from;
+
+	if (!n->skb->ingress_ifindex)
+		return host_outbound(n);
+	from = link_get(n->skb->ingress_ifindex);
+	if (!from ||
+	    (from->kind != LINK_INSIDE_DEVICE && from->kind != LINK_INSIDE_PORT))
+		return -REASON_PASSED_NOT_OUTSIDE;
+	n->zone = from->owner;
+	if (!source_belongs(n))
+		return -REASON_PASSED_NOT_OUTSIDE;
+	if (n->p.flags & PACKET_LATER_FRAGMENT)
+		return fragment_forward(n, -REASON_DROPPED_FRAGMENT);
+	if (n->p.flags & PACKET_ERROR)
+		return error_forward(n, -REASON_DROPPED_ICMP_NO_SESSION);
+	return translate_inside(n);
+}
+
+SEC("tc")
+int nat_outside_egress(struct __sk_buff *skb)
+{
+	struct nat n = {
+		.skb = skb,
+		.action = TC_ACT_SHOT,
+		.egress = 1,
+	};
+	struct nat_link *link;
+	int rc;
+
+	if (skb->tc_index == DIRECT_PATH_MARK)
+		return verdict(&n, -REASON_PASSED_TRANSLATED);
+	link = link_get(skb->ifindex);
+	if (!link || link->kind != LINK_OUTSIDE)
+		return verdict(&n, -REASON_PASSED_NO_LINK);
+	n.tick = clock_tick();
+	rc = packet_parse(skb, link_l3(link), &n.p);
+	if (rc <= -REASON_DROPPED_MALFORMED)
+		rc = -REASON_PASSED_MALFORMED;
+	else if (rc == 0)
+		rc = egress_packet(&n);
+	return verdict(&n, rc);
+}
+
+SEC("tc")
+int nat_control(struct __sk_buff *skb)
+{
+	return control(skb);
+}
+
+char __license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A first packet from inside: which session it opens, if any. */
+#ifndef CONENAT_OUTBOUND_H
+#define CONENAT_OUTBOUND_H
+
+#include "hairpin.h"
+
+/* Whether a packet of no session may open one from inside. */
+static __always_inline int outbound_may_open(const struct packet *p)
+{
+	if (p->proto == IPPROTO_ICMP)
+		return p->flags & PACKET_QUERY ? 0 : -REASON_DROPPED_ICMP_TYPE;
+	if (p->seen & SEEN_RST)
+		return -REASON_DROPPED_TCP_NO_SESSION;
+	return 0;
+}
+
+/* ref is held for the session; it is the session's, or given back. */
+static __noinline int outbound_open(const struct nat *n, const struct route *r,
+				    const struct binding_ref *ref)
+{
+	struct nat_binding *b = binding_at(ref->binding);
+	struct session_plan plan = {
+		.ref = *ref,
+		.reverse_ref = *ref,
+		.target = TARGET_OUTSIDE,
+		.peer_zone = NAT_ZONE_OUTSIDE,
+	};
+
+	if (!b)
+		return -REASON_DROPPED_RACE;
+	packet_key(&n->p, n->zone, &plan.key);
+	plan.saddr = b->external;
+	plan.sport = b->external_port;
+	plan.daddr = n->p.daddr;
+	plan.dport = n->p.dport;
+	plan.ifindex = r->ifindex;
+	plan.next_hop = r->next_hop;
+	plan.mtu = r->mtu;
+	plan.seen = n->p.seen;
+	plan_towards_sender(n, &plan);
+	return session_open(&plan);
+}
+
+static __always_inline int outbound_exceptions(const struct nat *n,
+					       const struct route *r)
+{
+	if (n->p.ttl <= 1 && !n->egress)
+		return -REASON_PASSED_TTL;
+	if (n->p.flags & PACKET_DF && r->mtu && n->p.segment > r->mtu)
+		return -REASON_PASSED_TOO_BIG;
+	return outbound_may_open(&n->p);
+}
+
+/*
+ * A packet from inside that is of no session. 0: there is one now, look again;
+ * else the packet's reason.
+ */
+static __noinline int outbound_miss(const struct nat *n)
+{
+	struct nat_zone *zone = zone_get(n->zone);
+	struct binding_want want = {};
+	struct binding_ref ref = {};
+	struct route r = {};
+	int rc;
+
+	if (!zone)
+		return -REASON_PASSED_NO_LINK;
+	rc = route_resolve(n, zone->ifindex, &r);
+	if (rc < 0)
+		return rc;
+	if (!source_belongs(n))
+		return -REASON_DROPPED_SPOOFED;
+	rc = outbound_exceptions(n, &r);
+	if (rc < 0)
+		return rc;
+	rc = want_of_sender(n, r.realm, &want);
+	if (rc < 0)
+		return rc;
+	rc = binding_obtain(n->skb, &want, &ref);
+	if (rc < 0)
+		return outbound_refused(n, &want, rc);
+	rc = outbound_open(n, &r, &ref);
+	return rc == -EEXIST ? 0 : rc;
+}
+
+/* The same for any destination. */
+static __always_inline int inside_miss(const struct nat *n)
+{
+	if (addr_never_routed(n->p.daddr))
+		return -REASON_PASSED_LOCAL;
+	if (bpf_map_lookup_elem(&addresses, &n->p.daddr))
+		return hairpin_miss(n);
+	return outbound_miss(n);
+}
+
+#endif /* CONENAT_OUTBOUND_H */

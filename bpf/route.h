@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Where a packet leaves: asked of the kernel's routing (ip rule and all its
+ * tables) once per session, and once more a second while it is in use, so that
+ * a changed route is followed whether a daemon lives or not.
+ */
+#ifndef CONENAT_ROUTE_H
+#define CONENAT_ROUTE_H
+
+#include "packet.h"
+
+#define ROUTE_TICKS 60 /* about 1 s */
+
+struct route {
+	__u32 ifindex;
+	nat_addr next_hop;
+	__u16 mtu; /* 0: not known */
+	__u16 realm;
+};
+
+/* What is known of the packet at hand, for all that decides about it. */
+struct nat {
+	struct __sk_buff *skb;
+	struct packet p;
+	__u32 tick;
+	__u32 zone; /* that it comes from */
+	int action; /* for a packet that was translated */
+	__u8 egress; /* at the outside egress hook */
+};
+
+static __always_inline int route_error(int rc)
+{
+	switch (rc) {
+	case BPF_FIB_LKUP_RET_NOT_FWDED: /* local, broadcast, multicast */
+		return -REASON_PASSED_LOCAL;
+	default: /* blackhole, unreachable, forwarding off: the kernel answers */
+		return -REASON_PASSED_NO_ROUTE;
+	}
+}
+
+static __always_inline __u16 route_mtu(struct __sk_buff *skb, __u32 ifindex)
+{
+	__u32 mtu = 0;
+
+	if (bpf_check_mtu(skb, ifindex, &mtu, 0, 0) < 0)
+		return 0;
+	return mtu > 0xffff ? 0xffff : mtu;
+}
+
+/* The route from an inside device (iif) to daddr, if it leads outside. */
+static __noinline int route_resolve(const struct nat *n, __u32 iif,
+				    struct route *r)
+{
+	struct bpf_fib_lookup fib = {
+		.family = NAT_FAMILY,
+		.l4_protocol = n->p.proto,
+		.sport = n->p.sport,
+		.dport = n->p.dport,
+		.tot_len = 1, /* so that the route's MTU is answered */
+		.ifindex = iif,
+		.ipv4_src = n->p.saddr,
+		.ipv4_dst = n->p.daddr,
+	};
+	__u32 flags = fib_skip_neigh ? BPF_FIB_LOOKUP_SKIP_NEIGH : 0;
+	struct nat_link *link;
+	int rc;
+
+	rc = bpf_fib_lookup(n->skb, &fib, sizeof(fib), flags);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return route_error(rc);
+	link = link_get(fib.ifindex);
+	if (!link || link->kind != LINK_OUTSIDE)
+		return -REASON_PASSED_NOT_OUTSIDE;
+	r->ifindex = fib.ifindex;
+	r->realm = link->owner;
+	r->next_hop = fib.family == NAT_FAMILY ? fib.ipv4_dst : 0;
+	/* Without a neighbour and the flag, the kernel leaves mtu_result out. */
+	r->mtu = fib.mtu_result > 1 ? fib.mtu_result :
+				      route_mtu(n->skb, fib.ifindex);
+	return 0;
+}
+
+#endif /* CONENAT_ROUTE_H */

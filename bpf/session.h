@@ -1,0 +1,634 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Sessions: a binding and one remote endpoint, as two halves, one for each
+ * direction, each found by one hash lookup with the packet's own addresses and
+ * ports. Which half the sweeper finds first is written in a slot of an array.
+ */
+#ifndef CONENAT_SESSION_H
+#define CONENAT_SESSION_H
+
+#include "filter.h"
+#include "translate.h"
+#include "verdict.h"
+
+/*
+ * A session to be. The reverse half's rewrite is the primary key turned round:
+ * answers come from where the first packet went, to where it came from.
+ */
+struct session_plan {
+	struct session_key key; /* of the primary half */
+	nat_addr saddr; /* the primary half's rewrite */
+	nat_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u32 ifindex;
+	nat_addr next_hop;
+	__u32 reverse_ifindex;
+	nat_addr reverse_next_hop;
+	__u32 port_ifindex;
+	struct binding_ref ref;
+	struct binding_ref reverse_ref; /* a hairpin's receiver; else the same */
+	__u16 mtu;
+	__u16 peer_zone; /* that the reverse half's packets come from */
+	__u8 target;
+	__u8 reverse_target;
+	__u8 seen; /* the first packet's TCP flags, in one of the two */
+	__u8 reverse_seen;
+	__u8 flags; /* HALF_HAIRPIN, HALF_SELF */
+	__u8 pad[3];
+};
+
+static __always_inline struct session_half *
+session_find(const struct session_key *key)
+{
+	return bpf_map_lookup_elem(&sessions, key);
+}
+
+/* The key of the packets that go the other way, after this half's rewrite. */
+static __always_inline void session_reverse_key(const struct session_key *key,
+						const struct session_half *half,
+						struct session_key *reverse)
+{
+	__builtin_memset(reverse, 0, sizeof(*reverse));
+	reverse->saddr = half->daddr;
+	reverse->daddr = half->saddr;
+	reverse->sport = half->dport;
+	reverse->dport = half->sport;
+	reverse->proto = key->proto;
+	reverse->zone = half->peer_zone;
+}
+
+/* The flags seen so far, with one more segment's. */
+static __always_inline __u8 tcp_seen_next(__u8 seen, __u8 now)
+{
+	/* A packet after a RST: it was not the end (RFC 6146, TRANS). */
+	if (!(now & SEEN_RST))
+		seen &= ~SEEN_RST;
+	/* A SYN after a FIN: the tuple is used again. */
+	if (now & SEEN_SYN)
+		seen &= ~SEEN_FIN;
+	return seen | now;
+}
+
+/* RFC 6146 section 3.5.2, as a function of both halves. */
+static __always_inline enum nat_state session_state(__u8 proto, __u8 inside,
+						    __u8 outside)
+{
+	if (proto != IPPROTO_TCP)
+		return STATE_ACTIVE;
+	if ((inside | outside) & SEEN_RST)
+		return STATE_TRANS;
+	if (inside & outside & SEEN_FIN)
+		return STATE_FIN_BOTH;
+	if (inside & SEEN_FIN)
+		return STATE_FIN_INSIDE;
+	if (outside & SEEN_FIN)
+		return STATE_FIN_OUTSIDE;
+	/* Both sides' SYN, or a connection that was picked up on both. */
+	if (inside && outside && !((inside ^ outside) & SEEN_SYN))
+		return STATE_ESTABLISHED;
+	return inside ? STATE_INIT_INSIDE : STATE_INIT_OUTSIDE;
+}
+
+static __always_inline enum nat_timeout state_timeout(__u8 proto,
+						      enum nat_state state)
+{
+	if (proto == IPPROTO_UDP)
+		return TIMEOUT_UDP;
+	if (proto == IPPROTO_ICMP)
+		return TIMEOUT_ICMP;
+	switch (state) {
+	case STATE_ESTABLISHED:
+	case STATE_FIN_INSIDE:
+	case STATE_FIN_OUTSIDE:
+		return TIMEOUT_TCP_ESTABLISHED;
+	case STATE_FIN_BOTH:
+	case STATE_TRANS:
+		return TIMEOUT_TCP_CLOSING;
+	default:
+		return TIMEOUT_TCP_PARTIAL_OPEN;
+	}
+}
+
+/* Ticks. */
+static __always_inline __u32 state_lifetime(__u8 proto, enum nat_state state)
+{
+	struct nat_config *cfg = config_get();
+	__u32 which = state_timeout(proto, state);
+
+	if (!cfg || which >= TIMEOUT_COUNT)
+		return 0;
+	return cfg->timeout[which];
+}
+
+struct session_change {
+	const struct session_key *key;
+	const struct session_half *half;
+	__u8 type; /* enum nat_event_type */
+	__u8 state;
+	__u8 old_state;
+};
+
+/* The remote endpoint is what the half's own side sends to. */
+static __noinline int event_session(const struct session_change *c)
+{
+	struct nat_binding *b = binding_at(c->half->binding);
+	struct nat_event *e;
+
+	if (!b)
+		return 0;
+	e = event_begin(c->type);
+	if (!e)
+		return 0;
+	event_binding_fields(e, b);
+	e->state = c->state;
+	e->old_state = c->old_state;
+	e->lifetime = state_lifetime(c->key->proto, c->state);
+	e->remote_port = c->key->dport;
+	addr_to_event(e->remote, c->key->daddr);
+	if (c->half->flags & HALF_HAIRPIN)
+		e->flags |= EVENT_FLAG_HAIRPIN;
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* A primary half's session, and a hairpin's second one, to the daemon. */
+static __noinline int event_sessions(const struct session_change *primary,
+				     const struct session_key *reverse_key,
+				     const struct session_half *reverse)
+{
+	struct session_change other = *primary;
+
+	event_session(primary);
+	if (!(primary->half->flags & HALF_HAIRPIN) ||
+	    primary->half->flags & HALF_SELF || !reverse)
+		return 0;
+	other.key = reverse_key;
+	other.half = reverse;
+	return event_session(&other);
+}
+
+/* A segment brought a flag that its half had not seen. */
+NAT_GLOBAL int session_tcp_change(const struct session_key *key,
+				  struct session_half *half, __u8 seen)
+{
+	struct session_half *other, *primary = half;
+	struct session_key reverse;
+	struct session_change c = { .type = EVENT_SESSION_STATE };
+	__u8 before, theirs;
+
+	if (!key || !half)
+		return 0;
+	session_reverse_key(key, half, &reverse);
+	other = half->flags & HALF_SELF ? half : session_find(&reverse);
+	before = half->seen;
+	theirs = other ? other->seen : 0;
+	if (half->flags & HALF_PRIMARY) {
+		c.old_state = session_state(key->proto, before, theirs);
+		c.state = session_state(key->proto, seen, theirs);
+		c.key = key;
+	} else {
+		c.old_state = session_state(key->proto, theirs, before);
+		c.state = session_state(key->proto, theirs, seen);
+		c.key = &reverse;
+		primary = other;
+	}
+	half->seen = seen;
+	if (c.state == c.old_state || !primary)
+		return 0;
+	c.half = primary;
+	return event_sessions(&c, c.key == key ? &reverse : key,
+			      primary == half ? other : half);
+}
+
+/*
+ * What a packet of the session leaves behind in its half. A RST does not
+ * refresh (RFC 7857 section 7.1); most packets write nothing.
+ */
+static __always_inline void session_touch(const struct nat *n,
+					  const struct session_key *key,
+					  struct session_half *half)
+{
+	__u8 seen;
+
+	if (half->last_seen != n->tick && !(n->p.seen & SEEN_RST))
+		half->last_seen = n->tick;
+	if (n->p.proto != IPPROTO_TCP || !n->p.seen)
+		return;
+	seen = tcp_seen_next(half->seen, n->p.seen);
+	if (seen != half->seen)
+		session_tcp_change(key, half, seen);
+}
+
+static __noinline int session_route(struct nat *n, struct session_half *half)
+{
+	struct nat_zone *zone = zone_get(n->zone);
+	struct route r = {};
+	int rc;
+
+	if (!zone)
+		return -REASON_PASSED_NO_ROUTE;
+	rc = route_resolve(n, zone->ifindex, &r);
+	if (rc < 0)
+		return rc;
+	half->ifindex = r.ifindex;
+	half->next_hop = r.next_hop;
+	half->mtu = r.mtu;
+	half->resolved = n->tick;
+	return 0;
+}
+
+/* What must go the kernel's way instead of straight outside. */
+static __always_inline int session_exceptions(struct nat *n,
+					      struct session_half *half)
+{
+	const struct packet *p = &n->p;
+
+	if (tick_diff(n->tick, half->resolved) > ROUTE_TICKS) {
+		int rc = session_route(n, half);
+
+		if (rc < 0)
+			return rc;
+	}
+	if (p->ttl <= 1)
+		return -REASON_PASSED_TTL;
+	if (p->flags & PACKET_OPTIONS)
+		return -REASON_PASSED_STACK;
+	if (half->mtu && p->segment > half->mtu)
+		return p->flags & PACKET_DF ? -REASON_PASSED_TOO_BIG :
+					      -REASON_PASSED_STACK;
+	return 0;
+}
+
+static __always_inline int send_to_neighbour(const struct session_half *half)
+{
+	struct bpf_redir_neigh next = {
+		.nh_family = NAT_FAMILY,
+		.ipv4_nh = half->next_hop,
+	};
+	__u32 ifindex = half->ifindex;
+	struct nat_zone *zone;
+
+	/* Without Ethernet header there is nothing to hand to a veth. */
+	if (half->target == TARGET_PORT) {
+		zone = zone_get(half->peer_zone);
+		if (!zone)
+			return TC_ACT_SHOT;
+		ifindex = zone->ifindex;
+	}
+	if (!half->next_hop) /* a next hop of the other family (RFC 5549) */
+		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	return bpf_redirect_neigh(ifindex, &next, sizeof(next), 0);
+}
+
+/* Sends a translated packet where its half says; sets the action. */
+static __always_inline int session_send(struct nat *n,
+					const struct session_half *half)
+{
+	struct __sk_buff *skb = n->skb;
+
+	if (n->egress || half->target == TARGET_HOST) {
+		n->action = VERDICT_NEXT;
+		return 0;
+	}
+	if (half->target == TARGET_PORT && n->p.l3) {
+		/* A bridge port sees its frames as another host's. */
+		if (skb->pkt_type != PACKET_HOST &&
+		    bpf_skb_change_type(skb, PACKET_HOST) < 0)
+			return -REASON_DROPPED_REWRITE;
+		n->action = bpf_redirect_peer(half->ifindex, 0);
+	} else {
+		skb->tc_index = DIRECT_PATH_MARK;
+		n->action = send_to_neighbour(half);
+	}
+	return n->action == TC_ACT_REDIRECT ? 0 : -REASON_DROPPED_REWRITE;
+}
+
+static __always_inline int session_reason(const struct nat *n,
+					  const struct session_half *half)
+{
+	if (half->flags & HALF_HAIRPIN)
+		return -REASON_TRANSLATED_HAIRPIN;
+	if (half->target == TARGET_HOST)
+		return -REASON_TRANSLATED_HOST;
+	if (n->egress)
+		return -REASON_TRANSLATED_STACK;
+	if (half->target == TARGET_OUTSIDE)
+		return -REASON_TRANSLATED_OUTBOUND;
+	return -REASON_TRANSLATED_INBOUND;
+}
+
+/* Whether conenat is the router that takes one from this packet's TTL. */
+static __always_inline bool session_routes(const struct nat *n,
+					   const struct session_half *half)
+{
+	return !n->egress && half->target != TARGET_HOST;
+}
+
+/* Rewrites a packet as its half says and sends it on. */
+static __always_inline int session_translate(struct nat *n,
+					     const struct session_half *half)
+{
+	struct rewrite to = {
+		.saddr = half->saddr,
+		.daddr = half->daddr,
+		.sport = half->sport,
+		.dport = half->dport,
+		.decrement_ttl = session_routes(n, half),
+	};
+	int rc;
+
+	if (to.decrement_ttl && n->p.ttl <= 1)
+		return -REASON_DROPPED_TTL;
+	rc = rewrite_packet(n, &to);
+	if (rc < 0)
+		return rc;
+	rc = session_send(n, half);
+	return rc < 0 ? rc : session_reason(n, half);
+}
+
+/*
+ * The return path leads to the port that the session was opened from. A packet
+ * of the session from elsewhere (a container started anew, or a spoofer): from
+ * now on the bridge's own tables say where the address is.
+ */
+NAT_GLOBAL int session_port_changed(const struct session_key *key,
+				    struct session_half *half)
+{
+	struct session_half *other;
+	struct session_key reverse;
+	struct nat_zone *zone;
+
+	if (!key || !half)
+		return 0;
+	half->port_ifindex = 0;
+	session_reverse_key(key, half, &reverse);
+	other = session_find(&reverse);
+	zone = zone_get(key->zone);
+	if (!other || !zone || other->target != TARGET_PORT)
+		return 0;
+	other->ifindex = zone->ifindex;
+	other->next_hop = key->saddr;
+	other->target = TARGET_DEVICE;
+	return 0;
+}
+
+static __always_inline void session_check_port(const struct nat *n,
+					       const struct session_key *key,
+					       struct session_half *half)
+{
+	if (!half->port_ifindex || n->egress)
+		return;
+	if (half->port_ifindex != n->skb->ifindex)
+		session_port_changed(key, half);
+}
+
+/* A packet of a known session. */
+static __always_inline int session_forward(struct nat *n,
+					   const struct session_key *key,
+					   struct session_half *half)
+{
+	int rc;
+
+	session_check_port(n, key, half);
+	if (half->target == TARGET_OUTSIDE && !n->egress) {
+		rc = session_exceptions(n, half);
+		if (rc < 0) {
+			/* Egress translates it, and needs the session. */
+			if (rc == -REASON_PASSED_STACK)
+				session_touch(n, key, half);
+			return rc;
+		}
+	}
+	session_touch(n, key, half);
+	return session_translate(n, half);
+}
+
+static __always_inline __s64 session_slot_take(const struct nat_config *cfg)
+{
+	struct nat_pool *pool = pool_get(POOL_SESSIONS);
+	__u32 index;
+
+	if (!pool)
+		return -1;
+	if (bpf_map_pop_elem(&session_free, &index) < 0)
+		return pool_bump(pool, cfg->max_sessions);
+	__sync_fetch_and_sub(&pool->free, 1);
+	return index;
+}
+
+static __always_inline void session_slot_give(__u32 index)
+{
+	struct session_slot *slot;
+	struct nat_pool *pool = pool_get(POOL_SESSIONS);
+
+	slot = bpf_map_lookup_elem(&session_slots, &index);
+	if (slot)
+		__builtin_memset(slot, 0, sizeof(*slot));
+	if (pool && bpf_map_push_elem(&session_free, &index, 0) == 0)
+		__sync_fetch_and_add(&pool->free, 1);
+}
+
+/* A slot that names the key, to be looked at after the shortest timeout. */
+static __noinline __s64 session_slot_use(const struct session_key *key)
+{
+	struct nat_config *cfg = config_get();
+	struct session_slot *slot;
+	int l4 = l4_index(key->proto);
+	__s64 taken;
+	__u32 index;
+
+	if (!cfg || l4 < 0 || l4 >= NAT_PROTOCOLS)
+		return -1;
+	taken = session_slot_take(cfg);
+	if (taken < 0)
+		return -1;
+	index = taken;
+	slot = bpf_map_lookup_elem(&session_slots, &index);
+	if (!slot)
+		return -1;
+	slot->check = clock_tick() + cfg->recheck[l4];
+	slot->key = *key;
+	return index;
+}
+
+static __always_inline void half_ref(const struct session_half *half,
+				     struct binding_ref *ref)
+{
+	ref->binding = half->binding;
+	ref->generation = half->generation;
+}
+
+/* The references that a session that is gone has held. */
+static __always_inline int session_release(const struct session_key *key,
+				      const struct session_half *primary,
+				      const struct session_half *reverse)
+{
+	struct binding_ref ref;
+
+	half_ref(primary, &ref);
+	if (primary->flags & HALF_FILTER)
+		permission_drop(&ref, key->daddr);
+	binding_drop(primary->binding, primary->generation);
+	if (primary->flags & HALF_HAIRPIN && !(primary->flags & HALF_SELF) &&
+	    reverse)
+		binding_drop(reverse->binding, reverse->generation);
+	return 0;
+}
+
+static __always_inline void plan_primary(const struct session_plan *plan,
+					 struct session_half *half)
+{
+	half->saddr = plan->saddr;
+	half->daddr = plan->daddr;
+	half->sport = plan->sport;
+	half->dport = plan->dport;
+	half->ifindex = plan->ifindex;
+	half->next_hop = plan->next_hop;
+	half->port_ifindex = plan->port_ifindex;
+	half->binding = plan->ref.binding;
+	half->generation = plan->ref.generation;
+	half->peer_zone = plan->peer_zone;
+	half->mtu = plan->mtu;
+	half->target = plan->target;
+	half->flags = plan->flags | HALF_PRIMARY;
+	half->seen = plan->seen;
+	half->last_seen = clock_tick();
+	half->created = clock_seconds();
+	/* Opened from outside: its first packet out looks for the route. */
+	half->resolved = half->last_seen;
+	if (!half->ifindex)
+		half->resolved -= ROUTE_TICKS + 1;
+}
+
+static __always_inline void plan_reverse(const struct session_plan *plan,
+					 struct session_half *half)
+{
+	half->saddr = plan->key.daddr;
+	half->daddr = plan->key.saddr;
+	half->sport = plan->key.dport;
+	half->dport = plan->key.sport;
+	half->ifindex = plan->reverse_ifindex;
+	half->next_hop = plan->reverse_next_hop;
+	half->binding = plan->reverse_ref.binding;
+	half->generation = plan->reverse_ref.generation;
+	half->peer_zone = plan->key.zone;
+	half->target = plan->reverse_target;
+	half->flags = plan->flags & ~HALF_FILTER;
+	half->seen = plan->reverse_seen;
+	half->last_seen = clock_tick();
+	half->created = clock_seconds();
+}
+
+static __noinline int plan_insert_primary(const struct session_plan *plan,
+					  __u32 slot)
+{
+	struct session_half half = {};
+
+	plan_primary(plan, &half);
+	half.slot = slot;
+	return bpf_map_update_elem(&sessions, &plan->key, &half, BPF_NOEXIST);
+}
+
+static __noinline int plan_insert_reverse(const struct session_plan *plan,
+					  __u32 slot)
+{
+	struct session_half half = {};
+	struct session_key key = {};
+
+	key.saddr = plan->daddr;
+	key.daddr = plan->saddr;
+	key.sport = plan->dport;
+	key.dport = plan->sport;
+	key.proto = plan->key.proto;
+	key.zone = plan->peer_zone;
+	plan_reverse(plan, &half);
+	half.slot = slot;
+	return bpf_map_update_elem(&sessions, &key, &half, BPF_NOEXIST);
+}
+
+/*
+ * Puts both halves of a plan into the table; it holds one reference on each
+ * half's binding. -EEXIST: another CPU has opened the same session.
+ */
+static __noinline int session_insert(const struct session_plan *plan)
+{
+	__s64 slot = session_slot_use(&plan->key);
+	int rc;
+
+	if (slot < 0)
+		return -REASON_DROPPED_SESSIONS_FULL;
+	rc = plan_insert_primary(plan, slot);
+	if (rc == 0 && !(plan->flags & HALF_SELF)) {
+		rc = plan_insert_reverse(plan, slot);
+		if (rc < 0)
+			bpf_map_delete_elem(&sessions, &plan->key);
+	}
+	if (rc == 0)
+		return 0;
+	session_slot_give(slot);
+	return rc == -EEXIST ? -EEXIST : -REASON_DROPPED_SESSIONS_FULL;
+}
+
+static __always_inline int plan_permission(struct session_plan *plan)
+{
+	int rc;
+
+	if (filtering_of(plan->key.zone, plan->key.proto) !=
+	    NAT_ADDRESS_DEPENDENT)
+		return 0;
+	rc = permission_hold(&plan->ref, plan->key.daddr);
+	if (rc == 0)
+		plan->flags |= HALF_FILTER;
+	return rc;
+}
+
+/* Gives back what the plan of a session that did not come about has held. */
+static __always_inline void plan_release(const struct session_plan *plan)
+{
+	if (plan->flags & HALF_FILTER)
+		permission_drop(&plan->ref, plan->key.daddr);
+	binding_drop(plan->ref.binding, plan->ref.generation);
+	if (plan->flags & HALF_HAIRPIN && !(plan->flags & HALF_SELF))
+		binding_drop(plan->reverse_ref.binding,
+			     plan->reverse_ref.generation);
+}
+
+/* A session that is in the table now, and a hairpin's second one. */
+static __always_inline int plan_announce(const struct session_plan *plan)
+{
+	struct session_half *half = session_find(&plan->key), *reverse;
+	struct session_change c = { .type = EVENT_SESSION_CREATED };
+	struct session_key reverse_key;
+
+	if (!half)
+		return 0;
+	session_reverse_key(&plan->key, half, &reverse_key);
+	reverse = session_find(&reverse_key);
+	c.key = &plan->key;
+	c.half = half;
+	c.state = session_state(plan->key.proto, plan->seen,
+				plan->reverse_seen);
+	return event_sessions(&c, &reverse_key, reverse);
+}
+
+/*
+ * Opens the planned session, whose references the caller has taken: they are
+ * the session's from now on, or given back.
+ */
+NAT_GLOBAL int session_open(struct session_plan *plan)
+{
+	int rc;
+
+	if (!plan)
+		return -REASON_DROPPED_RACE;
+	rc = plan_permission(plan);
+	if (rc == 0)
+		rc = session_insert(plan);
+	if (rc == 0)
+		return plan_announce(plan);
+	plan_release(plan);
+	return rc;
+}
+
+#endif /* CONENAT_SESSION_H */
