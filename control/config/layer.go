@@ -126,7 +126,7 @@ func kind(node ast.Node) string {
 // keys are refused.
 func Parse(name string, r io.Reader) (Layer, error) {
 	var l Layer
-	err := yaml.NewDecoder(r, yaml.Strict()).Decode(&l)
+	err := decode(r, &l)
 	if errors.Is(err, io.EOF) { // an empty file says nothing
 		return l, nil
 	}
@@ -148,6 +148,17 @@ func Parse(name string, r io.Reader) (Layer, error) {
 		}
 	})
 	return l, nil
+}
+
+// decode turns the panics that goccy/go-yaml 1.19.2 has on some malformed files (a tag without a value where a list belongs;
+// see the fuzz corpus) into errors.
+func decode(r io.Reader, l *Layer) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = errors.New("the file is not YAML that can be understood: write it without tags, anchors and aliases")
+		}
+	}()
+	return yaml.NewDecoder(r, yaml.Strict()).Decode(l)
 }
 
 // Merge is base with everything that over gives in its place. Lists are replaced, not appended to.
