@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+// State is what a dataplane holds or should hold. Order within the lists means nothing.
+type State struct {
+	Settings dataplane.Settings
+	Outsides []dataplane.Outside
+	Networks []dataplane.Network
+	Forwards []dataplane.Forward // a desired one may leave Network empty
+	Links    []dataplane.Link
+}
+
+// Verb is what an action does.
+type Verb string
+
+// The verbs, in the order in which a plan has them.
+const (
+	Detach        Verb = "detach"
+	RemoveForward Verb = "remove forward"
+	RemoveNetwork Verb = "remove network"
+	RemoveOutside Verb = "remove outside"
+	Configure     Verb = "configure"
+	PutOutside    Verb = "put outside"
+	PutNetwork    Verb = "put network"
+	AddForward    Verb = "add forward"
+	Attach        Verb = "attach"
+)
+
+// Action is one step; the field that its verb speaks of is set.
+type Action struct {
+	Verb     Verb
+	Settings dataplane.Settings
+	Outside  dataplane.Outside
+	Network  dataplane.Network
+	Forward  dataplane.Forward
+	Link     dataplane.Link
+}
+
+// String names the verb and the object: it identifies an action among those of one plan, and of the next.
+func (a Action) String() string {
+	switch a.Verb {
+	case Detach, Attach:
+		return fmt.Sprintf("%s %s hooks, interface %s (index %d)", a.Verb, a.Link.Kind, a.Link.Name, a.Link.IfIndex)
+	case RemoveForward, AddForward:
+		return fmt.Sprintf("%s %s", a.Verb, ForwardID(a.Forward.Protocol, a.Forward.External))
+	case RemoveNetwork, PutNetwork:
+		return fmt.Sprintf("%s %s", a.Verb, a.Network.Name)
+	case RemoveOutside, PutOutside:
+		return fmt.Sprintf("%s %s", a.Verb, a.Outside.Name)
+	}
+	return string(a.Verb)
+}
+
+// ForwardID is the name of a static binding: "tcp/198.51.100.1:8080".
+func ForwardID(p dataplane.Protocol, external netip.AddrPort) string {
+	return p.String() + "/" + external.String()
+}
+
+// New is what takes a dataplane from actual to desired. An action that fails may make later ones fail; none
+// of them needs the whole plan to have succeeded.
+func New(desired, actual State) []Action {
+	var p []Action
+	p = append(p, detach(desired, actual)...)
+	p = append(p, remove(desired, actual)...)
+	if desired.Settings != actual.Settings {
+		p = append(p, Action{Verb: Configure, Settings: desired.Settings})
+	}
+	p = append(p, put(desired, actual)...)
+	p = append(p, attach(desired, actual)...)
+	return p
+}
+
+func detach(desired, actual State) (p []Action) {
+	keep := index(desired.Links, linkKey)
+	for _, l := range inOrder(actual.Links, compareLinks) {
+		if want, ok := keep[l.IfIndex]; !ok || want.Kind != l.Kind || want.Owner != l.Owner {
+			p = append(p, Action{Verb: Detach, Link: l})
+		}
+	}
+	slices.Reverse(p) // the inside first
+	return p
+}
+
+func attach(desired, actual State) (p []Action) {
+	have := index(actual.Links, linkKey)
+	for _, l := range inOrder(desired.Links, compareLinks) {
+		if is, ok := have[l.IfIndex]; !ok || !sameLink(is, l) {
+			p = append(p, Action{Verb: Attach, Link: l})
+		}
+	}
+	return p
+}
+
+func remove(desired, actual State) (p []Action) {
+	forwards := index(desired.Forwards, forwardKey)
+	for _, f := range inOrder(actual.Forwards, compareForwards) {
+		if want, ok := forwards[forwardKey(f)]; !ok || !sameForward(f, want) {
+			p = append(p, Action{Verb: RemoveForward, Forward: f})
+		}
+	}
+	networks := index(desired.Networks, networkKey)
+	for _, n := range inOrder(actual.Networks, compareNetworks) {
+		if _, ok := networks[n.Name]; !ok {
+			p = append(p, Action{Verb: RemoveNetwork, Network: n})
+		}
+	}
+	outsides := index(desired.Outsides, outsideKey)
+	for _, o := range inOrder(actual.Outsides, compareOutsides) {
+		if _, ok := outsides[o.Name]; !ok {
+			p = append(p, Action{Verb: RemoveOutside, Outside: o})
+		}
+	}
+	return p
+}
+
+func put(desired, actual State) (p []Action) {
+	outsides := index(actual.Outsides, outsideKey)
+	for _, o := range inOrder(desired.Outsides, compareOutsides) {
+		if is, ok := outsides[o.Name]; !ok || is != o {
+			p = append(p, Action{Verb: PutOutside, Outside: o})
+		}
+	}
+	networks := index(actual.Networks, networkKey)
+	for _, n := range inOrder(desired.Networks, compareNetworks) {
+		if is, ok := networks[n.Name]; !ok || !sameNetwork(is, n) {
+			p = append(p, Action{Verb: PutNetwork, Network: n})
+		}
+	}
+	forwards := index(actual.Forwards, forwardKey)
+	for _, f := range inOrder(desired.Forwards, compareForwards) {
+		if is, ok := forwards[forwardKey(f)]; !ok || !sameForward(is, f) {
+			p = append(p, Action{Verb: AddForward, Forward: f})
+		}
+	}
+	return p
+}
+
+func sameNetwork(a, b dataplane.Network) bool {
+	return a.IfIndex == b.IfIndex && bytes.Equal(a.Gateway, b.Gateway) && a.Filtering == b.Filtering &&
+		slices.Equal(inOrder(a.Prefixes, netip.Prefix.Compare), inOrder(b.Prefixes, netip.Prefix.Compare))
+}
+
+// sameLink leaves out Name, which is for messages, and Mechanism, which the dataplane chooses.
+func sameLink(a, b dataplane.Link) bool {
+	return a.IfIndex == b.IfIndex && a.Kind == b.Kind && a.Owner == b.Owner && a.Peer == b.Peer && a.Layer3 == b.Layer3
+}
+
+// sameForward leaves out OverHostSocket, which only matters while a forward is made.
+func sameForward(is, want dataplane.Forward) bool {
+	return is.Internal == want.Internal && (want.Network == "" || want.Network == is.Network)
+}
+
+func linkKey(l dataplane.Link) int          { return l.IfIndex }
+func networkKey(n dataplane.Network) string { return n.Name }
+func outsideKey(o dataplane.Outside) string { return o.Name }
+func forwardKey(f dataplane.Forward) string { return ForwardID(f.Protocol, f.External) }
+
+// compareLinks puts outsides first and bridges last, so that ports are covered before their bridge is.
+func compareLinks(a, b dataplane.Link) int {
+	rank := map[dataplane.LinkKind]int{dataplane.OutsideLink: 0, dataplane.InsidePort: 1, dataplane.InsideDevice: 2}
+	return cmp.Or(cmp.Compare(rank[a.Kind], rank[b.Kind]), cmp.Compare(a.IfIndex, b.IfIndex))
+}
+
+func compareNetworks(a, b dataplane.Network) int { return strings.Compare(a.Name, b.Name) }
+func compareOutsides(a, b dataplane.Outside) int { return strings.Compare(a.Name, b.Name) }
+
+func compareForwards(a, b dataplane.Forward) int {
+	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External))
+}
+
+func inOrder[T any](list []T, compare func(a, b T) int) []T {
+	return slices.SortedStableFunc(slices.Values(list), compare)
+}
+
+func index[K comparable, T any](list []T, key func(T) K) map[K]T {
+	m := make(map[K]T, len(list))
+	for _, v := range list {
+		m[key(v)] = v
+	}
+	return m
+}

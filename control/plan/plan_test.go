@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/dataplane/dataplanetest"
+)
+
+var (
+	prefixA = netip.MustParsePrefix("172.17.0.0/16")
+	prefixB = netip.MustParsePrefix("172.18.0.0/16")
+	addr    = netip.MustParseAddr("198.51.100.1")
+)
+
+func settings(variant int64) dataplane.Settings {
+	s := dataplane.DefaultSettings()
+	s.SessionsPerBinding += uint32(variant)
+	return s
+}
+
+func full() State {
+	return State{
+		Settings: settings(0),
+		Outsides: []dataplane.Outside{{Name: "eth0", IfIndex: 2, Address: addr}},
+		Networks: []dataplane.Network{{Name: "br0", IfIndex: 3, Gateway: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Prefixes: []netip.Prefix{prefixA}}},
+		Forwards: []dataplane.Forward{{Protocol: dataplane.TCP, Network: "br0", External: netip.AddrPortFrom(addr, 8080), Internal: netip.MustParseAddrPort("172.17.0.2:80")}},
+		Links: []dataplane.Link{
+			{IfIndex: 3, Name: "br0", Kind: dataplane.InsideDevice, Owner: "br0"},
+			{IfIndex: 5, Name: "veth1", Kind: dataplane.InsidePort, Owner: "br0", Peer: true},
+			{IfIndex: 4, Name: "veth0", Kind: dataplane.InsidePort, Owner: "br0", Peer: true},
+			{IfIndex: 2, Name: "eth0", Kind: dataplane.OutsideLink, Owner: "eth0"},
+		},
+	}
+}
+
+func TestNew(t *testing.T) {
+	empty := State{Settings: settings(0)}
+	tests := []struct {
+		name   string
+		change func(s *State) // of the desired state, which is full() before
+		actual State
+		want   []string
+	}{
+		{"everything_from_nothing", func(*State) {}, State{}, []string{
+			"configure", "put outside eth0", "put network br0", "add forward tcp/198.51.100.1:8080",
+			"attach outside hooks, interface eth0 (index 2)",
+			"attach inside-port hooks, interface veth0 (index 4)", "attach inside-port hooks, interface veth1 (index 5)",
+			"attach inside-device hooks, interface br0 (index 3)",
+		}},
+		{"nothing_from_everything", func(s *State) { *s = empty }, full(), []string{
+			"detach inside-device hooks, interface br0 (index 3)",
+			"detach inside-port hooks, interface veth1 (index 5)", "detach inside-port hooks, interface veth0 (index 4)",
+			"detach outside hooks, interface eth0 (index 2)",
+			"remove forward tcp/198.51.100.1:8080", "remove network br0", "remove outside eth0",
+		}},
+		{"nothing_to_do", func(*State) {}, full(), nil},
+		{"order_means_nothing", func(s *State) { slices.Reverse(s.Links) }, full(), nil},
+		{"interface_came_back", func(s *State) { s.Outsides[0].IfIndex, s.Links[3].IfIndex = 9, 9 }, full(), []string{
+			"detach outside hooks, interface eth0 (index 2)", "put outside eth0", "attach outside hooks, interface eth0 (index 9)"}},
+		{"interface_is_away", func(s *State) { s.Outsides[0].IfIndex = 0; s.Links = s.Links[:3] }, full(), []string{
+			"detach outside hooks, interface eth0 (index 2)", "put outside eth0"}},
+		{"peer_moved_to_its_container", func(s *State) { s.Links[1].Peer = false }, full(), []string{
+			"attach inside-port hooks, interface veth1 (index 5)"}},
+		{"port_changed_bridges", func(s *State) {
+			s.Networks = append(s.Networks, dataplane.Network{Name: "br1", IfIndex: 8})
+			s.Links[1].Owner = "br1"
+		}, full(), []string{
+			"detach inside-port hooks, interface veth1 (index 5)", "put network br1", "attach inside-port hooks, interface veth1 (index 5)"}},
+		{"address_changed", func(s *State) { s.Outsides[0].Address = addr.Next() }, full(), []string{"put outside eth0"}},
+		{"prefix_joined", func(s *State) { s.Networks[0].Prefixes = []netip.Prefix{prefixB, prefixA} }, full(), []string{"put network br0"}},
+		{"filtering_changed", func(s *State) { s.Networks[0].Filtering[1] = dataplane.AddressDependent }, full(), []string{"put network br0"}},
+		{"settings_changed", func(s *State) { s.Settings = settings(1) }, full(), []string{"configure"}},
+		{"forward_without_network_is_there", func(s *State) { s.Forwards[0].Network = "" }, full(), nil},
+		{"forward_goes_elsewhere", func(s *State) { s.Forwards[0].Internal = netip.MustParseAddrPort("172.17.0.3:80") }, full(), []string{
+			"remove forward tcp/198.51.100.1:8080", "add forward tcp/198.51.100.1:8080"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			desired := full()
+			tt.change(&desired)
+			var got []string
+			for _, a := range New(desired, tt.actual) {
+				got = append(got, a.String())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestPlanningAgainGivesNothing(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	d := dataplanetest.New()
+	for i := range 2000 {
+		desired := random(r)
+		for _, a := range New(desired, actual(t, d)) {
+			if err := execute(d, a); err != nil {
+				t.Fatalf("round %d: %s: %v", i, a, err)
+			}
+		}
+		if again := New(desired, actual(t, d)); len(again) != 0 {
+			t.Fatalf("round %d: planning again gives %v\ndesired %+v\nactual %+v", i, again, desired, actual(t, d))
+		}
+	}
+}
+
+// random is a state that makes sense: owners are there, forwards have a network and an outside.
+func random(r *rand.Rand) State {
+	s := State{Settings: settings(r.Int64N(3))}
+	for i := range 2 {
+		if r.IntN(3) == 0 {
+			continue
+		}
+		o := dataplane.Outside{Name: fmt.Sprint("eth", i), IfIndex: r.IntN(2) * (10 + r.IntN(3) + 10*i), Address: netip.AddrFrom4([4]byte{198, 51, 100, byte(r.IntN(3) + 3*i)})}
+		s.Outsides = append(s.Outsides, o)
+		if o.IfIndex != 0 {
+			s.Links = append(s.Links, dataplane.Link{IfIndex: o.IfIndex, Kind: dataplane.OutsideLink, Owner: o.Name, Layer3: r.IntN(2) == 0})
+		}
+	}
+	for i := range 3 {
+		if r.IntN(3) == 0 {
+			continue
+		}
+		n := dataplane.Network{Name: fmt.Sprint("br", i), IfIndex: 40 + r.IntN(3) + 10*i, Prefixes: []netip.Prefix{prefixA, prefixB}[:r.IntN(3)]}
+		s.Networks = append(s.Networks, n)
+		s.Links = append(s.Links, dataplane.Link{IfIndex: n.IfIndex, Kind: dataplane.InsideDevice, Owner: n.Name})
+		for range r.IntN(4) {
+			l := dataplane.Link{IfIndex: 100 + r.IntN(6), Kind: dataplane.InsidePort, Owner: n.Name, Peer: r.IntN(2) == 0}
+			if !slices.ContainsFunc(s.Links, func(o dataplane.Link) bool { return o.IfIndex == l.IfIndex }) {
+				s.Links = append(s.Links, l)
+			}
+		}
+		if len(s.Outsides) > 0 && r.IntN(2) == 0 {
+			f := dataplane.Forward{Protocol: dataplane.UDP, Network: n.Name, External: netip.AddrPortFrom(s.Outsides[0].Address, uint16(80+i)),
+				Internal: netip.AddrPortFrom(prefixA.Addr(), uint16(1+r.IntN(2)))}
+			s.Forwards = append(s.Forwards, f)
+		}
+	}
+	return s
+}
+
+func actual(t *testing.T, d *dataplanetest.Dataplane) (s State) {
+	t.Helper()
+	s.Settings, _ = d.Settings()
+	s.Networks, _ = d.Networks()
+	s.Outsides, _ = d.Outsides()
+	s.Links, _ = d.Links()
+	bindings, _ := d.Bindings()
+	for _, b := range bindings {
+		s.Forwards = append(s.Forwards, dataplane.Forward{Protocol: b.Protocol, Network: b.Network, External: b.External, Internal: b.Internal})
+	}
+	return s
+}
+
+func execute(d *dataplanetest.Dataplane, a Action) error {
+	switch a.Verb {
+	case Detach:
+		return d.Detach(a.Link.IfIndex)
+	case RemoveForward:
+		return d.RemoveForward(a.Forward.Protocol, a.Forward.External)
+	case RemoveNetwork:
+		return d.RemoveNetwork(a.Network.Name)
+	case RemoveOutside:
+		return d.RemoveOutside(a.Outside.Name)
+	case Configure:
+		return d.Configure(a.Settings)
+	case PutOutside:
+		return d.PutOutside(a.Outside)
+	case PutNetwork:
+		return d.PutNetwork(a.Network)
+	case AddForward:
+		_, err := d.AddForward(a.Forward)
+		return err
+	case Attach:
+		return d.Attach(a.Link)
+	}
+	return fmt.Errorf("unknown verb %q", a.Verb)
+}
