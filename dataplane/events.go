@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+var eventTypes = map[uint8]EventType{
+	bpf.EventBindingCreated:  BindingCreated,
+	bpf.EventBindingExpired:  BindingExpired,
+	bpf.EventBindingChanged:  BindingChanged,
+	bpf.EventSessionCreated:  SessionCreated,
+	bpf.EventSessionState:    SessionState,
+	bpf.EventSessionClosed:   SessionClosed,
+	bpf.EventPortExhausted:   PortExhausted,
+	bpf.EventQuotaExceeded:   QuotaExceeded,
+	bpf.EventInboundFiltered: InboundFiltered,
+}
+
+// lostCheck is after how many records in a row the count of lost ones is looked at; it is looked at whenever
+// the ring is empty.
+const lostCheck = 1024
+
+type eventReader struct {
+	ring    *ringbuf.Reader
+	lostMap *ebpf.Map
+	lost    uint64 // reported so far
+	unread  int    // records since the last look at lostMap
+	record  ringbuf.Record
+	pending *bpf.Event // read behind a loss that had to be told first
+}
+
+// newEventReader starts at the present: what an earlier daemon did not read is dropped.
+func newEventReader(ring, lostMap *ebpf.Map) (*eventReader, error) {
+	reader, err := ringbuf.NewReader(ring)
+	if err != nil {
+		return nil, fmt.Errorf("open event ring: %w", err)
+	}
+	r := &eventReader{ring: reader, lostMap: lostMap}
+	reader.SetDeadline(time.Unix(1, 0))
+	for reader.AvailableBytes() > 0 {
+		if err := reader.ReadInto(&r.record); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			reader.Close()
+			return nil, fmt.Errorf("drain event ring: %w", err)
+		}
+	}
+	reader.SetDeadline(time.Time{})
+	r.lost, err = sumPerCPU(lostMap, 0)
+	if err != nil {
+		reader.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *eventReader) close() error { return r.ring.Close() }
+
+// next waits for a record. lost is how many were lost before it.
+func (r *eventReader) next(ctx context.Context) (e *bpf.Event, lost uint64, err error) {
+	if e = r.pending; e != nil {
+		r.pending = nil
+		return e, 0, nil
+	}
+	stop := context.AfterFunc(ctx, func() { _ = r.ring.Flush() })
+	defer stop()
+	if err := ctx.Err(); err != nil {
+		return nil, 0, err
+	}
+	for {
+		err = r.ring.ReadInto(&r.record)
+		if !errors.Is(err, ringbuf.ErrFlushed) {
+			break
+		}
+		if ctx.Err() != nil {
+			return nil, 0, ctx.Err()
+		}
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read event ring: %w", err)
+	}
+	e = new(bpf.Event)
+	if err := binary.Read(bytes.NewReader(r.record.RawSample), binary.NativeEndian, e); err != nil {
+		return nil, 0, fmt.Errorf("decode event of %d bytes: %w", len(r.record.RawSample), err)
+	}
+	r.unread++
+	if r.record.Remaining > 0 && r.unread < lostCheck {
+		return e, 0, nil
+	}
+	r.unread = 0
+	total, err := sumPerCPU(r.lostMap, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	lost, r.lost = total-r.lost, total
+	if lost > 0 {
+		r.pending = e
+	}
+	return e, lost, nil
+}
+
+// ReadEvent waits for the next event. Events that the ring had no room for come as one EventsLost with their
+// count: the maps are the truth then. One goroutine at a time. Error: ctx's, when it ends.
+func (d *Dataplane) ReadEvent(ctx context.Context) (Event, error) {
+	raw, lost, err := d.events.next(ctx)
+	if err != nil {
+		return Event{}, err
+	}
+	if lost > 0 {
+		return Event{Time: time.Now(), Type: EventsLost, Count: lost}, nil
+	}
+	known, err := d.zoneName(raw.Zone)
+	if err != nil {
+		return Event{}, err
+	}
+	return d.eventOf(raw, known), nil
+}
+
+// zoneName reads one element, not the whole table, for each event.
+func (d *Dataplane) zoneName(id uint16) (string, error) {
+	if id == bpf.ZoneHost {
+		return HostNetwork, nil
+	}
+	var z bpf.Zone
+	if err := d.objs.Zones4.Lookup(uint32(id), &z); err != nil {
+		return "", fmt.Errorf("read network %d: %w", id, err)
+	}
+	return nameOf(z.Name), nil
+}
+
+func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
+	e := Event{
+		Time:     d.now().wallAt(raw.Time),
+		Type:     eventTypes[raw.Type],
+		Protocol: Protocol(raw.Proto),
+		Network:  network,
+		Internal: eventEndpoint(raw.Internal, raw.InternalPort),
+		External: eventEndpoint(raw.External, raw.ExternalPort),
+		Static:   raw.Flags&bpf.EventFlagStatic != 0,
+		Hairpin:  raw.Flags&bpf.EventFlagHairpin != 0,
+		Sessions: int(raw.SessionCount),
+		Lifetime: durationOf(raw.Lifetime),
+		Count:    uint64(raw.Count),
+	}
+	switch e.Type {
+	case SessionState:
+		e.OldState = stateName(raw.OldState)
+		fallthrough
+	case SessionCreated, SessionClosed:
+		e.State = stateName(raw.State)
+		fallthrough
+	case InboundFiltered, PortExhausted, QuotaExceeded:
+		e.Remote = eventEndpoint(raw.Remote, raw.RemotePort)
+	}
+	return e
+}
+
+func stateName(s uint8) string {
+	if s < bpf.StateCount {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("state(%d)", s)
+}
+
+func eventEndpoint(addr [16]uint8, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(addr[:4])), portOf(port))
+}

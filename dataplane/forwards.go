@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+// What nat_control answers, as errors.
+var (
+	errBusy    = errors.New("the sweeper is at work")
+	errRefused = errors.New("refused")
+)
+
+var answers = map[bpf.Answer]error{
+	bpf.AnswerOK:         nil,
+	bpf.AnswerBadRequest: errRefused,
+	bpf.AnswerNoAddress:  fmt.Errorf("%w: not an external address of an outside", ErrNotFound),
+	bpf.AnswerTaken:      ErrPortTaken,
+	bpf.AnswerHostSocket: ErrHostSocket,
+	bpf.AnswerNotFound:   ErrNotFound,
+	bpf.AnswerFull:       ErrFull,
+	bpf.AnswerBusy:       errBusy,
+	bpf.AnswerFailed:     errors.New("the packet path failed"),
+}
+
+// request runs nat_control; r comes back as the program left it.
+func (d *Dataplane) request(r *bpf.Request) error {
+	var in bytes.Buffer
+	if err := binary.Write(&in, binary.NativeEndian, r); err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	out := make([]byte, in.Len()+64)
+	opts := ebpf.RunOptions{Data: in.Bytes(), DataOut: out}
+	answer, err := d.objs.NatControl.Run(&opts)
+	if err != nil {
+		return fmt.Errorf("run nat_control: %w", err)
+	}
+	if err := binary.Read(bytes.NewReader(opts.DataOut), binary.NativeEndian, r); err != nil {
+		return fmt.Errorf("decode answer: %w", err)
+	}
+	if err, known := answers[bpf.Answer(answer)]; known {
+		return err
+	}
+	return fmt.Errorf("nat_control answers %d", answer)
+}
+
+// AddForward makes a static binding. Errors: ErrPortTaken, ErrHostSocket, ErrNotFound (no such network, or
+// the external address is none of an outside), ErrFull.
+func (d *Dataplane) AddForward(f Forward) (Binding, error) {
+	defer d.writes.hold()()
+	b, err := d.addForward(f)
+	if err != nil {
+		return b, fmt.Errorf("forward %s %s to %s: %w", f.Protocol, f.External, f.Internal, err)
+	}
+	return b, nil
+}
+
+func (d *Dataplane) addForward(f Forward) (Binding, error) {
+	if f.Protocol != TCP && f.Protocol != UDP {
+		return Binding{}, fmt.Errorf("protocol %s cannot be forwarded: want tcp or udp", f.Protocol)
+	}
+	for _, e := range []netip.AddrPort{f.External, f.Internal} {
+		if !e.Addr().Is4() || e.Port() == 0 {
+			return Binding{}, fmt.Errorf("endpoint %s: want an IPv4 address and a port from 1 to 65535", e)
+		}
+	}
+	zone, name, err := d.forwardZone(f)
+	if err != nil {
+		return Binding{}, err
+	}
+	r := bpf.Request{
+		Command:      bpf.CommandBind,
+		Proto:        uint8(f.Protocol),
+		Zone:         zone,
+		Internal:     rawAddr(f.Internal.Addr()),
+		InternalPort: rawPort(f.Internal.Port()),
+		External:     rawAddr(f.External.Addr()),
+		ExternalPort: rawPort(f.External.Port()),
+	}
+	if f.OverHostSocket {
+		r.Flags |= bpf.BindOverSocket
+	}
+	if err := d.request(&r); err != nil {
+		return Binding{}, err
+	}
+	return Binding{Protocol: f.Protocol, Network: name, Internal: f.Internal, External: f.External,
+		Static: true, Created: time.Now()}, nil
+}
+
+// forwardZone is the network that the internal address lies in; it must be the named one, if one is named.
+func (d *Dataplane) forwardZone(f Forward) (uint16, string, error) {
+	known, err := d.names()
+	if err != nil {
+		return 0, "", err
+	}
+	if id, _ := known.zoneID(f.Network); f.Network != "" && id == 0 {
+		return 0, "", fmt.Errorf("network %s: %w", f.Network, ErrNotFound)
+	}
+	for id, z := range known.zones {
+		if z.Name[0] == 0 || (f.Network != "" && nameOf(z.Name) != f.Network) {
+			continue
+		}
+		n := networkOf(z)
+		for _, p := range n.Prefixes {
+			if p.Contains(f.Internal.Addr()) {
+				return uint16(id), n.Name, nil
+			}
+		}
+	}
+	if f.Network != "" {
+		return 0, "", fmt.Errorf("internal address %s does not lie in network %s: %w", f.Internal.Addr(), f.Network, ErrNotFound)
+	}
+	return 0, "", fmt.Errorf("internal address %s lies in no network of conenat's: %w", f.Internal.Addr(), ErrNotFound)
+}
+
+// RemoveForward ends a static binding and its sessions. Error: ErrNotFound, also for a dynamic binding.
+func (d *Dataplane) RemoveForward(p Protocol, external netip.AddrPort) error {
+	defer d.writes.hold()()
+	found := false
+	err := d.kill(func(b binding) bool {
+		match := b.Flags&bpf.BindingStatic != 0 && Protocol(b.Proto) == p && endpoint(b.External, b.ExternalPort) == external
+		found = found || match
+		return match
+	})
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("remove forward %s/%s: %w", p, external, err)
+	}
+	return nil
+}
+
+// ReserveHost says that the host uses an endpoint: no binding takes it before the protocol's idle timeout.
+// An endpoint that is held already is no error.
+func (d *Dataplane) ReserveHost(p Protocol, external netip.AddrPort) error {
+	if !external.Addr().Is4() {
+		return fmt.Errorf("reserve %s/%s: not IPv4", p, external)
+	}
+	err := d.request(&bpf.Request{
+		Command:      bpf.CommandReserve,
+		Proto:        uint8(p),
+		External:     rawAddr(external.Addr()),
+		ExternalPort: rawPort(external.Port()),
+	})
+	if err != nil && !errors.Is(err, ErrPortTaken) {
+		return fmt.Errorf("reserve %s/%s: %w", p, external, err)
+	}
+	return nil
+}
+
+// kill ends the bindings that match, with their sessions: each is marked, and a walk over all sessions ends
+// those of marked bindings.
+func (d *Dataplane) kill(match func(binding) bool) error {
+	live, err := d.liveBindings()
+	if err != nil {
+		return err
+	}
+	for _, b := range live {
+		if !match(b) {
+			continue
+		}
+		r := bpf.Request{Command: bpf.CommandKill, Proto: b.Proto, External: b.External, ExternalPort: b.ExternalPort}
+		if err := d.request(&r); err != nil && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("end binding %s: %w", endpoint(b.External, b.ExternalPort), err)
+		}
+	}
+	return d.sweep()
+}
+
+// sweepRetry is how long a walk waits for the kernel's own; its goes are bounded to well under it.
+const sweepRetry = time.Millisecond
+
+// sweep walks all sessions once, and ends what has expired or belongs to a dying binding.
+func (d *Dataplane) sweep() error {
+	deadline := time.Now().Add(time.Minute)
+	var cursor uint32
+	for {
+		r := bpf.Request{Command: bpf.CommandSweep, Cursor: cursor}
+		err := d.request(&r)
+		switch {
+		case errors.Is(err, errBusy) && time.Now().Before(deadline):
+			time.Sleep(sweepRetry)
+		case err != nil:
+			return fmt.Errorf("sweep: %w", err)
+		case r.Cursor == 0:
+			return nil
+		default:
+			cursor = r.Cursor
+		}
+	}
+}
+
+// Sweep ends what has expired by now, without waiting for the kernel's timer.
+func (d *Dataplane) Sweep() error {
+	defer d.writes.hold()()
+	return d.sweep()
+}

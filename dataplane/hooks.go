@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// How a hook is attached.
+const (
+	mechanismTCX    = "tcx"
+	mechanismClsact = "clsact"
+)
+
+// A clsact filter's handle and priority are fixed: a replace without them would add a second filter.
+const (
+	filterHandle   = 1
+	filterPriority = 49278 // 0xc07e
+	filterName     = "conenat"
+)
+
+// hook is a program at one of an interface's two places.
+type hook struct {
+	program *ebpf.Program
+	attach  ebpf.AttachType
+	parent  uint32 // clsact
+	name    string // part of the pin's name
+}
+
+func (d *Dataplane) hooksOf(k LinkKind) []hook {
+	ingress := hook{attach: ebpf.AttachTCXIngress, parent: netlink.HANDLE_MIN_INGRESS, name: "ingress"}
+	if k != OutsideLink {
+		ingress.program = d.objs.NatInside
+		return []hook{ingress}
+	}
+	ingress.program = d.objs.NatOutsideIngress
+	egress := hook{attach: ebpf.AttachTCXEgress, parent: netlink.HANDLE_MIN_EGRESS, name: "egress",
+		program: d.objs.NatOutsideEgress}
+	return []hook{egress, ingress}
+}
+
+func (d *Dataplane) hookPin(ifindex int, name string) string {
+	return filepath.Join(d.pins, fmt.Sprintf("link_%d_%s", ifindex, name))
+}
+
+// attachHooks puts a link's programs in place, by TCX where the kernel has it, else by clsact. What the
+// other mechanism has left is taken away once this one works.
+func (d *Dataplane) attachHooks(l Link) error {
+	for _, h := range d.hooksOf(l.Kind) {
+		err := ebpf.ErrNotSupported
+		if d.features.TCX {
+			err = d.attachTCX(l, h)
+		}
+		switch {
+		case err == nil:
+			err = detachClsact(l.IfIndex, h.parent)
+		case errors.Is(err, ebpf.ErrNotSupported):
+			if err = attachClsact(l, h); err == nil {
+				err = d.detachTCX(l.IfIndex, h.name)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", h.name, err)
+		}
+	}
+	return nil
+}
+
+// attachTCX swaps the program in the pinned link, or makes a link and pins it.
+func (d *Dataplane) attachTCX(l Link, h hook) error {
+	pin := d.hookPin(l.IfIndex, h.name)
+	if pinned, err := link.LoadPinnedLink(pin, nil); err == nil {
+		defer pinned.Close()
+		info, err := pinned.Info()
+		if err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == l.IfIndex {
+			return pinned.Update(h.program)
+		}
+		if err := d.detachTCX(l.IfIndex, h.name); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open pinned link %s: %w", pin, err)
+	}
+	made, err := link.AttachTCX(link.TCXOptions{Interface: l.IfIndex, Program: h.program, Attach: h.attach})
+	if err != nil {
+		return fmt.Errorf("attach by TCX: %w", err)
+	}
+	defer made.Close()
+	if err := made.Pin(pin); err != nil {
+		return fmt.Errorf("pin link %s: %w", pin, err)
+	}
+	return nil
+}
+
+// detachTCX removes a pin; the link ends with it, since nobody else holds it.
+func (d *Dataplane) detachTCX(ifindex int, name string) error {
+	err := os.Remove(d.hookPin(ifindex, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func clsactQdisc(ifindex int) *netlink.GenericQdisc {
+	return &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+}
+
+func attachClsact(l Link, h hook) error {
+	if err := netlink.QdiscAdd(clsactQdisc(l.IfIndex)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact qdisc: %w", err)
+	}
+	filter := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: l.IfIndex, Parent: h.parent, Handle: filterHandle,
+			Priority: filterPriority, Protocol: unix.ETH_P_ALL},
+		Fd:           h.program.FD(),
+		Name:         filterName,
+		DirectAction: true,
+	}
+	if err := netlink.FilterReplace(filter); err != nil {
+		return fmt.Errorf("replace clsact filter: %w", err)
+	}
+	return nil
+}
+
+// ownFilters are conenat's filters at a place, and how many others there are.
+func ownFilters(dev netlink.Link, parent uint32) (own []*netlink.BpfFilter, others int, err error) {
+	filters, err := netlink.FilterList(dev, parent)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) { // no qdisc
+		return nil, 0, nil
+	}
+	for _, f := range filters {
+		b, ok := f.(*netlink.BpfFilter)
+		if ok && b.Priority == filterPriority && strings.HasPrefix(b.Name, filterName) {
+			own = append(own, b)
+			continue
+		}
+		others++
+	}
+	return own, others, err
+}
+
+// detachClsact removes conenat's filter from a place, and the qdisc if nobody else has a filter there. An
+// interface that is gone took its filters along.
+func detachClsact(ifindex int, parent uint32) error {
+	dev, err := netlink.LinkByIndex(ifindex)
+	if errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look up interface %d: %w", ifindex, err)
+	}
+	own, _, err := ownFilters(dev, parent)
+	if err != nil || len(own) == 0 {
+		return err
+	}
+	for _, f := range own {
+		if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove clsact filter: %w", err)
+		}
+	}
+	left := 0
+	for _, p := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		mine, others, err := ownFilters(dev, p)
+		if err != nil {
+			return err
+		}
+		left += len(mine) + others
+	}
+	if left > 0 {
+		return nil
+	}
+	if err := netlink.QdiscDel(clsactQdisc(ifindex)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("remove clsact qdisc: %w", err)
+	}
+	return nil
+}
+
+func (d *Dataplane) detachHooks(ifindex int) error {
+	for _, h := range d.hooksOf(OutsideLink) { // both places, whatever it was
+		if err := errors.Join(d.detachTCX(ifindex, h.name), detachClsact(ifindex, h.parent)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mechanism says by what an interface's ingress hook is attached now; "" when it is not.
+func (d *Dataplane) mechanism(ifindex int) (string, error) {
+	if pinned, err := link.LoadPinnedLink(d.hookPin(ifindex, "ingress"), nil); err == nil {
+		defer pinned.Close()
+		info, err := pinned.Info()
+		if err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == ifindex {
+			return mechanismTCX, nil
+		}
+		return "", nil
+	}
+	dev, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return "", nil // it is gone, and its hooks with it
+	}
+	own, _, err := ownFilters(dev, netlink.HANDLE_MIN_INGRESS)
+	if err != nil || len(own) == 0 {
+		return "", err
+	}
+	return mechanismClsact, nil
+}

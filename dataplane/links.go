@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+var linkKinds = map[LinkKind]uint8{
+	InsideDevice: bpf.LinkInsideDevice,
+	InsidePort:   bpf.LinkInsidePort,
+	OutsideLink:  bpf.LinkOutside,
+}
+
+// Attach makes an interface known to the packet path and puts its hooks on it. It may be called again, for a
+// link that changed or to take hooks of an earlier daemon over to this program.
+func (d *Dataplane) Attach(l Link) error {
+	defer d.writes.hold()()
+	if err := d.attach(l); err != nil {
+		return fmt.Errorf("attach %s hooks to %s (ifindex %d): %w", l.Kind, l.Name, l.IfIndex, err)
+	}
+	return nil
+}
+
+func (d *Dataplane) attach(l Link) error {
+	raw, err := d.rawLink(l)
+	if err != nil {
+		return err
+	}
+	before, known, err := d.lookupLink(uint32(l.IfIndex))
+	if err != nil {
+		return err
+	}
+	if known && (before.Kind == bpf.LinkOutside) != (raw.Kind == bpf.LinkOutside) {
+		return fmt.Errorf("it is on the other side already: detach it first")
+	}
+	if err := d.putLink(raw); err != nil {
+		return err
+	}
+	if err := d.attachHooks(l); err != nil {
+		if !known {
+			err = errors.Join(err, d.deleteLink(raw.Ifindex))
+		}
+		return err
+	}
+	return nil
+}
+
+func (d *Dataplane) rawLink(l Link) (bpf.Link, error) {
+	kind, ok := linkKinds[l.Kind]
+	if !ok || l.IfIndex <= 0 {
+		return bpf.Link{}, fmt.Errorf("kind %d, ifindex %d: not a link", l.Kind, l.IfIndex)
+	}
+	known, err := d.names()
+	if err != nil {
+		return bpf.Link{}, err
+	}
+	raw := bpf.Link{Ifindex: uint32(l.IfIndex), Kind: kind}
+	if l.Peer {
+		raw.Flags |= bpf.LinkPeer
+	}
+	if l.Layer3 {
+		raw.Flags |= bpf.LinkLayer3
+	}
+	if l.Kind == OutsideLink {
+		id, _ := known.realmID(l.Owner)
+		if id < 0 {
+			return raw, fmt.Errorf("outside %s: %w", l.Owner, ErrNotFound)
+		}
+		raw.Owner = uint16(id)
+		return raw, nil
+	}
+	id, _ := known.zoneID(l.Owner)
+	if id == 0 {
+		return raw, fmt.Errorf("network %s: %w", l.Owner, ErrNotFound)
+	}
+	raw.Owner = id
+	raw.Mac = known.zones[id].Mac
+	return raw, nil
+}
+
+// Interfaces lie in an array by the low bits of their index; one that finds its place taken by another goes
+// to a hash (link_get of config.h).
+
+func (d *Dataplane) lookupLink(ifindex uint32) (bpf.Link, bool, error) {
+	var l bpf.Link
+	if err := d.objs.Links.Lookup(ifindex%bpf.Links, &l); err != nil {
+		return l, false, fmt.Errorf("read link: %w", err)
+	}
+	if l.Ifindex == ifindex {
+		return l, true, nil
+	}
+	err := d.objs.LinksOverflow.Lookup(ifindex, &l)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return bpf.Link{}, false, nil
+	}
+	return l, err == nil, err
+}
+
+func (d *Dataplane) putLink(l bpf.Link) error {
+	var at bpf.Link
+	index := l.Ifindex % bpf.Links
+	if err := d.objs.Links.Lookup(index, &at); err != nil {
+		return fmt.Errorf("read link: %w", err)
+	}
+	if at.Ifindex == 0 || at.Ifindex == l.Ifindex {
+		if err := d.objs.Links.Put(index, l); err != nil {
+			return fmt.Errorf("write link: %w", err)
+		}
+		return nil
+	}
+	if err := d.objs.LinksOverflow.Put(l.Ifindex, l); err != nil {
+		return fmt.Errorf("write link: %w", err)
+	}
+	return nil
+}
+
+func (d *Dataplane) deleteLink(ifindex uint32) error {
+	var at bpf.Link
+	index := ifindex % bpf.Links
+	if err := d.objs.Links.Lookup(index, &at); err != nil {
+		return fmt.Errorf("read link: %w", err)
+	}
+	if at.Ifindex == ifindex {
+		if err := d.objs.Links.Put(index, bpf.Link{}); err != nil {
+			return fmt.Errorf("delete link: %w", err)
+		}
+		return nil
+	}
+	if err := d.objs.LinksOverflow.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete link: %w", err)
+	}
+	return nil
+}
+
+func (d *Dataplane) rawLinks() ([]bpf.Link, error) {
+	all, err := dumpArray[bpf.Link](d.objs.Links, bpf.Links)
+	if err != nil {
+		return nil, fmt.Errorf("read links: %w", err)
+	}
+	var out []bpf.Link
+	for _, l := range all {
+		if l.Ifindex != 0 {
+			out = append(out, l)
+		}
+	}
+	more, err := dumpHash[uint32, bpf.Link](d.objs.LinksOverflow)
+	if err != nil {
+		return nil, fmt.Errorf("read links: %w", err)
+	}
+	for _, l := range more {
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// Detach takes the hooks off an interface, which may be gone already. Error: ErrNotFound.
+func (d *Dataplane) Detach(ifindex int) error {
+	defer d.writes.hold()()
+	l, known, err := d.lookupLink(uint32(ifindex))
+	if err == nil && !known {
+		err = ErrNotFound
+	}
+	if err == nil {
+		err = d.detachHooks(int(l.Ifindex))
+	}
+	if err == nil {
+		err = d.deleteLink(l.Ifindex)
+	}
+	if err != nil {
+		return fmt.Errorf("detach hooks of interface %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// Links are the interfaces that have hooks, those that are gone and were not detached too.
+func (d *Dataplane) Links() ([]Link, error) {
+	raw, err := d.rawLinks()
+	if err != nil {
+		return nil, err
+	}
+	known, err := d.names()
+	if err != nil {
+		return nil, err
+	}
+	var out []Link
+	for _, r := range raw {
+		l := Link{
+			IfIndex: int(r.Ifindex),
+			Peer:    r.Flags&bpf.LinkPeer != 0,
+			Layer3:  r.Flags&bpf.LinkLayer3 != 0,
+		}
+		for kind, k := range linkKinds {
+			if k == r.Kind {
+				l.Kind = kind
+			}
+		}
+		l.Owner = known.zone(r.Owner)
+		if l.Kind == OutsideLink {
+			l.Owner = nameOf(known.realms[r.Owner%bpf.Realms].Name)
+		}
+		if dev, err := net.InterfaceByIndex(l.IfIndex); err == nil {
+			l.Name = dev.Name
+		}
+		if l.Mechanism, err = d.mechanism(l.IfIndex); err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}

@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+// HostNetwork is the network's name of the host's own packets whose source port a binding holds.
+const HostNetwork = "host"
+
+// maxName is NAT_NAME_LEN less the final 0.
+const maxName = 15
+
+// names is a picture of zones and realms.
+type names struct {
+	zones  []bpf.Zone
+	realms []bpf.Realm
+}
+
+func (d *Dataplane) names() (names, error) {
+	var n names
+	var err error
+	if n.zones, err = dumpArray[bpf.Zone](d.objs.Zones4, bpf.Zones); err != nil {
+		return n, fmt.Errorf("read networks: %w", err)
+	}
+	if n.realms, err = dumpArray[bpf.Realm](d.objs.Realms4, bpf.Realms); err != nil {
+		return n, fmt.Errorf("read outsides: %w", err)
+	}
+	return n, nil
+}
+
+func nameOf(raw [16]int8) string {
+	var b []byte
+	for _, c := range raw {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
+}
+
+func rawName(s string) (raw [16]int8) {
+	for i := range min(len(s), maxName) {
+		raw[i] = int8(s[i])
+	}
+	return raw
+}
+
+func (n names) zone(id uint16) string {
+	if id == bpf.ZoneHost {
+		return HostNetwork
+	}
+	if int(id) >= len(n.zones) {
+		return ""
+	}
+	return nameOf(n.zones[id].Name)
+}
+
+func (n names) filtering(zone uint16, l4 int) Behavior {
+	if int(zone) >= len(n.zones) {
+		return AddressAndPortDependent
+	}
+	return Behavior(n.zones[zone].Filtering[l4])
+}
+
+// zoneID finds a network by name; free is the lowest identifier that none has, 0 when all are taken.
+func (n names) zoneID(name string) (id, free uint16) {
+	for i := bpf.ZoneLast; i > 0; i-- {
+		switch nameOf(n.zones[i].Name) {
+		case name:
+			id = uint16(i)
+		case "":
+			free = uint16(i)
+		}
+	}
+	return id, free
+}
+
+func (n names) realmID(name string) (id int, free int) {
+	id, free = -1, -1
+	for i := len(n.realms) - 1; i >= 0; i-- {
+		switch nameOf(n.realms[i].Name) {
+		case name:
+			id = i
+		case "":
+			free = i
+		}
+	}
+	return id, free
+}
+
+func checkName(kind, name string) error {
+	if name == "" || len(name) > maxName || name == HostNetwork {
+		return fmt.Errorf("%s %q: want a name of 1 to %d bytes that is not %q", kind, name, maxName, HostNetwork)
+	}
+	return nil
+}
+
+// PutNetwork makes a network, or changes the one of that name. Bindings that live stay as they are.
+func (d *Dataplane) PutNetwork(n Network) error {
+	if err := checkName("network", n.Name); err != nil {
+		return err
+	}
+	zone, err := rawZone(n)
+	if err != nil {
+		return fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	defer d.writes.hold()()
+	known, err := d.names()
+	if err != nil {
+		return err
+	}
+	id, free := known.zoneID(n.Name)
+	if id == 0 {
+		id = free
+	}
+	if id == 0 {
+		return fmt.Errorf("network %s: %w: %d networks are there already", n.Name, ErrFull, bpf.ZoneLast)
+	}
+	if err := d.objs.Zones4.Put(uint32(id), zone); err != nil {
+		return fmt.Errorf("write network %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+func rawZone(n Network) (bpf.Zone, error) {
+	zone := bpf.Zone{Name: rawName(n.Name), Ifindex: uint32(n.IfIndex), Prefixes: uint8(len(n.Prefixes))}
+	if len(n.Prefixes) == 0 || len(n.Prefixes) > bpf.Prefixes {
+		return zone, fmt.Errorf("has %d prefixes; want 1 to %d", len(n.Prefixes), bpf.Prefixes)
+	}
+	for i, p := range n.Prefixes {
+		if !p.Addr().Is4() {
+			return zone, fmt.Errorf("prefix %s is not IPv4", p)
+		}
+		zone.Prefix[i].Address = rawAddr(p.Masked().Addr())
+		zone.Prefix[i].Mask = rawMask(p.Bits())
+	}
+	for i, b := range n.Filtering {
+		if b > AddressAndPortDependent {
+			return zone, fmt.Errorf("unknown filtering %d", b)
+		}
+		zone.Filtering[i] = uint8(b)
+	}
+	copy(zone.Mac[:], n.Gateway)
+	return zone, nil
+}
+
+func rawMask(bits int) uint32 {
+	full := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return rawAddr(netip.PrefixFrom(full, bits).Masked().Addr())
+}
+
+func maskBits(mask uint32) int {
+	bits := 0
+	for _, b := range addrOf(mask).As4() {
+		for ; b != 0; b <<= 1 {
+			bits++
+		}
+	}
+	return bits
+}
+
+// Networks are those that were put and not removed.
+func (d *Dataplane) Networks() ([]Network, error) {
+	known, err := d.names()
+	if err != nil {
+		return nil, err
+	}
+	var out []Network
+	for _, z := range known.zones {
+		if z.Name[0] != 0 {
+			out = append(out, networkOf(z))
+		}
+	}
+	return out, nil
+}
+
+func networkOf(z bpf.Zone) Network {
+	n := Network{Name: nameOf(z.Name), IfIndex: int(z.Ifindex)}
+	if z.Mac != [6]uint8{} {
+		n.Gateway = append(n.Gateway, z.Mac[:]...)
+	}
+	for _, p := range z.Prefix[:min(int(z.Prefixes), bpf.Prefixes)] {
+		n.Prefixes = append(n.Prefixes, netip.PrefixFrom(addrOf(p.Address), maskBits(p.Mask)))
+	}
+	for i, b := range z.Filtering {
+		n.Filtering[i] = Behavior(b)
+	}
+	return n
+}
+
+// RemoveNetwork ends a network with its bindings and sessions. Its links must be detached before.
+func (d *Dataplane) RemoveNetwork(name string) error {
+	defer d.writes.hold()()
+	known, err := d.names()
+	if err != nil {
+		return err
+	}
+	id, _ := known.zoneID(name)
+	if id == 0 {
+		return fmt.Errorf("remove network %s: %w", name, ErrNotFound)
+	}
+	if err := d.refuseLinked(name, uint16(id), false); err != nil {
+		return err
+	}
+	if err := d.kill(func(b binding) bool { return b.Zone == id }); err != nil {
+		return fmt.Errorf("remove network %s: %w", name, err)
+	}
+	if err := d.objs.Zones4.Put(uint32(id), bpf.Zone{}); err != nil {
+		return fmt.Errorf("remove network %s: %w", name, err)
+	}
+	return nil
+}
+
+// refuseLinked is an error while an interface still has hooks for the owner.
+func (d *Dataplane) refuseLinked(name string, owner uint16, outside bool) error {
+	links, err := d.rawLinks()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.Owner == owner && (l.Kind == bpf.LinkOutside) == outside {
+			return fmt.Errorf("remove %s: interface %d still has its hooks: detach it first", name, l.Ifindex)
+		}
+	}
+	return nil
+}
+
+// PutOutside makes an outside, or changes the one of that name. Bindings on an address that it no longer has
+// end.
+func (d *Dataplane) PutOutside(o Outside) error {
+	if err := checkName("outside", o.Name); err != nil {
+		return err
+	}
+	if o.Address.IsValid() && !o.Address.Is4() {
+		return fmt.Errorf("outside %s: external address %s is not IPv4", o.Name, o.Address)
+	}
+	defer d.writes.hold()()
+	known, err := d.names()
+	if err != nil {
+		return err
+	}
+	id, free := known.realmID(o.Name)
+	if id < 0 {
+		id = free
+	}
+	if id < 0 {
+		return fmt.Errorf("outside %s: %w: %d outsides are there already", o.Name, ErrFull, bpf.Realms)
+	}
+	realm := bpf.Realm{Name: rawName(o.Name), Ifindex: uint32(o.IfIndex)}
+	if o.Address.IsValid() {
+		realm.Address = rawAddr(o.Address)
+	}
+	if err := d.moveAddress(id, known.realms[id].Address, realm.Address); err != nil {
+		return fmt.Errorf("outside %s: %w", o.Name, err)
+	}
+	if err := d.objs.Realms4.Put(uint32(id), realm); err != nil {
+		return fmt.Errorf("write outside %s: %w", o.Name, err)
+	}
+	return nil
+}
+
+// moveAddress gives a realm its external address; the one it had before loses its bindings.
+func (d *Dataplane) moveAddress(realm int, old, address uint32) error {
+	if old == address {
+		return nil
+	}
+	if address != 0 {
+		if err := d.addAddress(realm, address); err != nil {
+			return err
+		}
+	}
+	if old != 0 {
+		return d.removeAddress(old)
+	}
+	return nil
+}
+
+func (d *Dataplane) addAddress(realm int, address uint32) error {
+	known, err := dumpHash[uint32, bpf.Address](d.objs.Addresses4)
+	if err != nil {
+		return fmt.Errorf("read external addresses: %w", err)
+	}
+	if has, ok := known[address]; ok {
+		return fmt.Errorf("external address %s belongs to another outside (%d)", addrOf(address), has.Realm)
+	}
+	var taken [bpf.Addresses]bool
+	for _, a := range known {
+		taken[a.Slot] = true
+	}
+	for slot, t := range taken {
+		if t {
+			continue
+		}
+		if err := d.clearPorts(slot); err != nil {
+			return err
+		}
+		value := bpf.Address{Realm: uint16(realm), Slot: uint16(slot)}
+		if err := d.objs.Addresses4.Update(address, value, ebpf.UpdateNoExist); err != nil {
+			return fmt.Errorf("add external address %s: %w", addrOf(address), err)
+		}
+		return nil
+	}
+	return fmt.Errorf("external address %s: %w: %d are there already", addrOf(address), ErrFull, bpf.Addresses)
+}
+
+// clearPorts frees every port of an address that is not in use.
+func (d *Dataplane) clearPorts(slot int) error {
+	for l4 := range bpf.Protocols {
+		if err := d.objs.Ports.Put(uint32(slot*bpf.Protocols+l4), make([]byte, d.objs.Ports.ValueSize())); err != nil {
+			return fmt.Errorf("clear port bitmap: %w", err)
+		}
+	}
+	return nil
+}
+
+// removeAddress: first no packet can claim a port of it any more, then what lives on it ends. The walk that
+// ends the sessions gives up the host's claims on it, too.
+func (d *Dataplane) removeAddress(address uint32) error {
+	if err := d.objs.Addresses4.Delete(address); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove external address %s: %w", addrOf(address), err)
+	}
+	return d.kill(func(b binding) bool { return b.External == address })
+}
+
+// RemoveOutside ends an outside with the bindings on its external address. Its link must be detached before.
+func (d *Dataplane) RemoveOutside(name string) error {
+	defer d.writes.hold()()
+	known, err := d.names()
+	if err != nil {
+		return err
+	}
+	id, _ := known.realmID(name)
+	if id < 0 {
+		return fmt.Errorf("remove outside %s: %w", name, ErrNotFound)
+	}
+	if err := d.refuseLinked(name, uint16(id), true); err != nil {
+		return err
+	}
+	if address := known.realms[id].Address; address != 0 {
+		if err := d.removeAddress(address); err != nil {
+			return fmt.Errorf("remove outside %s: %w", name, err)
+		}
+	}
+	if err := d.objs.Realms4.Put(uint32(id), bpf.Realm{}); err != nil {
+		return fmt.Errorf("remove outside %s: %w", name, err)
+	}
+	return nil
+}
+
+// Outsides are those that were put and not removed.
+func (d *Dataplane) Outsides() ([]Outside, error) {
+	known, err := d.names()
+	if err != nil {
+		return nil, err
+	}
+	var out []Outside
+	for _, r := range known.realms {
+		if r.Name[0] == 0 {
+			continue
+		}
+		o := Outside{Name: nameOf(r.Name), IfIndex: int(r.Ifindex)}
+		if r.Address != 0 {
+			o.Address = addrOf(r.Address)
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}

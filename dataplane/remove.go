@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+)
+
+// RemoveReport counts what Remove took away.
+type RemoveReport struct {
+	Links int // interfaces that had hooks
+	Pins  int
+}
+
+// Remove takes away every hook, pin and map of a state directory; the packets go as they went before
+// conenat. Errors: ErrNotFound when nothing is there, ErrInUse while a daemon lives on it, ErrPermission.
+func Remove(stateDir string) (RemoveReport, error) {
+	if stateDir == "" {
+		stateDir = DefaultStateDir
+	}
+	if err := checkPrivileges(); err != nil {
+		return RemoveReport{}, err
+	}
+	there, err := exists(stateDir)
+	if err == nil && there {
+		there, err = onBPFFS(stateDir)
+	}
+	if err != nil {
+		return RemoveReport{}, err
+	}
+	if !there {
+		return RemoveReport{}, fmt.Errorf("detach %s: %w", stateDir, ErrNotFound)
+	}
+	lock, err := flock(stateDir)
+	if err != nil {
+		return RemoveReport{}, err
+	}
+	report, err := removeAll(stateDir)
+	lock.Close()
+	if err != nil {
+		return report, fmt.Errorf("detach %s: %w", stateDir, err)
+	}
+	return report, removeStateDir(stateDir)
+}
+
+// removeAll works for pins of any ABI version whose links map begins as this one's: hooks go first, so that
+// a failure half-way leaves packets to the host's own NAT.
+func removeAll(stateDir string) (RemoveReport, error) {
+	var report RemoveReport
+	entries, err := os.ReadDir(stateDir)
+	if err != nil {
+		return report, err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), pinPrefix) {
+			continue
+		}
+		dir := filepath.Join(stateDir, e.Name())
+		if err := removeHooks(dir, &report); err != nil {
+			return report, err
+		}
+		if err := removePins(dir, &report); err != nil {
+			return report, err
+		}
+	}
+	if report == (RemoveReport{}) {
+		return report, ErrNotFound
+	}
+	return report, nil
+}
+
+// removeHooks detaches the interfaces that the links map names. TCX links end with their pins.
+func removeHooks(dir string, report *RemoveReport) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "links"), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned links: %w", err)
+	}
+	defer m.Close()
+	d := &Dataplane{pins: dir}
+	d.objs.Links = m
+	if d.objs.LinksOverflow, err = ebpf.LoadPinnedMap(filepath.Join(dir, "links_overflow"), nil); err != nil {
+		return fmt.Errorf("open pinned links: %w", err)
+	}
+	defer d.objs.LinksOverflow.Close()
+	links, err := d.rawLinks()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if err := d.detachHooks(int(l.Ifindex)); err != nil {
+			return fmt.Errorf("detach hooks of interface %d: %w", l.Ifindex, err)
+		}
+		report.Links++
+	}
+	return nil
+}
+
+// removePins removes a directory of pins, whatever is in it.
+func removePins(dir string, report *RemoveReport) error {
+	pins, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, p := range pins {
+		if err := os.Remove(filepath.Join(dir, p.Name())); err != nil {
+			return err
+		}
+		report.Pins++
+	}
+	return os.Remove(dir)
+}

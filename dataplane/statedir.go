@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+// standardBPFFS is where hosts have their bpffs; systemd mounts it, and so does Open where nobody has.
+const standardBPFFS = "/sys/fs/bpf"
+
+// pinPrefix starts the name of a directory of pins; the ABI version follows.
+const pinPrefix = "abi-"
+
+func pinDir(stateDir string) string {
+	return filepath.Join(stateDir, fmt.Sprintf("%s%d", pinPrefix, bpf.ABIVersion))
+}
+
+// checkPins says whether there are pins of this ABI version; those of another one are an error.
+func checkPins(stateDir string) (bool, error) {
+	entries, err := os.ReadDir(stateDir)
+	if err != nil {
+		return false, fmt.Errorf("read state directory: %w", err)
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if strings.HasPrefix(name, pinPrefix) && !strings.HasSuffix(name, ".new") &&
+			name != filepath.Base(pinDir(stateDir)) {
+			return false, fmt.Errorf("adopt %s: %w: %s, this is %s%d; run `conenat detach` with the version that made it",
+				stateDir, ErrABI, name, pinPrefix, bpf.ABIVersion)
+		}
+	}
+	return exists(pinDir(stateDir))
+}
+
+// ensureBPFFS makes sure that the state directory exists and lies on a bpffs.
+func ensureBPFFS(stateDir string) error {
+	if strings.HasPrefix(stateDir, standardBPFFS+"/") {
+		if err := mountBPFFS(standardBPFFS); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	return mountBPFFS(stateDir)
+}
+
+func onBPFFS(dir string) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return false, fmt.Errorf("look at the filesystem of %s: %w", dir, err)
+	}
+	return st.Type == unix.BPF_FS_MAGIC, nil
+}
+
+func mountBPFFS(dir string) error {
+	is, err := onBPFFS(dir)
+	if err != nil || is {
+		return err
+	}
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a bpffs on %s: %w", dir, err)
+	}
+	return nil
+}
+
+// lockStateDir makes the state directory and takes it for this process; the lock ends with the process.
+func lockStateDir(stateDir string) (*os.File, error) {
+	if err := ensureBPFFS(stateDir); err != nil {
+		return nil, err
+	}
+	return flock(stateDir)
+}
+
+func flock(stateDir string) (*os.File, error) {
+	f, err := os.Open(stateDir)
+	if err != nil {
+		return nil, fmt.Errorf("open state directory: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w: stop it, or give another --state-dir", stateDir, ErrInUse)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", stateDir, err)
+	}
+	return f, nil
+}
+
+// removeStateDir takes away an empty state directory, and the bpffs that Open mounted on it.
+func removeStateDir(stateDir string) error {
+	var dir, parent unix.Stat_t
+	if err := unix.Stat(stateDir, &dir); err != nil {
+		return fmt.Errorf("stat state directory: %w", err)
+	}
+	if err := unix.Stat(filepath.Dir(stateDir), &parent); err != nil {
+		return fmt.Errorf("stat state directory's parent: %w", err)
+	}
+	if dir.Dev != parent.Dev {
+		if err := unix.Unmount(stateDir, 0); err != nil {
+			return fmt.Errorf("unmount %s: %w", stateDir, err)
+		}
+	}
+	if err := os.Remove(stateDir); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		return fmt.Errorf("remove state directory: %w", err)
+	}
+	return nil
+}

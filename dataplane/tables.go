@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+// writeLock serialises what changes several maps at once. Packets do not know of it.
+type writeLock struct{ mu sync.Mutex }
+
+func (l *writeLock) hold() (release func()) {
+	l.mu.Lock()
+	return l.mu.Unlock
+}
+
+// Addresses and ports lie in the maps in network byte order.
+
+func addrOf(a uint32) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], a)
+	return netip.AddrFrom4(b)
+}
+
+func rawAddr(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+func portOf(p uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], p)
+	return binary.BigEndian.Uint16(b[:])
+}
+
+func rawPort(p uint16) uint16 { return portOf(p) }
+
+func endpoint(addr uint32, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(addrOf(addr), portOf(port))
+}
+
+// dumpHash reads a whole hash map. Entries that come or go meanwhile may or may not be in it.
+func dumpHash[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
+	out := map[K]V{}
+	chunk := 4096
+	for {
+		var cursor ebpf.MapBatchCursor
+		err := dumpChunks(m, &cursor, chunk, out)
+		if !errors.Is(err, unix.ENOSPC) {
+			return out, err
+		}
+		chunk *= 2 // a bucket has more entries than the chunk
+	}
+}
+
+func dumpChunks[K comparable, V any](m *ebpf.Map, cursor *ebpf.MapBatchCursor, chunk int, out map[K]V) error {
+	keys, values := make([]K, chunk), make([]V, chunk)
+	for {
+		n, err := m.BatchLookup(cursor, keys, values, nil)
+		for i := range n {
+			out[keys[i]] = values[i]
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// dumpArray reads the first n elements of an array map.
+func dumpArray[V any](m *ebpf.Map, n uint32) ([]V, error) {
+	out := make([]V, 0, n)
+	keys, values := make([]uint32, 4096), make([]V, 4096)
+	var cursor ebpf.MapBatchCursor
+	for uint32(len(out)) < n {
+		count, err := m.BatchLookup(&cursor, keys, values, nil)
+		out = append(out, values[:count]...)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out[:min(n, uint32(len(out)))], nil
+}
+
+func (d *Dataplane) pool(id uint32) (used, free uint32, err error) {
+	var p bpf.Pool
+	if err := d.objs.Pools.Lookup(id, &p); err != nil {
+		return 0, 0, fmt.Errorf("read pool %d: %w", id, err)
+	}
+	limit := d.capacity.Sessions
+	if id == bpf.PoolBindings {
+		limit = d.capacity.Bindings
+	}
+	return min(p.Used, limit), uint32(p.Free), nil
+}
+
+// Usage counts what is in the tables; the host's own ports count as sessions.
+func (d *Dataplane) Usage() (Usage, error) {
+	var u Usage
+	used, free, err := d.pool(bpf.PoolSessions)
+	if err != nil {
+		return u, err
+	}
+	u.Sessions = used - min(free, used)
+	if used, free, err = d.pool(bpf.PoolBindings); err != nil {
+		return u, err
+	}
+	u.Bindings = used - min(free, used)
+	u.EventsLost, err = sumPerCPU(d.objs.EventsLost, 0)
+	return u, err
+}
+
+func sumPerCPU(m *ebpf.Map, key uint32) (uint64, error) {
+	var values []uint64
+	if err := m.Lookup(key, &values); err != nil {
+		return 0, fmt.Errorf("read counter: %w", err)
+	}
+	var sum uint64
+	for _, v := range values {
+		sum += v
+	}
+	return sum, nil
+}
+
+// Counter is how many packets got their verdict for a reason, since the maps were made.
+type Counter struct {
+	Name    string // as "translated_outbound"
+	Verdict string // translated, passed or dropped
+	Packets uint64
+}
+
+// Counters are all reasons in the order of enum nat_reason, those without packets too.
+func (d *Dataplane) Counters() ([]Counter, error) {
+	var out []Counter
+	for r := bpf.Reason(1); r < bpf.ReasonCount; r++ {
+		n, err := sumPerCPU(d.objs.Counters, uint32(r))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Counter{Name: bpf.ReasonName(r), Verdict: verdictOf(r), Packets: n})
+	}
+	return out, nil
+}
+
+func verdictOf(r bpf.Reason) string {
+	switch {
+	case r <= bpf.ReasonLastTranslated:
+		return "translated"
+	case r <= bpf.ReasonLastPassed:
+		return "passed"
+	}
+	return "dropped"
+}
+
+// binding is a live element of the bindings array.
+type binding struct {
+	index uint32
+	bpf.Binding
+}
+
+func (b binding) references() uint32 { return uint32(b.Word) &^ bpf.BindingDying }
+
+func (b binding) sessions() int {
+	n := int(b.references())
+	if b.Flags&bpf.BindingStatic != 0 && uint32(b.Word)&bpf.BindingDying == 0 {
+		n--
+	}
+	return max(n, 0)
+}
+
+func (d *Dataplane) liveBindings() ([]binding, error) {
+	used, _, err := d.pool(bpf.PoolBindings)
+	if err != nil {
+		return nil, err
+	}
+	all, err := dumpArray[bpf.Binding](d.objs.Bindings4, used)
+	if err != nil {
+		return nil, fmt.Errorf("read bindings: %w", err)
+	}
+	var live []binding
+	for i, b := range all {
+		if v := (binding{uint32(i), b}); v.references() > 0 {
+			live = append(live, v)
+		}
+	}
+	return live, nil
+}
+
+// Bindings are those that live now, in no order.
+func (d *Dataplane) Bindings() ([]Binding, error) {
+	live, err := d.liveBindings()
+	if err != nil {
+		return nil, err
+	}
+	sessions, err := d.sessionTable()
+	if err != nil {
+		return nil, err
+	}
+	expires := map[uint32]time.Duration{}
+	for _, s := range sessions.all() {
+		expires[s.half.Binding] = max(expires[s.half.Binding], s.expiresIn)
+	}
+	out := make([]Binding, 0, len(live))
+	for _, b := range live {
+		v := Binding{
+			Protocol: Protocol(b.Proto),
+			Network:  sessions.names.zone(b.Zone),
+			Internal: endpoint(b.Internal, b.InternalPort),
+			External: endpoint(b.External, b.ExternalPort),
+			Static:   b.Flags&bpf.BindingStatic != 0,
+			Sessions: b.sessions(),
+			Created:  sessions.clock.wallAt(uint64(b.Created) * uint64(time.Second)),
+		}
+		if !v.Static {
+			v.ExpiresIn = expires[b.index]
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// Sessions are those that live now, in no order. A hairpin between two endpoints is a session of each.
+func (d *Dataplane) Sessions() ([]Session, error) {
+	table, err := d.sessionTable()
+	if err != nil {
+		return nil, err
+	}
+	var out []Session
+	for _, s := range table.all() {
+		out = append(out, Session{
+			Protocol:  Protocol(s.key.Proto),
+			Network:   table.names.zone(s.key.Zone),
+			Internal:  endpoint(s.key.Saddr, s.key.Sport),
+			External:  endpoint(s.half.Saddr, s.half.Sport),
+			Remote:    endpoint(s.key.Daddr, s.key.Dport),
+			Hairpin:   s.half.Flags&bpf.HalfHairpin != 0,
+			State:     stateNames[s.state],
+			Created:   table.clock.wallAt(uint64(s.half.Created) * uint64(time.Second)),
+			ExpiresIn: s.expiresIn,
+		})
+	}
+	return out, nil
+}
