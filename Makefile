@@ -51,7 +51,7 @@ generate: ## compile the C and write its Go types anew (clang-19)
 
 generate-check: generate ## fail if the committed objects and types are not what generate writes
 	@git ls-files --error-unmatch $(GENERATED) >/dev/null
-	git diff --exit-code --stat -- $(GENERATED)
+	git --no-pager diff --exit-code --stat -- $(GENERATED)
 
 lint: fmt-check ## check the format, go vet, staticcheck and the project's own rules (tests/lint)
 	go vet ./...
