@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostnet
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+var compareIP = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})
+
+func TestConvert(t *testing.T) {
+	attrs := func(index int, name string) netlink.LinkAttrs {
+		a := netlink.NewLinkAttrs()
+		a.Index, a.Name, a.EncapType, a.NetNsID, a.MTU = index, name, "ether", -1, 1500
+		return a
+	}
+	inContainer := attrs(4, "veth0")
+	inContainer.MasterIndex, inContainer.NetNsID = 3, 0
+	tunnel := attrs(2, "wg0")
+	tunnel.EncapType = "none"
+	got := convert([]netlink.Link{
+		&netlink.Veth{LinkAttrs: inContainer},
+		&netlink.Veth{LinkAttrs: attrs(5, "veth1")},
+		&netlink.Bridge{LinkAttrs: attrs(3, "br0")},
+		&netlink.Wireguard{LinkAttrs: tunnel},
+	}, []netlink.Addr{
+		address(3, "172.17.0.1/16", unix.RT_SCOPE_UNIVERSE),
+		address(3, "172.17.0.2/16", unix.RT_SCOPE_UNIVERSE),
+		address(3, "169.254.1.1/16", unix.RT_SCOPE_LINK),
+	})
+	want := []Link{
+		{Index: 2, Name: "wg0", Kind: "wireguard", MTU: 1500, Layer3: true},
+		{Index: 3, Name: "br0", Kind: "bridge", MTU: 1500, Addresses: []netip.Prefix{netip.MustParsePrefix("172.17.0.1/16"), netip.MustParsePrefix("172.17.0.2/16")}},
+		{Index: 4, Name: "veth0", Kind: "veth", Master: 3, MTU: 1500, PeerNetns: true},
+		{Index: 5, Name: "veth1", Kind: "veth", MTU: 1500},
+	}
+	if diff := cmp.Diff(want, got, compareIP); diff != "" {
+		t.Error(diff)
+	}
+	if p := got[1].Prefixes(); len(p) != 1 || p[0] != netip.MustParsePrefix("172.17.0.0/16") {
+		t.Errorf("prefixes %v", p)
+	}
+}
+
+func address(index int, cidr string, scope netlink.Scope) netlink.Addr {
+	ip, n, _ := net.ParseCIDR(cidr)
+	return netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: n.Mask}, LinkIndex: index, Scope: int(scope)}
+}
+
+func TestDefaultRoute(t *testing.T) {
+	_, all, _ := net.ParseCIDR("0.0.0.0/0")
+	_, some, _ := net.ParseCIDR("10.0.0.0/8")
+	tests := []struct {
+		name   string
+		routes []netlink.Route
+		want   []int
+	}{
+		{"none", []netlink.Route{{Type: unix.RTN_UNICAST, Dst: some, LinkIndex: 2}}, nil},
+		{"nil_destination", []netlink.Route{{Type: unix.RTN_UNICAST, LinkIndex: 2}}, []int{2}},
+		{"lowest_metric", []netlink.Route{{Type: unix.RTN_UNICAST, Dst: all, LinkIndex: 2, Priority: 200}, {Type: unix.RTN_UNICAST, Dst: all, LinkIndex: 3, Priority: 100}}, []int{3}},
+		{"unreachable", []netlink.Route{{Type: unix.RTN_UNREACHABLE, Dst: all, LinkIndex: 1}}, nil},
+		{"multipath", []netlink.Route{{Type: unix.RTN_UNICAST, Dst: all, MultiPath: []*netlink.NexthopInfo{{LinkIndex: 5}, {LinkIndex: 4}, {LinkIndex: 5}}}}, []int{5, 4}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, defaultRoute(tt.routes)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestReachable(t *testing.T) {
+	tests := []struct {
+		name, addr string
+		port       uint16
+		want       string // empty: none of the packets that the dataplane sees
+	}{
+		{"address", "198.51.100.1", 53, "198.51.100.1:53"},
+		{"wildcard", "0.0.0.0", 53, "0.0.0.0:53"},
+		{"wildcard_of_IPv6", "::", 53, "0.0.0.0:53"},
+		{"mapped", "::ffff:198.51.100.1", 53, "198.51.100.1:53"},
+		{"loopback", "127.0.0.53", 53, ""},
+		{"IPv6", "2001:db8::1", 53, ""},
+		{"unbound", "0.0.0.0", 0, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, ok := reachable(net.ParseIP(tt.addr), tt.port)
+			if ok != (tt.want != "") || (ok && got.String() != tt.want) {
+				t.Errorf("got %v %v, want %q", got, ok, tt.want)
+			}
+		})
+	}
+}
+
+func TestABurstIsOneChange(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	h := New()
+	raw := make(chan struct{}, 1)
+	go h.debounce(ctx, raw)
+	for range 100 {
+		poke(raw)
+	}
+	<-h.Changes()
+	select {
+	case <-h.Changes():
+		t.Error("a second change")
+	case <-time.After(10 * debounce):
+	}
+}
+
+// inNamespace runs the test on a thread in a new network namespace, which ends with the thread.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for a network namespace")
+	}
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test's goroutine
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSnapshotOfANamespace(t *testing.T) {
+	inNamespace(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+	must(netlink.LinkAdd(bridge))
+	must(netlink.AddrAdd(bridge, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(172, 17, 0, 1), Mask: net.CIDRMask(16, 32)}}))
+	must(netlink.LinkSetUp(bridge))
+	must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth0", MasterIndex: bridge.Index}, PeerName: "veth1"}))
+	must(netlink.RouteAdd(&netlink.Route{LinkIndex: bridge.Index, Gw: net.IPv4(172, 17, 0, 9)}))
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 5353})
+	must(err)
+	defer udp.Close()
+
+	h := New()
+	s, err := h.Snapshot()
+	must(err)
+	br, ok := s.Link("br0")
+	if !ok || br.Kind != "bridge" || !br.Has(netip.MustParseAddr("172.17.0.1")) || len(br.MAC) != 6 {
+		t.Errorf("bridge: %+v", br)
+	}
+	if ports := s.Ports(br.Index); len(ports) != 1 || ports[0].Name != "veth0" || ports[0].PeerNetns {
+		t.Errorf("ports: %+v", ports)
+	}
+	if !slices.Equal(s.Default, []int{br.Index}) {
+		t.Errorf("default route by %v, want %d", s.Default, br.Index)
+	}
+	if lo, _ := s.Link("lo"); !lo.Loopback || lo.Layer3 {
+		t.Errorf("lo: %+v", lo)
+	}
+	sockets, err := h.Sockets()
+	must(err)
+	if want := (Socket{dataplane.UDP, netip.MustParseAddrPort("0.0.0.0:5353")}); !slices.Contains(sockets, want) {
+		t.Errorf("sockets %v without %v", sockets, want)
+	}
+}
+
+func TestListenHearsOfANewLink(t *testing.T) {
+	inNamespace(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	raw, ready := make(chan struct{}, 1), make(chan struct{})
+	added := make(chan error, 1)
+	namespace, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer namespace.Close()
+	go func() { // a thread of its own, in the test's namespace
+		runtime.LockOSThread()
+		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+			added <- err
+			return
+		}
+		<-ready
+		added <- netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "d0"}})
+		select {
+		case <-raw:
+		case <-time.After(5 * time.Second):
+			t.Error("no change heard")
+		}
+		cancel()
+	}()
+	_ = listen(ctx, raw, ready)
+	if err := <-added; err != nil {
+		t.Fatal(err)
+	}
+}
