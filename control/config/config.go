@@ -79,6 +79,8 @@ func (b *builder) interfaces(values []Value) (names []string) {
 		switch {
 		case v.Text == "" || len(v.Text) > 15 || strings.ContainsAny(v.Text, "/: \t\n") || v.Text == "." || v.Text == "..":
 			b.refuse(v, "%q is no interface name: want 1 to 15 characters without spaces, slashes and colons", v.Text)
+		case v.Text == dataplane.HostNetwork:
+			b.refuse(v, "interface %s cannot be used: conenat's events call the host's own traffic by that name; rename it", v.Text)
 		case slices.Contains(names, v.Text):
 			b.refuse(v, "interface %s is given twice", v.Text)
 		default:

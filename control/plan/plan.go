@@ -20,6 +20,10 @@ type State struct {
 	Networks []dataplane.Network
 	Forwards []dataplane.Forward // a desired one may leave Network empty
 	Links    []dataplane.Link
+
+	// Stale are indices of interfaces whose hooks an actual state has but should get anew: those of an
+	// earlier daemon's program, and those that could not be put on before.
+	Stale []int
 }
 
 // Verb is what an action does.
@@ -95,12 +99,27 @@ func detach(desired, actual State) (p []Action) {
 
 func attach(desired, actual State) (p []Action) {
 	have := index(actual.Links, linkKey)
+	moved := gatewayChanges(desired, actual)
 	for _, l := range inOrder(desired.Links, compareLinks) {
-		if is, ok := have[l.IfIndex]; !ok || !sameLink(is, l) {
+		is, ok := have[l.IfIndex]
+		stale := slices.Contains(actual.Stale, l.IfIndex) || (l.Kind != dataplane.OutsideLink && moved[l.Owner])
+		if !ok || stale || !sameLink(is, l) {
 			p = append(p, Action{Verb: Attach, Link: l})
 		}
 	}
 	return p
+}
+
+// gatewayChanges are the networks whose links must be attached again, because a link keeps a copy of its
+// network's gateway. (A bridge takes another MAC when a port joins whose MAC is lower.)
+func gatewayChanges(desired, actual State) map[string]bool {
+	moved := map[string]bool{}
+	have := index(actual.Networks, networkKey)
+	for _, n := range desired.Networks {
+		is, ok := have[n.Name]
+		moved[n.Name] = ok && !bytes.Equal(is.Gateway, n.Gateway)
+	}
+	return moved
 }
 
 func remove(desired, actual State) (p []Action) {

@@ -78,6 +78,11 @@ func TestNew(t *testing.T) {
 			"detach inside-port hooks, interface veth1 (index 5)", "put network br1", "attach inside-port hooks, interface veth1 (index 5)"}},
 		{"address_changed", func(s *State) { s.Outsides[0].Address = addr.Next() }, full(), []string{"put outside eth0"}},
 		{"prefix_joined", func(s *State) { s.Networks[0].Prefixes = []netip.Prefix{prefixB, prefixA} }, full(), []string{"put network br0"}},
+		{"gateway_changed", func(s *State) { s.Networks[0].Gateway = net.HardwareAddr{2, 0, 0, 0, 0, 0} }, full(), []string{
+			"put network br0", "attach inside-port hooks, interface veth0 (index 4)", "attach inside-port hooks, interface veth1 (index 5)",
+			"attach inside-device hooks, interface br0 (index 3)"}},
+		{"stale_hooks", func(*State) {}, func() State { s := full(); s.Stale = []int{5, 77}; return s }(), []string{
+			"attach inside-port hooks, interface veth1 (index 5)"}},
 		{"filtering_changed", func(s *State) { s.Networks[0].Filtering[1] = dataplane.AddressDependent }, full(), []string{"put network br0"}},
 		{"settings_changed", func(s *State) { s.Settings = settings(1) }, full(), []string{"configure"}},
 		{"forward_without_network_is_there", func(s *State) { s.Forwards[0].Network = "" }, full(), nil},
