@@ -207,8 +207,8 @@ static __always_inline __u32 random_between(__u32 low, __u32 high)
  * other one where none is left; negative: none. Its bit is set.
  */
 static __always_inline __s32 port_pick(struct __sk_buff *skb,
-				  const struct binding_want *want,
-				  struct port_search *s)
+				       const struct binding_want *want,
+				       struct port_search *s)
 {
 	bool parity = want->proto == IPPROTO_UDP;
 	__u32 port;
@@ -242,17 +242,20 @@ NAT_GLOBAL int port_allocate(struct __sk_buff *skb,
 {
 	struct nat_config *cfg = config_get();
 	struct port_search s = {};
+	struct nat_ports *map;
 	__u32 preserved;
 
 	if (!want || !cfg)
 		return -1;
 	preserved = bpf_ntohs(want->internal_port);
-	s.map = ports_get(want->address, want->proto);
-	if (!s.map)
+	map = ports_get(want->address, want->proto);
+	if (!map)
 		return -1;
+	s.address = want->address;
+	s.proto = want->proto;
 	want_range(cfg, want, &s);
 	if (preserved >= s.low && preserved <= s.high &&
-	    port_claim(s.map, preserved)) {
+	    port_claim(map, preserved)) {
 		if (!want_host_socket(skb, want, preserved))
 			return preserved;
 		port_release(want->address, want->proto, preserved);
@@ -343,8 +346,8 @@ static __always_inline void binding_abandon(struct nat_binding *b, __u32 index)
  * again), or -REASON_DROPPED_*.
  */
 static __always_inline int binding_create(struct __sk_buff *skb,
-				     const struct binding_want *want,
-				     struct binding_ref *ref)
+					  const struct binding_want *want,
+					  struct binding_ref *ref)
 {
 	struct nat_config *cfg = config_get();
 	struct nat_binding *b;

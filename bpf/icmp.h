@@ -175,9 +175,8 @@ static __always_inline int embedded_store_ports(const struct nat *n,
 
 	if (e->proto != IPPROTO_ICMP)
 		return embedded_store(n, e->l4, ports, sizeof(ports));
-	return embedded_store(
-		n, e->l4 + __builtin_offsetof(struct icmphdr, id), &id,
-		sizeof(id));
+	return embedded_store(n, e->l4 + __builtin_offsetof(struct icmphdr, id),
+			      &id, sizeof(id));
 }
 
 /*
@@ -209,12 +208,12 @@ static __noinline int embedded_restore(const struct nat *n,
 	rc = embedded_store_ports(n, e, half);
 	if (rc < 0)
 		return rc;
-	rc = embedded_store(n,
-			    e->l3 + __builtin_offsetof(struct iphdr, check),
+	rc = embedded_store(n, e->l3 + __builtin_offsetof(struct iphdr, check),
 			    &check, sizeof(check));
 	if (rc < 0)
 		return rc;
-	return embedded_store(n, e->l3 + __builtin_offsetof(struct iphdr, saddr),
+	return embedded_store(n,
+			      e->l3 + __builtin_offsetof(struct iphdr, saddr),
 			      addrs, sizeof(addrs));
 }
 

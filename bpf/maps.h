@@ -9,30 +9,30 @@
 
 #include "family4.h"
 
-#define MAP_ARRAY(name_, value_, entries_)            \
-	struct {                                      \
-		__uint(type, BPF_MAP_TYPE_ARRAY);     \
-		__uint(max_entries, entries_);        \
-		__uint(pinning, LIBBPF_PIN_BY_NAME);  \
-		__type(key, __u32);                   \
-		__type(value, value_);                \
+#define MAP_ARRAY(name_, value_, entries_)           \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_ARRAY);    \
+		__uint(max_entries, entries_);       \
+		__uint(pinning, LIBBPF_PIN_BY_NAME); \
+		__type(key, __u32);                  \
+		__type(value, value_);               \
 	} name_ SEC(".maps")
 
-#define MAP_HASH(name_, key_, value_, entries_)       \
-	struct {                                      \
-		__uint(type, BPF_MAP_TYPE_HASH);      \
-		__uint(max_entries, entries_);        \
-		__uint(pinning, LIBBPF_PIN_BY_NAME);  \
-		__type(key, key_);                    \
-		__type(value, value_);                \
+#define MAP_HASH(name_, key_, value_, entries_)      \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_HASH);     \
+		__uint(max_entries, entries_);       \
+		__uint(pinning, LIBBPF_PIN_BY_NAME); \
+		__type(key, key_);                   \
+		__type(value, value_);               \
 	} name_ SEC(".maps")
 
-#define MAP_QUEUE(name_, entries_)                    \
-	struct {                                      \
-		__uint(type, BPF_MAP_TYPE_QUEUE);     \
-		__uint(max_entries, entries_);        \
-		__uint(pinning, LIBBPF_PIN_BY_NAME);  \
-		__type(value, __u32);                 \
+#define MAP_QUEUE(name_, entries_)                   \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_QUEUE);    \
+		__uint(max_entries, entries_);       \
+		__uint(pinning, LIBBPF_PIN_BY_NAME); \
+		__type(value, __u32);                \
 	} name_ SEC(".maps")
 
 /* What operators set. */

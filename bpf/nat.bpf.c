@@ -179,8 +179,8 @@ static __always_inline int egress_packet(struct nat *n)
 	if (!n->skb->ingress_ifindex)
 		return host_outbound(n);
 	from = link_get(n->skb->ingress_ifindex);
-	if (!from ||
-	    (from->kind != LINK_INSIDE_DEVICE && from->kind != LINK_INSIDE_PORT))
+	if (!from || (from->kind != LINK_INSIDE_DEVICE &&
+		      from->kind != LINK_INSIDE_PORT))
 		return -REASON_PASSED_NOT_OUTSIDE;
 	n->zone = from->owner;
 	if (!source_belongs(n))

@@ -170,8 +170,8 @@ static __always_inline int parse_icmp(struct hdr_cursor *cursor, void *end,
 	return -REASON_DROPPED_ICMP_TYPE;
 }
 
-static __always_inline int parse_transport(struct hdr_cursor *cursor,
-					   void *end, struct packet *p)
+static __always_inline int parse_transport(struct hdr_cursor *cursor, void *end,
+					   struct packet *p)
 {
 	switch (p->proto) {
 	case IPPROTO_UDP:

@@ -61,11 +61,18 @@ static __always_inline __u32 lowest_bit(__u64 word)
 
 /* A free port of [low, high], host byte order, as the caller wants it. */
 struct port_search {
-	struct nat_ports *map;
 	__u64 parity; /* the bits of a word that will do */
 	__u32 low;
 	__u32 high;
 	__u32 start; /* the port that the walk starts at */
+	__u16 address; /* nat_address.slot */
+	__u8 proto;
+	__u8 pad;
+};
+
+struct port_walk {
+	struct nat_ports *map;
+	struct port_search s;
 	__u32 found; /* 0: none */
 };
 
@@ -81,44 +88,48 @@ static __always_inline __u64 port_mask(const struct port_search *s, __u32 word)
 	return mask;
 }
 
-static long port_search_step(__u32 index, void *data)
+static long port_walk_step(__u32 index, void *data)
 {
-	struct port_search *s = data;
-	__u32 first = s->low / 64, count = s->high / 64 - first + 1;
-	__u32 word = s->start / 64 + index;
-	__u32 rotate = s->start % 64;
+	struct port_walk *w = data;
+	__u32 first = w->s.low / 64, count = w->s.high / 64 - first + 1;
+	__u32 word = w->s.start / 64 + index;
+	__u32 rotate = w->s.start % 64;
 	__u64 free;
 	__u32 port;
 
 	if (word >= first + count)
 		word -= count;
-	if (word >= NAT_PORT_WORDS || !s->map)
+	if (word >= NAT_PORT_WORDS || !w->map)
 		return 1;
-	free = ~s->map->words[word] & port_mask(s, word);
+	free = ~w->map->words[word] & port_mask(&w->s, word);
 	if (!free)
 		return 0;
 	if (free >> rotate)
 		port = word * 64 + rotate + lowest_bit(free >> rotate);
 	else
 		port = word * 64 + lowest_bit(free);
-	if (!port_claim(s->map, port))
+	if (!port_claim(w->map, port))
 		return 0; /* another CPU was first: the next word */
-	s->found = port;
+	w->found = port;
 	return 1;
 }
 
 /* Claims a port from s->start on, round the range; 0: none is free. */
-static __noinline __u32 port_search_run(struct port_search *s)
+NAT_GLOBAL int port_search_run(const struct port_search *s)
 {
-	__u32 words = s->high / 64 - s->low / 64 + 1;
+	struct port_walk w = {};
+	__u32 words;
 
-	s->found = 0;
-	if (s->low > s->high || s->start < s->low || s->start > s->high)
+	if (!s || s->low > s->high || s->high > 65535 || s->start < s->low ||
+	    s->start > s->high)
 		return 0;
+	w.s = *s;
+	w.map = ports_get(s->address, s->proto);
+	words = s->high / 64 - s->low / 64 + 1;
 	/* The first word once more at the end: its bits below the start. */
-	if (bpf_loop(words + 1, port_search_step, s, 0) < 0)
+	if (bpf_loop(words + 1, port_walk_step, &w, 0) < 0)
 		return 0;
-	return s->found;
+	return w.found;
 }
 
 enum host_socket {
@@ -144,7 +155,7 @@ static __noinline int host_socket(struct __sk_buff *skb,
 				       BPF_F_CURRENT_NETNS, 0);
 	else if (proto == IPPROTO_TCP)
 		sk = bpf_sk_lookup_tcp(skb, tuple, sizeof(tuple->ipv4),
-					BPF_F_CURRENT_NETNS, 0);
+				       BPF_F_CURRENT_NETNS, 0);
 	else
 		return HOST_SOCKET_NONE;
 	if (!sk)

@@ -461,8 +461,8 @@ static __always_inline void half_ref(const struct session_half *half,
 
 /* The references that a session that is gone has held. */
 static __always_inline int session_release(const struct session_key *key,
-				      const struct session_half *primary,
-				      const struct session_half *reverse)
+					   const struct session_half *primary,
+					   const struct session_half *reverse)
 {
 	struct binding_ref ref;
 

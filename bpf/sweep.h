@@ -28,9 +28,9 @@ static __always_inline __u32 session_refreshed(const struct session_key *key,
 					       const struct session_half *b)
 {
 	/* RFC 7857 section 7: else anybody could keep the port open. */
-	if (!b || (key->proto == IPPROTO_UDP && !(a->flags & HALF_HAIRPIN) &&
-		   filtering_of(key->zone, key->proto) ==
-			   NAT_ENDPOINT_INDEPENDENT))
+	if (!b ||
+	    (key->proto == IPPROTO_UDP && !(a->flags & HALF_HAIRPIN) &&
+	     filtering_of(key->zone, key->proto) == NAT_ENDPOINT_INDEPENDENT))
 		return a->last_seen;
 	return tick_diff(a->last_seen, b->last_seen) > 0 ? a->last_seen :
 							   b->last_seen;
@@ -94,7 +94,7 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 }
 
 static __always_inline int sweep_session(struct session_slot *slot, __u32 index,
-				    __u32 tick)
+					 __u32 tick)
 {
 	struct session_key key = slot->key, reverse_key;
 	struct session_half *a = session_find(&key), *b;
@@ -131,7 +131,7 @@ static __always_inline __u32 claim_lifetime(const struct nat_claim *claim,
 }
 
 static __always_inline int sweep_claim(struct session_slot *slot, __u32 index,
-				  __u32 tick)
+				       __u32 tick)
 {
 	struct nat_address *address;
 	struct nat_claim *claim;

@@ -64,7 +64,8 @@ static __always_inline int rewrite_check(const struct nat *n, __u32 offset,
 	if (bpf_l4_csum_replace(n->skb, at, 0, addr_diff,
 				flags | BPF_F_PSEUDO_HDR) < 0)
 		return -REASON_DROPPED_REWRITE;
-	if (port_diff && bpf_l4_csum_replace(n->skb, at, 0, port_diff, flags) < 0)
+	if (port_diff &&
+	    bpf_l4_csum_replace(n->skb, at, 0, port_diff, flags) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return 0;
 }

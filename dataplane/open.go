@@ -112,8 +112,8 @@ func (d *Dataplane) load() error {
 	}
 	dir := d.pins
 	if !d.adopted {
-		dir = d.pins + ".new"
-		if err := os.RemoveAll(dir); err != nil {
+		dir = unfinishedPinDir(d.opts.StateDir)
+		if err := removePins(dir, new(RemoveReport)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove unfinished pins %s: %w", dir, err)
 		}
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -126,7 +126,7 @@ func (d *Dataplane) load() error {
 	}
 	if err != nil {
 		if !d.adopted {
-			os.RemoveAll(dir)
+			err = errors.Join(err, removePins(dir, new(RemoveReport)))
 		}
 		return d.loadError(err)
 	}

@@ -59,7 +59,7 @@ func removeAll(stateDir string) (RemoveReport, error) {
 		return report, err
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), pinPrefix) {
+		if !strings.HasPrefix(e.Name(), pinPrefix) && e.Name() != filepath.Base(unfinishedPinDir(stateDir)) {
 			continue
 		}
 		dir := filepath.Join(stateDir, e.Name())

@@ -24,6 +24,9 @@ func pinDir(stateDir string) string {
 	return filepath.Join(stateDir, fmt.Sprintf("%s%d", pinPrefix, bpf.ABIVersion))
 }
 
+// unfinishedPinDir is where new pins are made, before they get their name. (A bpffs allows no dots.)
+func unfinishedPinDir(stateDir string) string { return filepath.Join(stateDir, "unfinished") }
+
 // checkPins says whether there are pins of this ABI version; those of another one are an error.
 func checkPins(stateDir string) (bool, error) {
 	entries, err := os.ReadDir(stateDir)
@@ -32,8 +35,7 @@ func checkPins(stateDir string) (bool, error) {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if strings.HasPrefix(name, pinPrefix) && !strings.HasSuffix(name, ".new") &&
-			name != filepath.Base(pinDir(stateDir)) {
+		if strings.HasPrefix(name, pinPrefix) && name != filepath.Base(pinDir(stateDir)) {
 			return false, fmt.Errorf("adopt %s: %w: %s, this is %s%d; run `conenat detach` with the version that made it",
 				stateDir, ErrABI, name, pinPrefix, bpf.ABIVersion)
 		}
