@@ -121,8 +121,8 @@ func ipForward() (bool, error) {
 	return strings.TrimSpace(string(text)) != "0", nil
 }
 
-// Sockets are the local endpoints of the host's TCP and UDP sockets, each once, without those that only the
-// host itself can reach.
+// Sockets are the local endpoints of the host's connected TCP and UDP sockets, each once, without those that
+// only the host itself can reach.
 func (h *Host) Sockets() ([]Socket, error) {
 	var out []Socket
 	for _, q := range []struct {
@@ -138,7 +138,7 @@ func (h *Host) Sockets() ([]Socket, error) {
 			return nil, fmt.Errorf("list the host's %s sockets: %w", q.protocol, err)
 		}
 		for _, s := range found { // an error for IPv6: a kernel without it has no such sockets
-			if local, ok := reachable(s.ID.Source, s.ID.SourcePort); ok {
+			if local, ok := reachable(s.ID.Source, s.ID.SourcePort); ok && s.ID.DestinationPort != 0 {
 				out = append(out, Socket{q.protocol, local})
 			}
 		}
@@ -152,8 +152,5 @@ func (h *Host) Sockets() ([]Socket, error) {
 func reachable(ip net.IP, port uint16) (netip.AddrPort, bool) {
 	addr, ok := netip.AddrFromSlice(ip)
 	addr = addr.Unmap()
-	if addr == netip.IPv6Unspecified() {
-		addr = netip.IPv4Unspecified()
-	}
-	return netip.AddrPortFrom(addr, port), ok && addr.Is4() && !addr.IsLoopback() && port != 0
+	return netip.AddrPortFrom(addr, port), ok && addr.Is4() && !addr.IsLoopback() && !addr.IsUnspecified() && port != 0
 }

@@ -74,8 +74,8 @@ func (l Link) Has(addr netip.Addr) bool {
 	return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == addr })
 }
 
-// Socket is the local endpoint of a TCP or UDP socket that IPv4 packets may reach; the address is 0.0.0.0
-// for a wildcard one, also when it is an IPv6 socket.
+// Socket is the local endpoint of a connected TCP or UDP socket. (The packet path itself sees those that
+// listen, and UDP ones that are not connected, when it looks for a free port.)
 type Socket struct {
 	Protocol dataplane.Protocol
 	Local    netip.AddrPort

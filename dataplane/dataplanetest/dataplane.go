@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/conenat/conenat/dataplane"
 )
@@ -119,9 +120,13 @@ func (d *Dataplane) Closed() bool {
 // Adopted is true for what Reopen made.
 func (d *Dataplane) Adopted() bool { return d.adopted }
 
-// Configure keeps s.
+// Configure keeps s, with a rounded UDPTimeout: the real one rounds durations, too.
 func (d *Dataplane) Configure(s dataplane.Settings) error {
-	return d.do("configure", func() error { d.settings = s; return nil })
+	return d.do("configure", func() error {
+		s.UDPTimeout = s.UDPTimeout.Truncate(time.Millisecond) + time.Millisecond
+		d.settings = s
+		return nil
+	})
 }
 
 // Settings is what Configure kept.

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/control/hostnet"
+	"github.com/conenat/conenat/control/plan"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// maxPrefixes is the bound of dataplane.Network.Prefixes.
+const maxPrefixes = 4
+
+// target is what should be, and what is missing for more.
+type target struct {
+	plan.State
+	problems []string
+}
+
+func (t *target) problem(format string, args ...any) {
+	t.problems = append(t.problems, fmt.Sprintf(format, args...))
+}
+
+// desire is a pure function: the state that the configuration asks for on a host. Of an interface that is
+// away, what actual still holds is kept, so that its bindings live when it comes back.
+func desire(cfg config.Config, host hostnet.Snapshot, actual plan.State, forwards []dataplane.Forward) target {
+	t := target{State: plan.State{Settings: cfg.Settings, Forwards: forwards}}
+	for _, name := range outsideNames(&t, cfg, host, actual) {
+		t.outside(cfg, host, actual, name)
+	}
+	for _, name := range cfg.Inside {
+		t.inside(cfg, host, actual, name)
+	}
+	return t
+}
+
+// outsideNames are the given outside interfaces, or the default route's, or, while there is no such route,
+// those that were.
+func outsideNames(t *target, cfg config.Config, host hostnet.Snapshot, actual plan.State) (names []string) {
+	if len(cfg.Outside) > 0 {
+		return cfg.Outside
+	}
+	for _, index := range host.Default {
+		l, ok := host.LinkAt(index)
+		switch {
+		case !ok || l.Loopback:
+		case slices.Contains(cfg.Inside, l.Name):
+			t.problem("the default route leaves by the inside interface %s: name the outside interface by --outside", l.Name)
+		default:
+			names = append(names, l.Name)
+		}
+	}
+	if len(names) > 0 {
+		return names
+	}
+	t.problem("no default route by an interface that can be outside: waiting for one")
+	for _, o := range actual.Outsides {
+		names = append(names, o.Name)
+	}
+	return names
+}
+
+func (t *target) outside(cfg config.Config, host hostnet.Snapshot, actual plan.State, name string) {
+	was, known := findOutside(actual, name)
+	l, ok := host.Link(name)
+	if !ok {
+		t.problem("outside interface %s is away: waiting for it", name)
+		if known {
+			was.IfIndex = 0
+			t.Outsides = append(t.Outsides, was)
+		}
+		return
+	}
+	if err := refuseRole(cfg, host, l); err != nil {
+		t.problem("%v", err)
+		return
+	}
+	o := dataplane.Outside{Name: name, IfIndex: l.Index, Address: t.address(cfg, l, was.Address)}
+	t.Outsides = append(t.Outsides, o)
+	t.Links = append(t.Links, dataplane.Link{IfIndex: l.Index, Name: l.Name, Kind: dataplane.OutsideLink, Owner: name, Layer3: l.Layer3})
+}
+
+// address is the external address behind an outside interface. While the interface has none, the one that
+// it had stays, with its bindings.
+func (t *target) address(cfg config.Config, l hostnet.Link, was netip.Addr) netip.Addr {
+	switch {
+	case cfg.External.IsValid() && l.Has(cfg.External):
+		return cfg.External
+	case cfg.External.IsValid() && (len(cfg.Outside) <= 1 || was == cfg.External):
+		t.problem("outside interface %s does not have the external address %s: waiting for it", l.Name, cfg.External)
+		return was
+	case len(l.Addresses) == 0:
+		t.problem("outside interface %s has no IPv4 address: waiting for one", l.Name)
+		return was
+	}
+	return l.Addresses[0].Addr()
+}
+
+func (t *target) inside(cfg config.Config, host hostnet.Snapshot, actual plan.State, name string) {
+	was, known := findNetwork(actual, name)
+	l, ok := host.Link(name)
+	if !ok {
+		t.problem("inside interface %s is away: waiting for it", name)
+		if known {
+			t.Networks = append(t.Networks, was)
+		}
+		return
+	}
+	if err := refuseRole(cfg, host, l); err != nil {
+		t.problem("%v", err)
+		return
+	}
+	n := dataplane.Network{Name: name, IfIndex: l.Index, Gateway: gateway(l), Prefixes: l.Prefixes(), Filtering: cfg.Filtering}
+	if len(n.Prefixes) > maxPrefixes {
+		t.problem("inside interface %s has %d IPv4 prefixes: only %v are translated", name, len(n.Prefixes), n.Prefixes[:maxPrefixes])
+		n.Prefixes = n.Prefixes[:maxPrefixes]
+	}
+	if len(n.Prefixes) == 0 {
+		t.problem("inside interface %s has no IPv4 address: waiting for one", name)
+		if !known {
+			return
+		}
+		n.Prefixes = was.Prefixes
+	}
+	t.Networks = append(t.Networks, n)
+	t.insideLinks(host, l)
+}
+
+func (t *target) insideLinks(host hostnet.Snapshot, l hostnet.Link) {
+	t.Links = append(t.Links, dataplane.Link{IfIndex: l.Index, Name: l.Name, Kind: dataplane.InsideDevice, Owner: l.Name, Layer3: l.Layer3})
+	if l.Kind != "bridge" {
+		return
+	}
+	for _, port := range host.Ports(l.Index) {
+		t.Links = append(t.Links, dataplane.Link{IfIndex: port.Index, Name: port.Name, Kind: dataplane.InsidePort, Owner: l.Name,
+			Peer: port.PeerNetns, Layer3: port.Layer3})
+	}
+}
+
+func gateway(l hostnet.Link) net.HardwareAddr {
+	if l.Layer3 {
+		return nil
+	}
+	return l.MAC
+}
+
+// refuseRole: an interface has one role, and a port of an inside bridge has it already.
+func refuseRole(cfg config.Config, host hostnet.Snapshot, l hostnet.Link) error {
+	if l.Loopback {
+		return fmt.Errorf("interface %s is the loopback: it cannot be inside or outside", l.Name)
+	}
+	master, ok := host.LinkAt(l.Master)
+	if l.Master == 0 || !ok {
+		return nil
+	}
+	switch {
+	case slices.Contains(cfg.Inside, master.Name):
+		return fmt.Errorf("interface %s is a port of the inside interface %s: it cannot have a role of its own", l.Name, master.Name)
+	case slices.Contains(cfg.Outside, master.Name):
+		return fmt.Errorf("interface %s is a port of the outside interface %s: it cannot have a role of its own", l.Name, master.Name)
+	}
+	return nil
+}
+
+// Check says what of a configuration does not fit the host. At the daemon's start this is an error; later
+// on, an interface that goes away is waited for.
+func Check(cfg config.Config, host hostnet.Snapshot) error {
+	var errs []error
+	for _, name := range cfg.Inside {
+		errs = append(errs, checkInterface(cfg, host, "inside", name))
+	}
+	var t target
+	outsides := outsideNames(&t, cfg, host, plan.State{})
+	if len(outsides) == 0 {
+		errs = append(errs, fmt.Errorf("no outside interface: there is no default route to find it by: name it by --outside"))
+	}
+	for _, name := range outsides {
+		errs = append(errs, checkInterface(cfg, host, "outside", name))
+	}
+	errs = append(errs, checkExternal(cfg, host, outsides))
+	return errors.Join(errs...)
+}
+
+func checkInterface(cfg config.Config, host hostnet.Snapshot, side, name string) error {
+	l, ok := host.Link(name)
+	if !ok {
+		return fmt.Errorf("%s interface %s does not exist here: see `ip link`", side, name)
+	}
+	return refuseRole(cfg, host, l)
+}
+
+func checkExternal(cfg config.Config, host hostnet.Snapshot, outsides []string) error {
+	if !cfg.External.IsValid() {
+		return nil
+	}
+	var have []string
+	for _, name := range outsides {
+		l, _ := host.Link(name)
+		if l.Has(cfg.External) {
+			return nil
+		}
+		for _, a := range l.Addresses {
+			have = append(have, fmt.Sprintf("%s (%s)", a.Addr(), name))
+		}
+	}
+	if len(have) == 0 {
+		have = []string{"none"}
+	}
+	return fmt.Errorf("external address %s is no address of the outside interface %s: it has %s",
+		cfg.External, strings.Join(outsides, ", "), strings.Join(have, ", "))
+}
+
+func findOutside(s plan.State, name string) (dataplane.Outside, bool) {
+	i := slices.IndexFunc(s.Outsides, func(o dataplane.Outside) bool { return o.Name == name })
+	if i < 0 {
+		return dataplane.Outside{}, false
+	}
+	return s.Outsides[i], true
+}
+
+func findNetwork(s plan.State, name string) (dataplane.Network, bool) {
+	i := slices.IndexFunc(s.Networks, func(n dataplane.Network) bool { return n.Name == name })
+	if i < 0 {
+		return dataplane.Network{}, false
+	}
+	return s.Networks[i], true
+}
