@@ -141,7 +141,8 @@ static __noinline int host_outbound(struct nat *n)
 	struct nat_claim *claim;
 	struct claim_key key;
 
-	if (n->p.flags & (PACKET_ERROR | PACKET_REPLY | PACKET_LATER_FRAGMENT))
+	if (n->p.flags & (PACKET_ERROR | PACKET_REPLY | PACKET_OTHER_ICMP |
+			  PACKET_LATER_FRAGMENT))
 		return -REASON_PASSED_HOST;
 	claim_key_of(n->p.saddr, n->p.sport, n->p.proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);

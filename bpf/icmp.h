@@ -43,8 +43,6 @@ static __always_inline int embedded_ip(const struct nat *n, struct embedded *e)
 	if (ip.frag_off & bpf_htons(IP_OFFSET)) /* no ports to go by */
 		return -REASON_DROPPED_ICMP_NO_SESSION;
 	e->l4 = e->l3 + ip.ihl * 4;
-	if (!csum_valid(n->skb, e->l3, ip.ihl * 4))
-		return -REASON_DROPPED_ICMP_CHECKSUM;
 	e->saddr = ip.saddr;
 	e->daddr = ip.daddr;
 	e->check = ip.check;
@@ -109,7 +107,6 @@ static __always_inline int embedded_check(const struct nat *n,
 
 static __noinline int embedded_parse(const struct nat *n, struct embedded *e)
 {
-	__u32 length = n->p.total - (n->p.l4 - n->p.l3);
 	int rc;
 
 	if (n->p.flags & PACKET_FIRST_FRAGMENT)
@@ -117,11 +114,21 @@ static __noinline int embedded_parse(const struct nat *n, struct embedded *e)
 	rc = embedded_ip(n, e);
 	if (rc < 0)
 		return rc;
-	/* Of the outer message, extensions (RFC 4884) included: REQ-3. */
-	if (!csum_valid(n->skb, n->p.l4, length))
-		return -REASON_DROPPED_ICMP_CHECKSUM;
 	rc = embedded_ports(n, e);
 	return rc < 0 ? rc : embedded_check(n, e);
+}
+
+/*
+ * The checksums of the message, extensions (RFC 4884) included, and of the
+ * embedded IPv4 header (REQ-3); not the embedded transport's (REQ-3c).
+ */
+static __noinline bool error_is_sound(const struct nat *n,
+				      const struct embedded *e)
+{
+	__u32 length = n->p.total - (n->p.l4 - n->p.l3);
+
+	return csum_valid(n->skb, e->l3, e->l4 - e->l3) &&
+	       csum_valid(n->skb, n->p.l4, length);
 }
 
 static __always_inline void embedded_key(const struct nat *n,
@@ -266,13 +273,14 @@ static __noinline int error_forward(struct nat *n, int unknown)
 	struct session_key key;
 	int rc;
 
-	rc = embedded_parse(n, &e);
-	if (rc < 0)
-		return rc;
+	if (embedded_parse(n, &e) < 0)
+		return unknown;
 	embedded_key(n, &e, &key);
 	half = session_find(&key);
 	if (!half || !addr_equal(n->p.daddr, key.daddr))
 		return unknown;
+	if (!error_is_sound(n, &e))
+		return -REASON_DROPPED_ICMP_CHECKSUM;
 	if (half->target == TARGET_OUTSIDE && !n->egress) {
 		rc = session_exceptions(n, half);
 		if (rc < 0)

@@ -99,6 +99,8 @@ static __always_inline int inside_packet(struct nat *n)
 	if (n->p.flags & PACKET_ERROR)
 		return error_forward(
 			n, inside_unknown(n, -REASON_DROPPED_ICMP_NO_SESSION));
+	if (n->p.flags & PACKET_OTHER_ICMP)
+		return inside_unknown(n, -REASON_DROPPED_ICMP_TYPE);
 	return translate_inside(n);
 }
 
@@ -163,6 +165,8 @@ int nat_outside_ingress(struct __sk_buff *skb)
 		rc = fragment_forward(&n, -REASON_PASSED_UNBOUND);
 	else if (rc == 0 && n.p.flags & PACKET_ERROR)
 		rc = error_forward(&n, -REASON_PASSED_UNBOUND);
+	else if (rc == 0 && n.p.flags & PACKET_OTHER_ICMP)
+		rc = -REASON_PASSED_UNBOUND;
 	else if (rc == 0)
 		rc = translate_outside(&n);
 	return verdict(&n, rc);
@@ -189,6 +193,8 @@ static __always_inline int egress_packet(struct nat *n)
 		return fragment_forward(n, -REASON_DROPPED_FRAGMENT);
 	if (n->p.flags & PACKET_ERROR)
 		return error_forward(n, -REASON_DROPPED_ICMP_NO_SESSION);
+	if (n->p.flags & PACKET_OTHER_ICMP)
+		return -REASON_DROPPED_ICMP_TYPE;
 	return translate_inside(n);
 }
 

@@ -47,6 +47,7 @@ enum icmp_type { /* IANA */
 #define PACKET_REPLY (1 << 5) /* the answer to one */
 #define PACKET_ERROR (1 << 6) /* ICMP error: no ports */
 #define PACKET_OPENS (1 << 7) /* TCP SYN without ACK */
+#define PACKET_OTHER_ICMP (1 << 8) /* neither query, reply nor error */
 
 struct packet {
 	nat_addr saddr;
@@ -59,9 +60,9 @@ struct packet {
 	__u16 l4;
 	__u16 total; /* length from l3, of the packet as it is here */
 	__u16 segment; /* the same of what goes over the wire */
+	__u16 flags; /* PACKET_* */
 	__u8 proto;
 	__u8 ttl;
-	__u8 flags;
 	__u8 seen; /* SEEN_* of a TCP segment */
 };
 
@@ -167,7 +168,8 @@ static __always_inline int parse_icmp(struct hdr_cursor *cursor, void *end,
 		p->flags |= PACKET_ERROR;
 		return 0;
 	}
-	return -REASON_DROPPED_ICMP_TYPE;
+	p->flags |= PACKET_OTHER_ICMP;
+	return 0;
 }
 
 static __always_inline int parse_transport(struct hdr_cursor *cursor, void *end,
