@@ -54,6 +54,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_PASSED_PROTOCOL:         "passed_protocol",
 	natNatReasonREASON_PASSED_UNBOUND:          "passed_unbound",
 	natNatReasonREASON_PASSED_HOST:             "passed_host",
+	natNatReasonREASON_PASSED_CONNTRACK:        "passed_conntrack",
 	natNatReasonREASON_PASSED_TTL:              "passed_ttl",
 	natNatReasonREASON_PASSED_TOO_BIG:          "passed_too_big",
 	natNatReasonREASON_PASSED_STACK:            "passed_stack",
@@ -205,6 +206,7 @@ const (
 	ProgramControl        = natProgNatControl
 
 	ConstFIBSkipNeigh   = natVarFibSkipNeigh
+	ConstHaveConntrack  = natVarHaveConntrack
 	ConstClockIsVirtual = natVarClockIsVirtual
 )
 

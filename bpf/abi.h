@@ -81,6 +81,7 @@ enum nat_reason {
 	REASON_PASSED_PROTOCOL, /* neither TCP, UDP nor ICMP */
 	REASON_PASSED_UNBOUND, /* no bound external endpoint */
 	REASON_PASSED_HOST, /* the host's own endpoint */
+	REASON_PASSED_CONNTRACK, /* answers a connection that netfilter DNATed */
 	REASON_PASSED_TTL, /* the kernel answers Time Exceeded */
 	REASON_PASSED_TOO_BIG, /* the kernel answers Fragmentation Needed */
 	REASON_PASSED_STACK, /* the kernel's way; egress translates */

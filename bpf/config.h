@@ -7,6 +7,8 @@
 
 /* bpf_fib_lookup knows BPF_FIB_LOOKUP_SKIP_NEIGH (Linux 6.3). */
 volatile const bool fib_skip_neigh = false;
+/* bpf_skb_ct_lookup is there: nf_conntrack is built in, or loaded (Linux 6.0). */
+volatile const bool have_conntrack = false;
 /* Tests: time is what virtual_now says. */
 volatile const bool clock_is_virtual = false;
 

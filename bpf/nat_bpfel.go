@@ -241,30 +241,31 @@ const (
 	natNatReasonREASON_PASSED_PROTOCOL         natNatReason = 13
 	natNatReasonREASON_PASSED_UNBOUND          natNatReason = 14
 	natNatReasonREASON_PASSED_HOST             natNatReason = 15
-	natNatReasonREASON_PASSED_TTL              natNatReason = 16
-	natNatReasonREASON_PASSED_TOO_BIG          natNatReason = 17
-	natNatReasonREASON_PASSED_STACK            natNatReason = 18
-	natNatReasonREASON_PASSED_TRANSLATED       natNatReason = 19
-	natNatReasonREASON_PASSED_MALFORMED        natNatReason = 20
-	natNatReasonREASON_LAST_PASSED             natNatReason = 20
-	natNatReasonREASON_DROPPED_MALFORMED       natNatReason = 21
-	natNatReasonREASON_DROPPED_SPOOFED         natNatReason = 22
-	natNatReasonREASON_DROPPED_FILTERED        natNatReason = 23
-	natNatReasonREASON_DROPPED_ISOLATED        natNatReason = 24
-	natNatReasonREASON_DROPPED_NO_ADDRESS      natNatReason = 25
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED  natNatReason = 26
-	natNatReasonREASON_DROPPED_BINDINGS_FULL   natNatReason = 27
-	natNatReasonREASON_DROPPED_SESSIONS_FULL   natNatReason = 28
-	natNatReasonREASON_DROPPED_QUOTA           natNatReason = 29
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION  natNatReason = 30
-	natNatReasonREASON_DROPPED_FRAGMENT        natNatReason = 31
-	natNatReasonREASON_DROPPED_ICMP_TYPE       natNatReason = 32
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM   natNatReason = 33
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 34
-	natNatReasonREASON_DROPPED_TTL             natNatReason = 35
-	natNatReasonREASON_DROPPED_RACE            natNatReason = 36
-	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 37
-	natNatReasonREASON_COUNT                   natNatReason = 38
+	natNatReasonREASON_PASSED_CONNTRACK        natNatReason = 16
+	natNatReasonREASON_PASSED_TTL              natNatReason = 17
+	natNatReasonREASON_PASSED_TOO_BIG          natNatReason = 18
+	natNatReasonREASON_PASSED_STACK            natNatReason = 19
+	natNatReasonREASON_PASSED_TRANSLATED       natNatReason = 20
+	natNatReasonREASON_PASSED_MALFORMED        natNatReason = 21
+	natNatReasonREASON_LAST_PASSED             natNatReason = 21
+	natNatReasonREASON_DROPPED_MALFORMED       natNatReason = 22
+	natNatReasonREASON_DROPPED_SPOOFED         natNatReason = 23
+	natNatReasonREASON_DROPPED_FILTERED        natNatReason = 24
+	natNatReasonREASON_DROPPED_ISOLATED        natNatReason = 25
+	natNatReasonREASON_DROPPED_NO_ADDRESS      natNatReason = 26
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED  natNatReason = 27
+	natNatReasonREASON_DROPPED_BINDINGS_FULL   natNatReason = 28
+	natNatReasonREASON_DROPPED_SESSIONS_FULL   natNatReason = 29
+	natNatReasonREASON_DROPPED_QUOTA           natNatReason = 30
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION  natNatReason = 31
+	natNatReasonREASON_DROPPED_FRAGMENT        natNatReason = 32
+	natNatReasonREASON_DROPPED_ICMP_TYPE       natNatReason = 33
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM   natNatReason = 34
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 35
+	natNatReasonREASON_DROPPED_TTL             natNatReason = 36
+	natNatReasonREASON_DROPPED_RACE            natNatReason = 37
+	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 38
+	natNatReasonREASON_COUNT                   natNatReason = 39
 )
 
 type natNatRequest4 struct {
@@ -433,6 +434,7 @@ const (
 	natProgNatOutsideIngress = "nat_outside_ingress"
 	natVarClockIsVirtual     = "clock_is_virtual"
 	natVarFibSkipNeigh       = "fib_skip_neigh"
+	natVarHaveConntrack      = "have_conntrack"
 	natVarNatAbi             = "nat_abi"
 	natVarVirtualNow         = "virtual_now"
 )
@@ -519,6 +521,7 @@ type natMapSpecs struct {
 type natVariableSpecs struct {
 	ClockIsVirtual *ebpf.VariableSpec `ebpf:"clock_is_virtual"`
 	FibSkipNeigh   *ebpf.VariableSpec `ebpf:"fib_skip_neigh"`
+	HaveConntrack  *ebpf.VariableSpec `ebpf:"have_conntrack"`
 	NatAbi         *ebpf.VariableSpec `ebpf:"nat_abi"`
 	VirtualNow     *ebpf.VariableSpec `ebpf:"virtual_now"`
 }
@@ -600,6 +603,7 @@ func (m *natMaps) Close() error {
 type natVariables struct {
 	ClockIsVirtual *ebpf.Variable `ebpf:"clock_is_virtual"`
 	FibSkipNeigh   *ebpf.Variable `ebpf:"fib_skip_neigh"`
+	HaveConntrack  *ebpf.Variable `ebpf:"have_conntrack"`
 	NatAbi         *ebpf.Variable `ebpf:"nat_abi"`
 	VirtualNow     *ebpf.Variable `ebpf:"virtual_now"`
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 )
@@ -19,17 +20,19 @@ type Features struct {
 	KernelRelease string
 	TCX           bool // Linux 6.6: links for traffic control; else clsact
 	FIBSkipNeigh  bool // Linux 6.3: route lookups that answer without a neighbour
+	Conntrack     bool // Linux 6.0 with nf_conntrack: what netfilter DNATs keeps working
 }
 
 // Names for Options.DisableFeatures.
 const (
 	FeatureTCX          = "tcx"
 	FeatureFIBSkipNeigh = "fib-skip-neigh"
+	FeatureConntrack    = "conntrack"
 	FeatureKernel       = "kernel" // what conenat cannot do without
 )
 
 // FeatureNames are what Options.DisableFeatures accepts.
-var FeatureNames = []string{FeatureTCX, FeatureFIBSkipNeigh, FeatureKernel}
+var FeatureNames = []string{FeatureTCX, FeatureFIBSkipNeigh, FeatureConntrack, FeatureKernel}
 
 // kernelFloor is the oldest kernel whose verifier and helpers the tests run on.
 const kernelFloor = "6.1"
@@ -78,7 +81,22 @@ func probeFeatures(disabled []string) (Features, error) {
 	}
 	f.TCX = version >= versionCode(6, 6) && !off(FeatureTCX)
 	f.FIBSkipNeigh = version >= versionCode(6, 3) && !off(FeatureFIBSkipNeigh)
+	f.Conntrack = haveKfunc("bpf_skb_ct_lookup") && !off(FeatureConntrack)
 	return f, nil
+}
+
+// haveKfunc looks in the BTF of the kernel and of its loaded modules.
+func haveKfunc(name string) bool {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false
+	}
+	var f *btf.Func
+	if kernel.TypeByName(name, &f) == nil {
+		return true
+	}
+	module, err := btf.LoadKernelModuleSpec("nf_conntrack")
+	return err == nil && module.TypeByName(name, &f) == nil
 }
 
 // versionCode is KERNEL_VERSION(major, minor, 0) of linux/version.h.

@@ -165,6 +165,7 @@ func (d *Dataplane) spec() (*ebpf.CollectionSpec, error) {
 	sizeMaps(spec, d.capacity)
 	constants := map[string]bool{
 		bpf.ConstFIBSkipNeigh:   d.features.FIBSkipNeigh,
+		bpf.ConstHaveConntrack:  d.features.Conntrack,
 		bpf.ConstClockIsVirtual: d.opts.VirtualClock,
 	}
 	for name, value := range constants {
