@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topo
+
+import (
+	"context"
+	"regexp"
+	"strings"
+)
+
+// The rules that dockerd 20.10 writes for its default bridge, in the order it writes them.
+// TestDockerRules (tests/docker) compares them with a real dockerd's.
+const dockerRules = `*filter
+:INPUT ACCEPT
+:FORWARD DROP
+:OUTPUT ACCEPT
+:DOCKER -
+:DOCKER-ISOLATION-STAGE-1 -
+:DOCKER-ISOLATION-STAGE-2 -
+:DOCKER-USER -
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+*nat
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+:DOCKER -
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+COMMIT
+`
+
+// DockerRules gives a namespace with a docker0 the rules of Docker's bridge NAT, without a Docker.
+func DockerRules(ctx context.Context, host *NS) error {
+	_, err := host.Run(ctx, dockerRules, "iptables-restore")
+	return err
+}
+
+var savedCounters = regexp.MustCompile(`(?m) \[\d+:\d+\]$`)
+
+// SaveRules is what iptables-save prints in a namespace, without comments and counters, so that two of them
+// can be compared.
+func SaveRules(ctx context.Context, ns *NS) (string, error) {
+	saved, err := ns.Run(ctx, "", "iptables-save")
+	if err != nil {
+		return "", err
+	}
+	var lines []string
+	for line := range strings.Lines(saved) {
+		if !strings.HasPrefix(line, "#") {
+			lines = append(lines, savedCounters.ReplaceAllString(line, ""))
+		}
+	}
+	return strings.Join(lines, ""), nil
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topo
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// End is one end of a veth pair.
+type End struct {
+	NS     *NS
+	Name   string
+	Addr   string // with prefix length; empty for none
+	Master string // bridge in NS; empty for none
+}
+
+// Link joins two namespaces by a veth pair and sets both ends up. MTU 0 is the kernel's (1500).
+func (t *Topo) Link(a, b End, mtu int) error {
+	pair := &netlink.Veth{
+		LinkAttrs:     netlink.LinkAttrs{Name: a.Name, MTU: mtu},
+		PeerName:      b.Name,
+		PeerMTU:       uint32(mtu),
+		PeerNamespace: netlink.NsFd(int(b.NS.fd)),
+	}
+	if err := a.NS.nl.LinkAdd(pair); err != nil {
+		return fmt.Errorf("make veth pair %s in %s, %s in %s: %w", a.Name, a.NS.Name, b.Name, b.NS.Name, err)
+	}
+	if err := a.configure(); err != nil {
+		return err
+	}
+	return b.configure()
+}
+
+func (e End) configure() error {
+	if e.Master != "" {
+		if err := e.NS.Enslave(e.Name, e.Master); err != nil {
+			return err
+		}
+	}
+	if e.Addr != "" {
+		if err := e.NS.AddAddr(e.Name, e.Addr); err != nil {
+			return err
+		}
+	}
+	return e.NS.Up(e.Name)
+}
+
+// Netlink is a handle inside the namespace, for what has no method here.
+func (ns *NS) Netlink() *netlink.Handle { return ns.nl }
+
+// link looks an interface up by name.
+func (ns *NS) link(name string) (netlink.Link, error) {
+	link, err := ns.nl.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s in namespace %s: %w", name, ns.Name, err)
+	}
+	return link, nil
+}
+
+// onLink looks name up and wraps the error of do.
+func (ns *NS) onLink(name, what string, do func(netlink.Link) error) error {
+	link, err := ns.link(name)
+	if err != nil {
+		return err
+	}
+	if err := do(link); err != nil {
+		return fmt.Errorf("%s %s in namespace %s: %w", what, name, ns.Name, err)
+	}
+	return nil
+}
+
+// IfIndex is an interface's index.
+func (ns *NS) IfIndex(name string) (int, error) {
+	link, err := ns.link(name)
+	if err != nil {
+		return 0, err
+	}
+	return link.Attrs().Index, nil
+}
+
+// AddBridge makes a bridge that is up, with an address if addr is not empty.
+func (ns *NS) AddBridge(name, addr string) error {
+	if err := ns.nl.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
+		return fmt.Errorf("make bridge %s in namespace %s: %w", name, ns.Name, err)
+	}
+	return End{NS: ns, Name: name, Addr: addr}.configure()
+}
+
+// Up sets an interface up.
+func (ns *NS) Up(name string) error { return ns.onLink(name, "set up", ns.nl.LinkSetUp) }
+
+// Down sets an interface down.
+func (ns *NS) Down(name string) error { return ns.onLink(name, "set down", ns.nl.LinkSetDown) }
+
+// DeleteLink removes an interface.
+func (ns *NS) DeleteLink(name string) error { return ns.onLink(name, "delete", ns.nl.LinkDel) }
+
+// SetMTU sets an interface's MTU in bytes.
+func (ns *NS) SetMTU(name string, mtu int) error {
+	return ns.onLink(name, fmt.Sprintf("set MTU %d on", mtu), func(l netlink.Link) error { return ns.nl.LinkSetMTU(l, mtu) })
+}
+
+// Enslave makes an interface a port of a bridge.
+func (ns *NS) Enslave(name, bridge string) error {
+	master, err := ns.link(bridge)
+	if err != nil {
+		return err
+	}
+	return ns.onLink(name, "make a port of "+bridge+":", func(l netlink.Link) error { return ns.nl.LinkSetMaster(l, master) })
+}
+
+// AddAddr adds an address with prefix length.
+func (ns *NS) AddAddr(name, addr string) error {
+	parsed, err := netlink.ParseAddr(addr)
+	if err != nil {
+		return fmt.Errorf("address for %s: %w", name, err)
+	}
+	return ns.onLink(name, "add address "+addr+" to", func(l netlink.Link) error { return ns.nl.AddrAdd(l, parsed) })
+}
+
+// DeleteAddr removes an address with prefix length.
+func (ns *NS) DeleteAddr(name, addr string) error {
+	parsed, err := netlink.ParseAddr(addr)
+	if err != nil {
+		return fmt.Errorf("address of %s: %w", name, err)
+	}
+	return ns.onLink(name, "remove address "+addr+" from", func(l netlink.Link) error { return ns.nl.AddrDel(l, parsed) })
+}
+
+// AddRoute adds a route by a gateway; dst "default" is everything.
+func (ns *NS) AddRoute(dst, via string) error {
+	gw, err := netip.ParseAddr(via)
+	if err != nil {
+		return fmt.Errorf("gateway of route %s: %w", dst, err)
+	}
+	route := &netlink.Route{Gw: net.IP(gw.AsSlice())}
+	if dst != "default" {
+		if route.Dst, err = netlink.ParseIPNet(dst); err != nil {
+			return fmt.Errorf("route: %w", err)
+		}
+	}
+	if err := ns.nl.RouteAdd(route); err != nil {
+		return fmt.Errorf("add route %s via %s in namespace %s: %w", dst, via, ns.Name, err)
+	}
+	return nil
+}
