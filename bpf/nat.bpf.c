@@ -104,7 +104,11 @@ static __always_inline int inside_packet(struct nat *n)
 	return translate_inside(n);
 }
 
-/* Whether a frame is for the router, and not for another port of the bridge. */
+/*
+ * Whether a frame is for the router, and not for another port of the bridge. A
+ * port sees every frame as another host's; the bridge device knows its own MAC
+ * better than the daemon, which may be late with it.
+ */
 static __always_inline bool is_routed(struct __sk_buff *skb,
 				      const struct nat_link *link)
 {
@@ -114,6 +118,8 @@ static __always_inline bool is_routed(struct __sk_buff *skb,
 
 	if (link->flags & LINK_LAYER3)
 		return true;
+	if (link->kind == LINK_INSIDE_DEVICE)
+		return skb->pkt_type == PACKET_HOST;
 	if (parse_ethernet(&cursor, end, &eth) < 0)
 		return false;
 	return __builtin_memcmp(eth->h_dest, link->mac, ETH_ALEN) == 0;
