@@ -211,7 +211,7 @@ static __always_inline __s32 port_pick(struct __sk_buff *skb,
 				       struct port_search *s)
 {
 	bool parity = want->proto == IPPROTO_UDP;
-	__u32 port;
+	__u32 port, refused = 0;
 	int i;
 
 	s->parity = PARITY_ANY;
@@ -222,15 +222,19 @@ static __always_inline __s32 port_pick(struct __sk_buff *skb,
 	s->start = random_between(s->low, s->high);
 	for (i = 0; i < PORT_TRIES; i++) {
 		port = port_search_run(s);
-		if (!port && s->parity != PARITY_ANY) {
+		if (port && !want_host_socket(skb, want, port))
+			return port;
+		if (port)
+			port_release(want->address, want->proto, port);
+		if (!port || port == refused) { /* once round */
+			if (s->parity == PARITY_ANY)
+				return -1;
 			s->parity = PARITY_ANY;
+			refused = 0;
 			continue;
 		}
-		if (!port)
-			return -1;
-		if (!want_host_socket(skb, want, port))
-			return port;
-		port_release(want->address, want->proto, port);
+		if (!refused)
+			refused = port;
 		s->start = port < s->high ? port + 1 : s->low;
 	}
 	return -1;

@@ -102,6 +102,8 @@ static long port_walk_step(__u32 index, void *data)
 	if (word >= NAT_PORT_WORDS || !w->map)
 		return 1;
 	free = ~w->map->words[word] & port_mask(&w->s, word);
+	if (index == 0) /* what lies below the start comes last */
+		free &= PARITY_ANY << rotate;
 	if (!free)
 		return 0;
 	if (free >> rotate)

@@ -202,8 +202,9 @@ NAT_GLOBAL int session_tcp_change(const struct session_key *key,
 }
 
 /*
- * What a packet of the session leaves behind in its half. A RST does not
- * refresh (RFC 7857 section 7.1); most packets write nothing.
+ * What a packet of the session leaves behind in its half; most write nothing.
+ * The first RST starts the time that the session is held from then on (RFC 7857
+ * section 2.3); those that follow it do not refresh (section 7.1).
  */
 static __always_inline void session_touch(const struct nat *n,
 					  const struct session_key *key,
@@ -211,7 +212,7 @@ static __always_inline void session_touch(const struct nat *n,
 {
 	__u8 seen;
 
-	if (half->last_seen != n->tick && !(n->p.seen & SEEN_RST))
+	if (half->last_seen != n->tick && !(n->p.seen & half->seen & SEEN_RST))
 		half->last_seen = n->tick;
 	if (n->p.proto != IPPROTO_TCP || !n->p.seen)
 		return;
