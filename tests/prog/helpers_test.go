@@ -151,11 +151,14 @@ func (r *rig) livesFor(d time.Duration) {
 	r.consistent()
 }
 
-// sub is the rig with another test to report to.
-func (r *rig) sub(t *testing.T) *rig {
-	other := *r
-	other.t = t
-	return &other
+// subtest runs part of a test on the same rig.
+func (r *rig) subtest(name string, f func()) {
+	whole := r.t
+	defer func() { r.t = whole }()
+	whole.Run(name, func(t *testing.T) {
+		r.t = t
+		f()
+	})
 }
 
 // put changes a network.

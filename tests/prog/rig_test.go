@@ -103,9 +103,11 @@ func newRig(t *testing.T, options ...option) *rig {
 	return r
 }
 
-// thread runs calls until the test ends. It is never unlocked: the thread dies, and its namespaces with it.
+// thread runs calls until the test ends, on one CPU: what is kept for each CPU is then one. It is never
+// unlocked: the thread dies, and its namespaces with it.
 func (r *rig) thread() {
 	runtime.LockOSThread()
+	pinThread(0)
 	for call := range r.calls {
 		call()
 	}
@@ -131,7 +133,29 @@ func enterNamespaces() error {
 	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 }
 
+// pinThread puts the calling thread on one of the CPUs that it may use.
+func pinThread(n int) {
+	var may, one unix.CPUSet
+	if unix.SchedGetaffinity(0, &may) != nil {
+		return
+	}
+	var cpus []int
+	for cpu := range 1024 {
+		if may.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	one.Set(cpus[n%len(cpus)])
+	_ = unix.SchedSetaffinity(0, &one)
+}
+
 func (r *rig) interfaces(mtu int) error {
+	// The interfaces' own chatter would move the counters.
+	for _, which := range []string{"all", "default"} {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0); err != nil {
+			return err
+		}
+	}
 	for _, b := range []struct {
 		name, addr string
 		mac        net.HardwareAddr
