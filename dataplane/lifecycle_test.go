@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+var small = dataplane.Capacity{Sessions: 256, Bindings: 128}
+
+// lab is Figure 3's host with a state directory.
+func lab(t *testing.T) (*topo.Figure3, string) {
+	t.Helper()
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
+	dir, err := f.BPFFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, filepath.Join(dir, "conenat")
+}
+
+// open opens a dataplane in the host's namespace; close is part of the test's end.
+func open(t *testing.T, f *topo.Figure3, opts dataplane.Options) (d *dataplane.Dataplane, err error) {
+	t.Helper()
+	opts.Capacity = small
+	err = f.Host.Do(func() error {
+		d, err = dataplane.Open(opts)
+		return err
+	})
+	if err == nil {
+		t.Cleanup(func() { d.Close() })
+	}
+	return d, err
+}
+
+func mustOpen(t *testing.T, f *topo.Figure3, opts dataplane.Options) *dataplane.Dataplane {
+	t.Helper()
+	d, err := open(t, f, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// equip puts a network, an outside and all hooks.
+func equip(f *topo.Figure3, d *dataplane.Dataplane) error {
+	return f.Host.Do(func() error {
+		bridge, err := net.InterfaceByName("docker0")
+		if err != nil {
+			return err
+		}
+		up, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(
+			d.PutNetwork(dataplane.Network{Name: "docker0", IfIndex: bridge.Index, Gateway: bridge.HardwareAddr,
+				Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}}),
+			d.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: up.Index, Address: topo.HostAddr}),
+			d.Attach(dataplane.Link{IfIndex: bridge.Index, Name: "docker0", Kind: dataplane.InsideDevice, Owner: "docker0"}),
+			d.Attach(dataplane.Link{IfIndex: up.Index, Name: "eth0", Kind: dataplane.OutsideLink, Owner: "eth0"}))
+	})
+}
+
+func TestOpenRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		prepare func(t *testing.T, f *topo.Figure3, dir string)
+		opts    dataplane.Options
+		want    error
+		says    string
+	}{
+		"MissingKernelFeature": {opts: dataplane.Options{DisableFeatures: []string{dataplane.FeatureKernel}},
+			want: dataplane.ErrNotSupported, says: "bpf_loop"},
+		"SecondDaemon": {prepare: func(t *testing.T, f *topo.Figure3, dir string) {
+			mustOpen(t, f, dataplane.Options{StateDir: dir})
+		}, want: dataplane.ErrInUse, says: "--state-dir"},
+		"OtherABI": {prepare: func(t *testing.T, _ *topo.Figure3, dir string) {
+			if err := os.MkdirAll(filepath.Join(dir, "abi-999"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, want: dataplane.ErrABI, says: "abi-999"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, dir := lab(t)
+			if c.prepare != nil {
+				c.prepare(t, f, dir)
+			}
+			before := tree(t, dir)
+			c.opts.StateDir = dir
+			_, err := open(t, f, c.opts)
+			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("error %v, want %v that says %q", err, c.want, c.says)
+			}
+			if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
+				t.Errorf("left something behind (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// tree lists what is in a directory, at any depth.
+func tree(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		names = append(names, path)
+		return err
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// TestOpenWithoutPrivilege runs on a thread that gave its capabilities up.
+func TestOpenWithoutPrivilege(t *testing.T) {
+	dir := t.TempDir()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			done <- err
+			return
+		}
+		_, err := dataplane.Open(dataplane.Options{StateDir: filepath.Join(dir, "state")})
+		done <- err
+	}()
+	err := <-done
+	if !errors.Is(err, dataplane.ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+		t.Errorf("error %v, want %v that names CAP_NET_ADMIN", err, dataplane.ErrPermission)
+	}
+	if names := tree(t, dir); len(names) != 1 {
+		t.Errorf("left behind: %v", names)
+	}
+}
+
+func TestOpenInAnotherNamespace(t *testing.T) {
+	f, dir := lab(t)
+	mustOpen(t, f, dataplane.Options{StateDir: dir}).Close()
+	err := f.Router.Do(func() error {
+		_, err := dataplane.Open(dataplane.Options{StateDir: dir})
+		return err
+	})
+	if !errors.Is(err, dataplane.ErrInUse) || !strings.Contains(err.Error(), "another network namespace") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestAdopt: what one daemon made the next one finds, by either mechanism and across a change of it, and
+// Remove takes all of it away.
+func TestAdopt(t *testing.T) {
+	noTCX := []string{dataplane.FeatureTCX}
+	for name, c := range map[string]struct {
+		first, second []string
+		want          string
+	}{
+		"TCX":         {nil, nil, "tcx"},
+		"Clsact":      {noTCX, noTCX, "clsact"},
+		"ToClsact":    {nil, noTCX, "clsact"},
+		"ToTCX":       {noTCX, nil, "tcx"},
+		"NoFeatures":  {dataplane.FeatureNames[:3], dataplane.FeatureNames[:3], "clsact"},
+		"FewFeatures": {nil, dataplane.FeatureNames[1:3], "tcx"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, dir := lab(t)
+			d := mustOpen(t, f, dataplane.Options{StateDir: dir, DisableFeatures: c.first})
+			if d.Adopted() {
+				t.Error("adopted, with nothing there")
+			}
+			if err := equip(f, d); err != nil {
+				t.Fatal(err)
+			}
+			want := addForward(t, d)
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			d = mustOpen(t, f, dataplane.Options{StateDir: dir, DisableFeatures: c.second})
+			if !d.Adopted() || d.Capacity() != small {
+				t.Errorf("adopted %v with capacity %v", d.Adopted(), d.Capacity())
+			}
+			if err := equip(f, d); err != nil {
+				t.Fatal(err)
+			}
+			checkForward(t, d, want)
+			checkMechanism(t, f, d, c.want)
+			d.Close()
+			checkRemove(t, f, dir)
+		})
+	}
+}
+
+func addForward(t *testing.T, d *dataplane.Dataplane) dataplane.Binding {
+	t.Helper()
+	b, err := d.AddForward(dataplane.Forward{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:8080"),
+		Internal: netip.MustParseAddrPort("172.17.0.2:80")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func checkForward(t *testing.T, d *dataplane.Dataplane, want dataplane.Binding) {
+	t.Helper()
+	got, err := d.Bindings()
+	if err != nil || len(got) != 1 {
+		t.Fatalf("bindings %v, %v", got, err)
+	}
+	got[0].Created = want.Created // the maps have whole seconds
+	if diff := cmp.Diff(want, got[0], cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		t.Errorf("binding (-want +got):\n%s", diff)
+	}
+}
+
+func checkMechanism(t *testing.T, f *topo.Figure3, d *dataplane.Dataplane, want string) {
+	t.Helper()
+	var links []dataplane.Link
+	err := f.Host.Do(func() (err error) {
+		links, err = d.Links()
+		return err
+	})
+	if err != nil || len(links) != 2 {
+		t.Fatalf("links %v, %v", links, err)
+	}
+	for _, l := range links {
+		if l.Mechanism != want {
+			t.Errorf("%s is attached by %q, want %q", l.Name, l.Mechanism, want)
+		}
+	}
+	out, err := f.Host.Run(context.Background(), "", "tc", "qdisc", "show")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if has := strings.Contains(out, "clsact"); has != (want == "clsact") {
+		t.Errorf("clsact qdisc is there: %v; hooks are attached by %s", has, want)
+	}
+}
+
+func checkRemove(t *testing.T, f *topo.Figure3, dir string) {
+	t.Helper()
+	var report dataplane.RemoveReport
+	err := f.Host.Do(func() (err error) {
+		report, err = dataplane.Remove(dir)
+		return err
+	})
+	if err != nil || report.Links != 2 || report.Pins == 0 {
+		t.Errorf("remove: %+v, %v", report, err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there: %v", dir, err)
+	}
+	out, err := f.Host.Run(context.Background(), "", "tc", "qdisc", "show")
+	if err != nil || strings.Contains(out, "clsact") {
+		t.Errorf("qdiscs after remove: %s, %v", out, err)
+	}
+	if err := f.Host.Do(func() error { _, err := dataplane.Remove(dir); return err }); !errors.Is(err, dataplane.ErrNotFound) {
+		t.Errorf("remove again: %v, want %v", err, dataplane.ErrNotFound)
+	}
+}
+
+// TestRemoveUnderDaemon: a state directory in use is not touched.
+func TestRemoveUnderDaemon(t *testing.T) {
+	f, dir := lab(t)
+	mustOpen(t, f, dataplane.Options{StateDir: dir})
+	before := tree(t, dir)
+	if _, err := dataplane.Remove(dir); !errors.Is(err, dataplane.ErrInUse) {
+		t.Errorf("remove: %v, want %v", err, dataplane.ErrInUse)
+	}
+	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
+		t.Errorf("state directory changed (-before +after):\n%s", diff)
+	}
+}
