@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package harness runs the real conenat binary for tests: built once, started in a network namespace with a
+// state directory and a socket of its own, asked through its own command line, and taken away again. It
+// knows what the command line promises (design's CLI contract), and nothing of the insides.
+package harness
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// readyWithin bounds a daemon's start, loading and verifying included, on a machine that is busy.
+const readyWithin = 60 * time.Second
+
+// Binary builds conenat, once in a process. CONENAT_BINARY names one to use instead.
+var Binary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("CONENAT_BINARY"); path != "" {
+		return path, nil
+	}
+	dir, err := topo.ProcessDir()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "conenat")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/conenat/conenat/cmd/conenat").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build conenat: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+// Conenat is a daemon's place: namespace, state directory and socket. The daemon may be stopped and started.
+type Conenat struct {
+	t        testing.TB
+	topo     *topo.Topo
+	host     *topo.NS
+	binary   string
+	StateDir string
+	Socket   string
+	args     []string
+	process  *topo.Process
+	stderr   *tail
+}
+
+// Place prepares a place for a daemon in host; args are those of `run` beyond state directory and socket.
+// The test's end detaches what is there then.
+func Place(t testing.TB, top *topo.Topo, host *topo.NS, args ...string) *Conenat {
+	t.Helper()
+	binary, err := Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bpffs, err := top.BPFFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Conenat{t: t, topo: top, host: host, binary: binary, args: args,
+		StateDir: filepath.Join(bpffs, "conenat"), Socket: filepath.Join(top.Dir(), filepath.Base(bpffs)+".sock")}
+	t.Cleanup(func() {
+		c.Kill()
+		if out, code := c.Try("detach", "--state-dir", c.StateDir); code != 0 {
+			t.Errorf("detach at the test's end: exit code %d: %s", code, out)
+		}
+		if t.Failed() {
+			t.Logf("the daemon's last lines:\n%s", c.Log())
+		}
+	})
+	return c
+}
+
+// Start is Place and Run.
+func Start(t testing.TB, top *topo.Topo, host *topo.NS, args ...string) *Conenat {
+	t.Helper()
+	c := Place(t, top, host, args...)
+	c.Run()
+	return c
+}
+
+// RunArgs are the arguments of `conenat run` in this place.
+func (c *Conenat) RunArgs() []string {
+	return append([]string{"run", "--state-dir", c.StateDir, "--socket", c.Socket}, c.args...)
+}
+
+// Run starts the daemon and waits for the line that says it is ready.
+func (c *Conenat) Run() {
+	c.t.Helper()
+	cmd := c.host.Command(context.Background(), c.binary, c.RunArgs()...)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.stderr = &tail{}
+	ready := make(chan struct{})
+	if c.process, err = c.topo.Start("conenat run", cmd); err != nil {
+		c.t.Fatal(err)
+	}
+	go c.stderr.read(stderr, ready)
+	select {
+	case <-ready:
+	case <-c.process.Done():
+		c.t.Fatalf("conenat run ended before it was ready:\n%s", c.Log())
+	case <-time.After(readyWithin):
+		c.t.Fatalf("conenat run is not ready within %v:\n%s", readyWithin, c.Log())
+	}
+}
+
+// Kill is kill -9: what is pinned stays. It may be called when no daemon runs.
+func (c *Conenat) Kill() {
+	c.t.Helper()
+	if c.process == nil {
+		return
+	}
+	if err := c.process.Kill(); err != nil {
+		c.t.Error(err)
+	}
+	c.process = nil
+}
+
+// Stop is SIGTERM.
+func (c *Conenat) Stop() {
+	c.t.Helper()
+	if err := c.process.Stop(10 * time.Second); err != nil {
+		c.t.Error(err)
+	}
+	c.process = nil
+}
+
+// PID is the daemon's.
+func (c *Conenat) PID() int { return c.process.PID() }
+
+// Log is the daemon's last lines.
+func (c *Conenat) Log() string {
+	if c.stderr == nil {
+		return ""
+	}
+	return c.stderr.String()
+}
+
+// Try runs a client command as given and returns what it printed and its exit code.
+func (c *Conenat) Try(args ...string) (string, int) {
+	c.t.Helper()
+	out, err := c.host.Command(context.Background(), c.binary, args...).CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		return string(out), exit.ExitCode()
+	case err != nil:
+		c.t.Fatalf("conenat %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out), 0
+}
+
+// Client runs a client command against the daemon; it has to succeed.
+func (c *Conenat) Client(args ...string) string {
+	c.t.Helper()
+	out, code := c.Try(append(args, "--socket", c.Socket)...)
+	if code != 0 {
+		c.t.Fatalf("conenat %s: exit code %d: %s", strings.Join(args, " "), code, out)
+	}
+	return out
+}
+
+// Detach stops the daemon and takes everything away.
+func (c *Conenat) Detach() string {
+	c.t.Helper()
+	if c.process != nil {
+		c.Stop()
+	}
+	out, code := c.Try("detach", "--state-dir", c.StateDir)
+	if code != 0 {
+		c.t.Fatalf("conenat detach: exit code %d: %s", code, out)
+	}
+	return out
+}
+
+// Binding, Session and Event are the contract's JSON.
+type Binding struct {
+	Protocol  string  `json:"protocol"`
+	Network   string  `json:"network"`
+	Internal  string  `json:"internal"`
+	External  string  `json:"external"`
+	Static    bool    `json:"static"`
+	Sessions  int     `json:"sessions"`
+	ExpiresIn float64 `json:"expires_in_s"`
+}
+
+// Session is a binding and one remote endpoint.
+type Session struct {
+	Protocol string `json:"protocol"`
+	Network  string `json:"network"`
+	Internal string `json:"internal"`
+	External string `json:"external"`
+	Remote   string `json:"remote"`
+	State    string `json:"state"`
+}
+
+// Event is a line of `conenat events -o json`.
+type Event struct {
+	Time     time.Time `json:"time"`
+	Type     string    `json:"type"`
+	Protocol string    `json:"protocol"`
+	Network  string    `json:"network"`
+	Internal string    `json:"internal"`
+	External string    `json:"external"`
+	Remote   string    `json:"remote"`
+	Static   bool      `json:"static"`
+	Sessions int       `json:"sessions"`
+	State    string    `json:"state"`
+	Count    uint64    `json:"count"`
+}
+
+// Bindings is `conenat bindings -o json`.
+func (c *Conenat) Bindings() []Binding { return list[Binding](c, "bindings", "-o", "json") }
+
+// Sessions is `conenat sessions -o json`.
+func (c *Conenat) Sessions() []Session { return list[Session](c, "sessions", "-o", "json") }
+
+// Events is `conenat events -o json` since the daemon's start.
+func (c *Conenat) Events() (events []Event) {
+	c.t.Helper()
+	d := json.NewDecoder(strings.NewReader(c.Client("events", "--since", "24h", "-o", "json")))
+	for {
+		var e Event
+		if err := d.Decode(&e); errors.Is(err, io.EOF) {
+			return events
+		} else if err != nil {
+			c.t.Fatalf("events: %v", err)
+		}
+		events = append(events, e)
+	}
+}
+
+func list[T any](c *Conenat, args ...string) (out []T) {
+	c.t.Helper()
+	if err := json.Unmarshal([]byte(c.Client(args...)), &out); err != nil {
+		c.t.Fatalf("conenat %s: %v", strings.Join(args, " "), err)
+	}
+	return out
+}
+
+// Counter is one of the status' counters.
+func (c *Conenat) Counter(name string) uint64 {
+	c.t.Helper()
+	type status struct {
+		Counters []struct {
+			Name    string `json:"name"`
+			Packets uint64 `json:"packets"`
+		} `json:"counters"`
+	}
+	for _, s := range list[status](c, "status", "-o", "json") {
+		for _, counter := range s.Counters {
+			if counter.Name == name {
+				return counter.Packets
+			}
+		}
+	}
+	c.t.Fatalf("status has no counter %s", name)
+	return 0
+}
+
+// tail keeps a daemon's last lines and sees the one that says it is ready.
+type tail struct {
+	mu    sync.Mutex
+	lines bytes.Buffer
+}
+
+func (t *tail) read(r io.Reader, ready chan<- struct{}) {
+	told := false
+	for s := bufio.NewScanner(r); s.Scan(); {
+		t.mu.Lock()
+		if t.lines.Len() < 1<<20 {
+			t.lines.WriteString(s.Text() + "\n")
+		}
+		t.mu.Unlock()
+		if !told && strings.Contains(s.Text(), "msg=ready") {
+			told = true
+			close(ready)
+		}
+	}
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.lines.String()
+}
