@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"net"
+	"net/netip"
+)
+
+// Place is where sockets are opened: a *topo.NS, or Here.
+type Place interface {
+	Do(func() error) error
+}
+
+// Here is the network namespace of this process.
+type Here struct{}
+
+// Do runs fn.
+func (Here) Do(fn func() error) error { return fn() }
+
+// In is the Host at a place that this process can open sockets in.
+func In(place Place) Host { return local{place} }
+
+type local struct{ place Place }
+
+func (l local) ListenUDP(port uint16) (Socket, error) {
+	var conn *net.UDPConn
+	err := l.place.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: int(port)})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newUDP(conn), nil
+}
+
+func (l local) DialTCP(localPort uint16, server netip.AddrPort) (Conn, error) {
+	var conn net.Conn
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(localPort)}, Timeout: Timeout}
+	err := l.place.Do(func() (err error) {
+		conn, err = dialer.Dial("tcp4", server.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newTCPClient(conn), nil
+}
+
+func (l local) ServeTCP(port uint16) (Server, error) {
+	var listener net.Listener
+	err := l.place.Do(func() (err error) {
+		listener, err = net.ListenTCP("tcp4", &net.TCPAddr{Port: int(port)})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return serveTCP(listener), nil
+}
+
+func (l local) Ping(spec PingSpec) (Pinger, error) {
+	var conn *net.IPConn
+	err := l.place.Do(func() (err error) {
+		conn, err = net.DialIP("ip4:icmp", nil, &net.IPAddr{IP: spec.To.AsSlice()})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return startPing(conn, spec), nil
+}
