@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// Status is the daemon's state. GET /v1/status answers with an array of one.
+type Status struct {
+	Version    string        `json:"version"`
+	PID        int           `json:"pid"`
+	UptimeS    float64       `json:"uptime_s"`
+	Kernel     string        `json:"kernel"`
+	StateDir   string        `json:"state_dir"`
+	Adopted    bool          `json:"adopted"`   // the state was there when the daemon started
+	Path       string        `json:"path"`      // direct
+	Mechanism  string        `json:"mechanism"` // tcx or clsact
+	Outsides   []Outside     `json:"outsides"`
+	Capacity   Entries       `json:"capacity"`
+	Usage      Entries       `json:"usage"`
+	Counters   []Counter     `json:"counters"`
+	EventsLost uint64        `json:"events_lost"`
+	Settings   StatusSetting `json:"settings"`
+	Warnings   []string      `json:"warnings"`
+}
+
+// StatusSetting is what is configured, timeouts in seconds.
+type StatusSetting struct {
+	UDPTimeoutS            float64 `json:"udp_timeout_s"`
+	TCPEstablishedTimeoutS float64 `json:"tcp_established_timeout_s"`
+	TCPPartialOpenTimeoutS float64 `json:"tcp_partial_open_timeout_s"`
+	TCPClosingTimeoutS     float64 `json:"tcp_closing_timeout_s"`
+	ICMPTimeoutS           float64 `json:"icmp_timeout_s"`
+	Ports                  string  `json:"ports"`
+	SessionsPerBinding     uint32  `json:"sessions_per_binding"`
+}
+
+// Outside is an outside interface.
+type Outside struct {
+	Name    string `json:"name"`
+	IfIndex int    `json:"ifindex"`
+	Address string `json:"address"` // external; empty: none yet
+	State   string `json:"state"`   // active, away, no-address, no-hooks
+}
+
+// Entries counts table entries.
+type Entries struct {
+	Sessions uint32 `json:"sessions"`
+	Bindings uint32 `json:"bindings"`
+}
+
+// Counter is how many packets got their verdict for a reason.
+type Counter struct {
+	Name    string `json:"name"`
+	Verdict string `json:"verdict"`
+	Packets uint64 `json:"packets"`
+}
+
+// Network is an inside network.
+type Network struct {
+	Name       string    `json:"name"`
+	Interface  string    `json:"interface"`
+	IfIndex    int       `json:"ifindex"`
+	Driver     string    `json:"driver"` // the interface's kind: bridge, veth, …
+	State      string    `json:"state"`  // active, away, no-hooks
+	Prefixes   []string  `json:"prefixes"`
+	GatewayMAC string    `json:"gateway_mac"` // empty: the link has no Ethernet header
+	Ports      []string  `json:"ports"`       // of a bridge, those with hooks
+	Mapping    string    `json:"mapping"`
+	Filtering  Filtering `json:"filtering"`
+	Outside    []string  `json:"outside"`
+}
+
+// Filtering is a behaviour for each protocol.
+type Filtering struct {
+	UDP  string `json:"udp"`
+	TCP  string `json:"tcp"`
+	ICMP string `json:"icmp"`
+}
+
+// Binding is a mapping of an internal to an external endpoint.
+type Binding struct {
+	Protocol   string    `json:"protocol"`
+	Network    string    `json:"network"`
+	Internal   string    `json:"internal"`
+	External   string    `json:"external"`
+	Static     bool      `json:"static"`
+	Sessions   int       `json:"sessions"`
+	ExpiresInS float64   `json:"expires_in_s"` // 0 for a static one
+	Created    time.Time `json:"created"`
+}
+
+// Session is a binding and one remote endpoint.
+type Session struct {
+	Protocol   string    `json:"protocol"`
+	Network    string    `json:"network"`
+	Internal   string    `json:"internal"`
+	External   string    `json:"external"`
+	Remote     string    `json:"remote"`
+	Hairpin    bool      `json:"hairpin"`
+	State      string    `json:"state"`
+	ExpiresInS float64   `json:"expires_in_s"`
+	Created    time.Time `json:"created"`
+}
+
+// Forward is a static binding that is wanted.
+type Forward struct {
+	ID       string `json:"id"` // "tcp/198.51.100.1:8080"
+	Protocol string `json:"protocol"`
+	Network  string `json:"network"`
+	External string `json:"external"`
+	Internal string `json:"internal"`
+	Active   bool   `json:"active"`
+	Problem  string `json:"problem,omitempty"` // why it is not active
+}
+
+// ForwardRequest is the body of POST /v1/forwards.
+type ForwardRequest struct {
+	Protocol       string `json:"protocol"` // tcp, which is what an empty one means, or udp
+	Network        string `json:"network"`  // empty: the one whose prefix holds internal
+	External       string `json:"external"`
+	Internal       string `json:"internal"`
+	OverHostSocket bool   `json:"over_host_socket"` // bind although a socket of the host listens there
+}
+
+// Event is one line of GET /v1/events. Fields that do not apply to its type are left out.
+type Event struct {
+	Time       time.Time `json:"time"`
+	Type       string    `json:"type"`
+	Protocol   string    `json:"protocol,omitempty"`
+	Network    string    `json:"network,omitempty"`
+	Internal   string    `json:"internal,omitempty"`
+	External   string    `json:"external,omitempty"`
+	Remote     string    `json:"remote,omitempty"`
+	Static     *bool     `json:"static,omitempty"`
+	Hairpin    *bool     `json:"hairpin,omitempty"`
+	Sessions   *int      `json:"sessions,omitempty"` // of the binding, after the event
+	State      string    `json:"state,omitempty"`
+	OldState   string    `json:"old_state,omitempty"`
+	ExpiresInS *float64  `json:"expires_in_s,omitempty"` // of a session, if no packet comes
+	Count      *uint64   `json:"count,omitempty"`        // events.lost: how many; sampled events: how many since the last one
+}
+
+// eventTypes are what a filter may name.
+var eventTypes = []dataplane.EventType{
+	dataplane.BindingCreated, dataplane.BindingExpired, dataplane.BindingChanged,
+	dataplane.SessionCreated, dataplane.SessionState, dataplane.SessionClosed,
+	dataplane.PortExhausted, dataplane.QuotaExceeded, dataplane.InboundFiltered, dataplane.EventsLost,
+}
+
+// ParseEventType takes the name of an event.
+func ParseEventType(s string) (dataplane.EventType, error) {
+	if t := dataplane.EventType(s); slices.Contains(eventTypes, t) {
+		return t, nil
+	}
+	var names []string
+	for _, t := range eventTypes {
+		names = append(names, string(t))
+	}
+	return "", fmt.Errorf("unknown event type %q: want one of %s", s, strings.Join(names, ", "))
+}
+
+// Since is a moment in the history: "all", a duration before now, or an RFC 3339 time.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "all" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return now.Add(-d), nil
+	}
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	return time.Time{}, fmt.Errorf("since %q: want a duration such as 5m, an RFC 3339 time, or all", s)
+}
+
+// CheckSince says whether the API would take s.
+func CheckSince(s string) error {
+	_, err := parseSince(s, time.Now())
+	return err
+}
+
+// BindingOf is a binding as the API shows it.
+func BindingOf(b dataplane.Binding) Binding {
+	return Binding{Protocol: b.Protocol.String(), Network: b.Network, Internal: endpoint(b.Internal), External: endpoint(b.External),
+		Static: b.Static, Sessions: b.Sessions, ExpiresInS: b.ExpiresIn.Seconds(), Created: b.Created}
+}
+
+// SessionOf is a session as the API shows it.
+func SessionOf(s dataplane.Session) Session {
+	return Session{Protocol: s.Protocol.String(), Network: s.Network, Internal: endpoint(s.Internal), External: endpoint(s.External),
+		Remote: endpoint(s.Remote), Hairpin: s.Hairpin, State: s.State, ExpiresInS: s.ExpiresIn.Seconds(), Created: s.Created}
+}
+
+// BindingsOf puts them into the order of network, protocol, internal and external endpoint.
+func BindingsOf(list []dataplane.Binding) []Binding {
+	slices.SortFunc(list, func(a, b dataplane.Binding) int {
+		return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.Protocol, b.Protocol),
+			a.Internal.Compare(b.Internal), a.External.Compare(b.External))
+	})
+	out := make([]Binding, 0, len(list))
+	for _, b := range list {
+		out = append(out, BindingOf(b))
+	}
+	return out
+}
+
+// SessionsOf puts them into the order of network, protocol, internal, remote and external endpoint.
+func SessionsOf(list []dataplane.Session) []Session {
+	slices.SortFunc(list, func(a, b dataplane.Session) int {
+		return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.Protocol, b.Protocol),
+			a.Internal.Compare(b.Internal), a.Remote.Compare(b.Remote), a.External.Compare(b.External))
+	})
+	out := make([]Session, 0, len(list))
+	for _, s := range list {
+		out = append(out, SessionOf(s))
+	}
+	return out
+}
+
+// EventOf is an event as the API shows it.
+func EventOf(ev dataplane.Event) Event {
+	out := Event{Time: ev.Time, Type: string(ev.Type)}
+	if ev.Type == dataplane.EventsLost {
+		out.Count = &ev.Count
+		return out
+	}
+	out.Protocol, out.Network = ev.Protocol.String(), ev.Network
+	out.Internal, out.External = endpoint(ev.Internal), endpoint(ev.External)
+	switch ev.Type {
+	case dataplane.BindingCreated, dataplane.BindingChanged, dataplane.BindingExpired:
+		out.Static, out.Sessions = &ev.Static, &ev.Sessions
+	case dataplane.SessionCreated, dataplane.SessionState, dataplane.SessionClosed:
+		lifetime := ev.Lifetime.Seconds()
+		out.Remote, out.Hairpin, out.State, out.OldState = endpoint(ev.Remote), &ev.Hairpin, ev.State, ev.OldState
+		if ev.Type != dataplane.SessionClosed {
+			out.ExpiresInS = &lifetime
+		}
+	default:
+		out.Remote, out.Count = endpoint(ev.Remote), &ev.Count
+	}
+	return out
+}
+
+// endpoint is empty for none: the zero value, and the all-zero endpoint of an event that has no such part.
+func endpoint(e netip.AddrPort) string {
+	if !e.IsValid() || (e.Addr().IsUnspecified() && e.Port() == 0) {
+		return ""
+	}
+	return e.String()
+}
+
+// Forward checks a request and turns it into the dataplane's words.
+func (r ForwardRequest) Forward() (dataplane.Forward, error) {
+	f := dataplane.Forward{Protocol: dataplane.TCP, Network: r.Network, OverHostSocket: r.OverHostSocket}
+	var err1, err2, err3 error
+	if r.Protocol != "" {
+		f.Protocol, err1 = config.ParseForwardProtocol(r.Protocol)
+	}
+	f.External, err2 = config.ParseEndpoint(r.External)
+	f.Internal, err3 = config.ParseEndpoint(r.Internal)
+	return f, errors.Join(err1, err2, err3)
+}
+
+// ParseForwardID is the inverse of plan.ForwardID.
+func ParseForwardID(id string) (dataplane.Protocol, netip.AddrPort, error) {
+	protocol, external, found := strings.Cut(id, "/")
+	p, err1 := config.ParseForwardProtocol(protocol)
+	ep, err2 := config.ParseEndpoint(external)
+	if err := errors.Join(err1, err2); !found || err != nil {
+		return 0, netip.AddrPort{}, fmt.Errorf("forward %q: want PROTOCOL/ADDR:PORT, such as tcp/198.51.100.1:8080", id)
+	}
+	return p, ep, nil
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/conenat/conenat/control/api"
+	"github.com/conenat/conenat/control/hostnet"
+	"github.com/conenat/conenat/control/plan"
+	"github.com/conenat/conenat/control/reconcile"
+	"github.com/conenat/conenat/control/watch"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// nearlyFull is from when on a table's use is warned of, in percent.
+const nearlyFull = 90
+
+// Status answers GET /v1/status.
+func (d *daemon) Status() (api.Status, error) {
+	view := d.loop.View()
+	outsides, err := d.outsides(view.Host)
+	if err != nil {
+		return api.Status{}, err
+	}
+	counters, err := d.dp.Counters()
+	if err != nil {
+		return api.Status{}, err
+	}
+	usage, err := d.dp.Usage()
+	if err != nil {
+		return api.Status{}, err
+	}
+	capacity := d.dp.Capacity()
+	st := api.Status{
+		Version: d.deps.Version, PID: os.Getpid(), UptimeS: time.Since(d.since).Seconds(),
+		Kernel: d.dp.Features().KernelRelease, StateDir: d.cfg.StateDir, Adopted: d.dp.Adopted(),
+		Path: "direct", Mechanism: d.mechanism(), Outsides: outsides,
+		Capacity: api.Entries{Sessions: capacity.Sessions, Bindings: capacity.Bindings},
+		Usage:    api.Entries{Sessions: usage.Sessions, Bindings: usage.Bindings},
+		Counters: []api.Counter{}, EventsLost: usage.EventsLost,
+		Settings: settingsOf(d.cfg.Settings), Warnings: d.warnings(view, capacity, usage),
+	}
+	for _, c := range counters {
+		st.Counters = append(st.Counters, api.Counter{Name: c.Name, Verdict: c.Verdict, Packets: c.Packets})
+	}
+	return st, nil
+}
+
+func settingsOf(s dataplane.Settings) api.StatusSetting {
+	return api.StatusSetting{
+		UDPTimeoutS: s.UDPTimeout.Seconds(), TCPEstablishedTimeoutS: s.TCPEstablishedTimeout.Seconds(),
+		TCPPartialOpenTimeoutS: s.TCPPartialOpenTimeout.Seconds(), TCPClosingTimeoutS: s.TCPClosingTimeout.Seconds(),
+		ICMPTimeoutS: s.ICMPTimeout.Seconds(), Ports: fmt.Sprintf("%d-%d", s.PortLow, s.PortHigh), SessionsPerBinding: s.SessionsPerBinding,
+	}
+}
+
+func (d *daemon) mechanism() string {
+	if d.dp.Features().TCX {
+		return "tcx"
+	}
+	return "clsact"
+}
+
+// warnings are what an operator should look at.
+func (d *daemon) warnings(view reconcile.View, capacity dataplane.Capacity, usage dataplane.Usage) []string {
+	out := append([]string{}, d.cfg.Warnings...)
+	out = append(out, view.Problems...)
+	for _, f := range view.Failures {
+		out = append(out, fmt.Sprintf("%s: %v (tried %d times since %s)", f.Action, f.Err, f.Tries, f.Since.Format(time.RFC3339)))
+	}
+	if !view.Host.IPForward {
+		out = append(out, "net.ipv4.ip_forward is 0: the host routes no packets; set it: sysctl -w net.ipv4.ip_forward=1")
+	}
+	if uint64(usage.Sessions)*100 >= uint64(capacity.Sessions)*nearlyFull {
+		out = append(out, fmt.Sprintf("%d of %d sessions are in use: raise capacity.sessions", usage.Sessions, capacity.Sessions))
+	}
+	if uint64(usage.Bindings)*100 >= uint64(capacity.Bindings)*nearlyFull {
+		out = append(out, fmt.Sprintf("%d of %d bindings are in use: raise capacity.bindings", usage.Bindings, capacity.Bindings))
+	}
+	return out
+}
+
+func (d *daemon) outsides(host hostnet.Snapshot) ([]api.Outside, error) {
+	list, err := d.dp.Outsides()
+	if err != nil {
+		return nil, err
+	}
+	links, err := d.dp.Links()
+	if err != nil {
+		return nil, err
+	}
+	out := []api.Outside{}
+	for _, o := range list {
+		shown := api.Outside{Name: o.Name, IfIndex: o.IfIndex, State: "active"}
+		if o.Address.IsValid() {
+			shown.Address = o.Address.String()
+		}
+		l, there := host.LinkAt(o.IfIndex)
+		switch {
+		case !there:
+			shown.State = "away"
+		case !hasHooks(links, dataplane.OutsideLink, o.Name):
+			shown.State = "no-hooks"
+		case !l.Has(o.Address):
+			shown.State = "no-address"
+		}
+		out = append(out, shown)
+	}
+	slices.SortFunc(out, func(a, b api.Outside) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func hasHooks(links []dataplane.Link, kind dataplane.LinkKind, owner string) bool {
+	return slices.ContainsFunc(links, func(l dataplane.Link) bool { return l.Kind == kind && l.Owner == owner })
+}
+
+func (d *daemon) outsideNames() (names []string) {
+	list, _ := d.dp.Outsides() // for a log line
+	for _, o := range list {
+		names = append(names, o.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Networks answers GET /v1/networks.
+func (d *daemon) Networks() ([]api.Network, error) {
+	list, err := d.dp.Networks()
+	if err != nil {
+		return nil, err
+	}
+	links, err := d.dp.Links()
+	if err != nil {
+		return nil, err
+	}
+	host, outside := d.loop.View().Host, d.outsideNames()
+	out := []api.Network{}
+	for _, n := range list {
+		out = append(out, networkOf(n, links, host, outside))
+	}
+	slices.SortFunc(out, func(a, b api.Network) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
+	shown := api.Network{Name: n.Name, Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
+		Prefixes: []string{}, Ports: []string{}, Mapping: dataplane.EndpointIndependent.String(), Outside: outside,
+		Filtering: api.Filtering{UDP: n.Filtering[dataplane.FilteringUDP].String(), TCP: n.Filtering[dataplane.FilteringTCP].String(),
+			ICMP: n.Filtering[dataplane.FilteringICMP].String()}}
+	l, there := host.LinkAt(n.IfIndex)
+	switch {
+	case !there:
+		shown.State = "away"
+	case !hasHooks(links, dataplane.InsideDevice, n.Name):
+		shown.State = "no-hooks"
+	}
+	shown.Driver = l.Kind
+	for _, p := range n.Prefixes {
+		shown.Prefixes = append(shown.Prefixes, p.String())
+	}
+	for _, p := range links {
+		if p.Kind == dataplane.InsidePort && p.Owner == n.Name {
+			shown.Ports = append(shown.Ports, p.Name)
+		}
+	}
+	slices.Sort(shown.Ports)
+	return shown
+}
+
+// Bindings answers GET /v1/bindings.
+func (d *daemon) Bindings() ([]dataplane.Binding, error) { return d.dp.Bindings() }
+
+// Sessions answers GET /v1/sessions.
+func (d *daemon) Sessions() ([]dataplane.Session, error) { return d.dp.Sessions() }
+
+// History answers GET /v1/events.
+func (d *daemon) History(since time.Time) []dataplane.Event { return d.watcher.History(since) }
+
+// Subscribe answers GET /v1/events?follow=1.
+func (d *daemon) Subscribe(since time.Time) ([]dataplane.Event, *watch.Subscription) {
+	return d.watcher.Subscribe(since)
+}
+
+// Forwards answers GET /v1/forwards.
+func (d *daemon) Forwards() ([]api.Forward, error) {
+	list, err := d.loop.Forwards()
+	if err != nil {
+		return nil, err
+	}
+	out := []api.Forward{}
+	for _, f := range list {
+		out = append(out, forwardOf(f))
+	}
+	return out, nil
+}
+
+func forwardOf(f reconcile.Forward) api.Forward {
+	return api.Forward{ID: plan.ForwardID(f.Protocol, f.External), Protocol: f.Protocol.String(), Network: f.Network,
+		External: f.External.String(), Internal: f.Internal.String(), Active: f.Active, Problem: f.Problem}
+}
+
+// AddForward answers POST /v1/forwards.
+func (d *daemon) AddForward(f dataplane.Forward) (api.Forward, error) {
+	b, err := d.loop.AddForward(f)
+	if err != nil {
+		return api.Forward{}, err
+	}
+	f.Network = b.Network
+	return forwardOf(reconcile.Forward{Forward: f, Active: true}), nil
+}
+
+// RemoveForward answers DELETE /v1/forwards/{id}.
+func (d *daemon) RemoveForward(p dataplane.Protocol, external netip.AddrPort) error {
+	return d.loop.RemoveForward(p, external)
+}
