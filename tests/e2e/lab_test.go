@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/probe"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// lab is Figure 3 with a running conenat.
+type lab struct {
+	*topo.Figure3
+	*harness.Conenat
+	t                  *testing.T
+	host, peer1, peer2 probe.Host
+	containers         []probe.Host
+}
+
+// quick are timeouts that a test can wait for.
+const quick = `
+timeouts:
+  udp: 2s
+  tcp_established: 4s
+  tcp_partial_open: 2s
+  tcp_closing: 2s
+  icmp: 2s
+  sweep: 100ms
+`
+
+// newLab builds the topology with Docker's rules in the host and starts conenat there; config is YAML.
+func newLab(t *testing.T, cfg topo.Figure3Config, config string, args ...string) *lab {
+	t.Helper()
+	l := &lab{Figure3: topo.Figure3ForTest(t, cfg), t: t}
+	if err := topo.DockerRules(t.Context(), l.Host); err != nil {
+		t.Fatal(err)
+	}
+	args = append([]string{"--inside", "docker0"}, args...)
+	if config != "" {
+		file := filepath.Join(l.Dir(), "conenat.yaml")
+		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--config", file)
+	}
+	l.Conenat = harness.Start(t, l.Topo, l.Host, args...)
+	l.host, l.peer1, l.peer2 = probe.In(l.Host), probe.In(l.Peer1), probe.In(l.Peer2)
+	for _, c := range append(l.Containers, l.Net2...) {
+		l.containers = append(l.containers, probe.In(c))
+	}
+	return l
+}
+
+// udp opens a socket; the test's end closes it.
+func (l *lab) udp(h probe.Host, port uint16) probe.Socket {
+	l.t.Helper()
+	s, err := h.ListenUDP(port)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// serve starts a TCP server; the test's end closes it.
+func (l *lab) serve(h probe.Host, port uint16) netip.AddrPort {
+	l.t.Helper()
+	s, err := h.ServeTCP(port)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { s.Close() })
+	return netip.AddrPortFrom(netip.IPv4Unspecified(), s.Port())
+}
+
+func (l *lab) dial(h probe.Host, server netip.AddrPort) probe.Conn {
+	l.t.Helper()
+	c, err := h.DialTCP(0, server)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (l *lab) send(s probe.Socket, to netip.AddrPort, text string) {
+	l.t.Helper()
+	if err := s.Send(to, text); err != nil {
+		l.t.Fatalf("send %q to %s: %v", text, to, err)
+	}
+}
+
+// receives waits for a packet with just that text, and returns whom it is from.
+func (l *lab) receives(s probe.Socket, text string) netip.AddrPort {
+	l.t.Helper()
+	p, err := s.Receive(probe.Timeout)
+	if err != nil || p.Text != text {
+		l.t.Fatalf("received %+v, %v; want %q", p, err, text)
+	}
+	return p.From
+}
+
+// receivesNothing holds after a packet that must arrive behind it has arrived.
+func (l *lab) receivesNothing(s probe.Socket, for_ time.Duration) {
+	l.t.Helper()
+	if p, err := s.Receive(for_); err == nil {
+		l.t.Errorf("received %+v, want nothing", p)
+	}
+}
+
+func (l *lab) eventually(what string, cond func() bool) {
+	l.t.Helper()
+	err := topo.Poll(l.t.Context(), 20*time.Second, what, func() (bool, error) { return cond(), nil })
+	if err != nil {
+		l.t.Fatalf("%v; bindings %+v", err, l.Bindings())
+	}
+}
+
+func (l *lab) bindingOf(protocol, internal string) (harness.Binding, bool) {
+	l.t.Helper()
+	for _, b := range l.Bindings() {
+		if b.Protocol == protocol && b.Internal == internal {
+			return b, true
+		}
+	}
+	return harness.Binding{}, false
+}
+
+func at(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }

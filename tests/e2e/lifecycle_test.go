@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/probe"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// TestKillAndAdopt: traffic does not need the daemon, nor does a new one disturb it.
+func TestKillAndAdopt(t *testing.T) {
+	for name, args := range map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, topo.Figure3Config{Containers: 2}, "", args...)
+			killAndAdopt(l)
+		})
+	}
+}
+
+func killAndAdopt(l *lab) {
+	server := l.serve(l.peer1, 8080)
+	conn := l.dial(l.containers[0], at(topo.Peer1Addr, server.Port()))
+	udp, peer := l.udp(l.containers[0], 20000), l.udp(l.peer1, 3478)
+	l.send(udp, at(topo.Peer1Addr, 3478), "before")
+	mapped := l.receives(peer, "before")
+	ping, err := l.containers[1].Ping(probe.PingSpec{To: topo.Peer2Addr, Interval: 5 * time.Millisecond})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.Client("forward", "add", "--protocol", "udp", "198.51.100.1:5353", "172.17.0.3:53")
+	before := withoutTimes(l.Bindings())
+
+	l.Kill()
+	if err := conn.Echo("the daemon is dead"); err != nil {
+		l.t.Errorf("established connection: %v", err)
+	}
+	l.send(udp, at(topo.Peer1Addr, 3478), "dead")
+	if from := l.receives(peer, "dead"); from != mapped {
+		l.t.Errorf("mapping changed from %s to %s", mapped, from)
+	}
+	fresh := l.udp(l.containers[1], 20001)
+	l.send(fresh, at(topo.Peer1Addr, 3478), "new flow")
+	if from := l.receives(peer, "new flow"); from != at(topo.HostAddr, 20001) {
+		l.t.Errorf("a new flow while no daemon lives leaves as %s", from)
+	}
+
+	l.Run()
+	after := withoutTimes(l.Bindings())
+	var kept []harness.Binding
+	for _, b := range after {
+		if !strings.HasSuffix(b.Internal, ":20001") {
+			kept = append(kept, b)
+		}
+	}
+	if diff := cmp.Diff(before, kept); diff != "" {
+		l.t.Errorf("bindings after adoption (-before +after):\n%s", diff)
+	}
+	if len(kept) == len(after) {
+		l.t.Error("the new daemon does not know the flow that began while none lived")
+	}
+	if err := conn.Echo("adopted"); err != nil {
+		l.t.Errorf("established connection: %v", err)
+	}
+	report, err := ping.Stop(false)
+	if err != nil || report.Sent < 20 || len(report.Lost) > 0 || report.Duplicates > 0 {
+		l.t.Errorf("ping at 5 ms through kill and adoption: %+v, %v", report, err)
+	}
+	checkReplay(l)
+}
+
+// withoutTimes are bindings that a second later are the same.
+func withoutTimes(bindings []harness.Binding) []harness.Binding {
+	for i := range bindings {
+		bindings[i].ExpiresIn = 0
+	}
+	return bindings
+}
+
+// TestExpiryWithoutDaemon: sessions end and ports come free while no daemon lives.
+func TestExpiryWithoutDaemon(t *testing.T) {
+	l := newLab(t, topo.Figure3Config{Containers: 2}, quick)
+	peer := l.udp(l.peer1, 3478)
+	first, second := l.udp(l.containers[0], 20000), l.udp(l.containers[1], 20000)
+	l.send(first, at(topo.Peer1Addr, 3478), "first")
+	if from := l.receives(peer, "first"); from.Port() != 20000 {
+		t.Fatalf("first is seen as %s", from)
+	}
+	l.send(second, at(topo.Peer1Addr, 3478), "second")
+	if from := l.receives(peer, "second"); from.Port() == 20000 || from.Port()%2 != 0 {
+		t.Errorf("second is seen as %s: want another even port", from)
+	}
+	l.Kill()
+	// The second one stays in use for longer than the timeout; the first one does not.
+	for begin := time.Now(); time.Since(begin) < 3*time.Second; {
+		l.send(second, at(topo.Peer1Addr, 3478), "again")
+		l.receives(peer, "again")
+		l.receivesNothing(second, 50*time.Millisecond)
+	}
+	l.Run()
+	if _, there := l.bindingOf("udp", "172.17.0.2:20000"); there {
+		t.Error("the first binding is still there, 3 s after its last packet, with a timeout of 2 s")
+	}
+	if b, there := l.bindingOf("udp", "172.17.0.3:20000"); !there || b.External == "198.51.100.1:20000" {
+		t.Errorf("the second binding, in use all the time, is %+v", b)
+	}
+	l.send(first, at(topo.Peer1Addr, 3478), "back")
+	if from := l.receives(peer, "back"); from.Port() != 20000 {
+		t.Errorf("the port that came free is not given again: seen as %s", from)
+	}
+}
+
+// TestDetach: nothing is left, and Docker's NAT translates as before.
+func TestDetach(t *testing.T) {
+	l := newLab(t, topo.Figure3Config{Containers: 1}, "")
+	peer, c := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
+	l.send(c, at(topo.Peer1Addr, 3478), "conenat")
+	l.receives(peer, "conenat")
+	if flows := conntracked(l, 3478); flows != 0 {
+		t.Errorf("under conenat, conntrack has %d entries of the flow", flows)
+	}
+	l.Detach()
+	for what, out := range leftovers(l) {
+		t.Errorf("%s: %s", what, out)
+	}
+	l.send(c, at(topo.Peer1Addr, 3478), "docker")
+	if from := l.receives(peer, "docker"); from.Addr() != topo.HostAddr {
+		t.Errorf("after detach the container is seen as %s", from)
+	}
+	if flows := conntracked(l, 3478); flows != 1 {
+		t.Errorf("after detach, conntrack has %d entries of the flow, want Docker's one", flows)
+	}
+	if out := l.Detach(); !strings.Contains(out, "nothing to detach") {
+		t.Errorf("detach again says %q", out)
+	}
+}
+
+// leftovers looks for all that conenat makes.
+func leftovers(l *lab) map[string]string {
+	found := map[string]string{}
+	for what, c := range map[string]struct {
+		command []string
+		bad     string
+	}{
+		"tc":        {[]string{"tc", "qdisc", "show"}, "clsact"},
+		"nft":       {[]string{"nft", "list", "tables"}, "conenat"},
+		"pins":      {[]string{"find", l.StateDir}, l.StateDir + "\n"},
+		"namespace": {[]string{"ip", "netns", "list"}, "conenat"},
+	} {
+		out, err := l.Host.Run(l.t.Context(), "", c.command[0], c.command[1:]...)
+		if strings.Contains(out, c.bad) {
+			found[what] = out
+		}
+		if err != nil && what != "pins" {
+			l.t.Error(err)
+		}
+	}
+	return found
+}
+
+func conntracked(l *lab, port uint16) (n int) {
+	l.t.Helper()
+	flows, err := l.Host.Conntrack()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, f := range flows {
+		if f.Dst.Port() == port {
+			n++
+		}
+	}
+	return n
+}
