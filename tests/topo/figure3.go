@@ -21,7 +21,8 @@ var (
 )
 
 // Figure3Config says what NewFigure3 builds. The zero value is the host without containers, for a dockerd
-// that makes its own.
+// that makes its own; the host does not forward then, for dockerd sets FORWARD's policy to DROP only where it
+// is the one that switches forwarding on.
 type Figure3Config struct {
 	Containers     int  // on docker0 in 172.17.0.0/16, from 172.17.0.2 up; 0: no docker0 either
 	Net2Containers int  // on net2 in 172.18.0.0/16, from 172.18.0.2 up; 0: no net2
@@ -88,7 +89,6 @@ func (f *Figure3) namespaces() error {
 		}
 	}
 	return errors.Join(
-		f.Host.Sysctl("net.ipv4.ip_forward=1"),
 		f.Router.Sysctl("net.ipv4.ip_forward=1"),
 		f.Router.AddBridge("lan", "203.0.113.254/24"),
 	)
@@ -122,7 +122,8 @@ func (f *Figure3) bridge(name, prefix, net24 string, count int) ([]*NS, error) {
 		return nil, nil
 	}
 	gateway := net24 + ".1"
-	if err := f.Host.AddBridge(name, gateway+"/16"); err != nil {
+	err := errors.Join(f.Host.AddBridge(name, gateway+"/16"), f.Host.Sysctl("net.ipv4.ip_forward=1"))
+	if err != nil {
 		return nil, err
 	}
 	var containers []*NS

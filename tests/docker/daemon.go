@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// Daemon is a running dockerd.
+type Daemon struct {
+	Socket  string // the API's unix socket
+	Host    *topo.NS
+	topo    *topo.Topo
+	dir     string
+	api     *api
+	process *topo.Process
+	images  map[string]bool
+}
+
+// Config says how dockerd is started. The zero value is Docker as it comes.
+type Config struct {
+	Args []string // further flags of dockerd
+}
+
+// In the daemon's private mounts, /run is empty and what it writes to /etc is kept apart. The script then
+// becomes the daemon.
+const privateMounts = `set -e
+mount -t tmpfs tmpfs /run
+mkdir "$0/etc"
+mount -t tmpfs tmpfs "$0/etc"
+mkdir "$0/etc/upper" "$0/etc/work"
+mount -t overlay -o lowerdir=/etc,upperdir="$0/etc/upper",workdir="$0/etc/work" overlay /etc
+exec "$@"`
+
+// Start starts dockerd in a namespace and waits until its API answers: with docker0 on 172.17.0.1/16, on
+// overlay2 or, where the filesystem refuses that, on vfs. Close of the topology stops it.
+func Start(ctx context.Context, t *topo.Topo, host *topo.NS, cfg Config) (*Daemon, error) {
+	d, err := start(ctx, t, host, cfg, "overlay2")
+	if err != nil && strings.Contains(err.Error(), "graphdriver") {
+		d, err = start(ctx, t, host, cfg, "vfs")
+	}
+	return d, err
+}
+
+func start(ctx context.Context, t *topo.Topo, host *topo.NS, cfg Config, storage string) (*Daemon, error) {
+	dir, err := os.MkdirTemp(t.Dir(), "docker-")
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{Socket: filepath.Join(dir, "docker.sock"), Host: host, topo: t, dir: dir, images: map[string]bool{}}
+	d.api = newAPI(d.Socket)
+	t.Defer("close the Docker API", d.api.close)
+	config := filepath.Join(dir, "daemon.json") // not the machine's
+	if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
+		return nil, err
+	}
+	t.Defer("remove docker's cgroups", d.removeCgroups)
+	args := append([]string{"--mount", "sh", "-c", privateMounts, dir, "dockerd",
+		"--config-file", config,
+		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
+		"--pidfile", filepath.Join(dir, "pid"), "-H", "unix://" + d.Socket,
+		"--storage-driver", storage, "--cgroup-parent", "/" + t.Name(), "--bip", "172.17.0.1/16"}, cfg.Args...)
+	if err := d.run(ctx, host.Command(context.Background(), "unshare", args...)); err != nil {
+		return nil, fmt.Errorf("dockerd in namespace %s: %w", host.Name, err)
+	}
+	return d, nil
+}
+
+// run starts the daemon and waits until it is ready.
+func (d *Daemon) run(ctx context.Context, cmd *exec.Cmd) error {
+	logPath := filepath.Join(d.dir, "log")
+	log, err := os.Create(logPath)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if d.process, err = d.topo.Start("dockerd", cmd); err != nil {
+		return err
+	}
+	d.topo.Defer("remove containers", d.removeContainers)
+	err = topo.Poll(ctx, 30*time.Second, "wait for the API", func() (bool, error) {
+		select {
+		case <-d.process.Done():
+			return true, nil
+		default:
+			err := d.api.ping(ctx)
+			return err == nil, err
+		}
+	})
+	select {
+	case <-d.process.Done():
+		err = errors.New("ended at once")
+	default:
+	}
+	if err != nil {
+		return fmt.Errorf("%w; its log ends with:\n%s", err, tail(logPath, 15))
+	}
+	return nil
+}
+
+// PID is the daemon's.
+func (d *Daemon) PID() int { return d.process.PID() }
+
+// Log is the end of what the daemon logged so far.
+func (d *Daemon) Log() string { return tail(filepath.Join(d.dir, "log"), 20) }
+
+func tail(path string, lines int) string {
+	content, _ := os.ReadFile(path)
+	all := strings.Split(strings.TrimSpace(string(content)), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// CLI runs the docker command line against this daemon and returns what it printed. Neither contexts nor
+// credentials of the user are used.
+func (d *Daemon) CLI(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "docker", append([]string{"-H", "unix://" + d.Socket}, args...)...)
+	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(d.dir, "cli"), "DOCKER_CONTEXT=", "DOCKER_HOST=")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
+	}
+	if err != nil {
+		return "", fmt.Errorf("docker %s: %w", strings.Join(args, " "), err)
+	}
+	return string(out), nil
+}
+
+// removeContainers leaves no shim behind, which would outlive the daemon.
+func (d *Daemon) removeContainers() error {
+	select {
+	case <-d.process.Done():
+		return nil // removeCgroups kills what is left
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var containers []struct{ ID string }
+	if err := d.api.call(ctx, "GET", "/containers/json?all=1", nil, &containers); err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range containers {
+		errs = append(errs, d.remove(ctx, c.ID))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Daemon) remove(ctx context.Context, id string) error {
+	err := d.api.call(ctx, "DELETE", "/containers/"+id+"?force=1&v=1", nil, nil)
+	if errors.Is(err, errNoSuch) {
+		return nil
+	}
+	return err
+}
+
+// removeCgroups removes what dockerd leaves: its parent cgroup in every hierarchy.
+func (d *Daemon) removeCgroups() error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		found, _ := filepath.Glob(pattern + d.topo.Name())
+		for _, dir := range found {
+			errs = append(errs, topo.RemoveCgroup(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
