@@ -10,19 +10,6 @@
 #include "host.h"
 #include "sweep.h"
 
-static __always_inline struct nat_binding *
-binding_of(const struct nat_request *r)
-{
-	struct nat_claim *claim;
-	struct claim_key key;
-
-	claim_key_of(r->external, r->external_port, r->proto, &key);
-	claim = bpf_map_lookup_elem(&claims, &key);
-	if (!claim || claim->binding == CLAIM_HOST)
-		return NULL;
-	return binding_at(claim->binding);
-}
-
 static __noinline int control_publish(const struct binding_want *want,
 				      __u16 port)
 {
@@ -85,25 +72,26 @@ static __noinline int control_bind(struct __sk_buff *skb,
  */
 static __noinline int control_kill(const struct nat_request *r)
 {
-	struct nat_binding *b = binding_of(r);
+	struct binding_ref ref = {};
 	struct nat_claim *claim;
+	struct nat_binding *b;
 	struct claim_key key;
 	__u64 old;
 
-	if (!b)
-		return ANSWER_NOT_FOUND;
 	claim_key_of(r->external, r->external_port, r->proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (!claim || claim->binding == CLAIM_HOST)
 		return ANSWER_NOT_FOUND;
+	ref.binding = claim->binding;
+	ref.generation = claim->generation;
+	b = binding_at(ref.binding);
 	/* A reference of our own, so that it cannot end under our hands. */
-	old = __sync_fetch_and_add(&b->word, 1);
-	if (old >> 32 != claim->generation)
+	if (!b || binding_hold(&ref, BINDING_DYING - 1) < 0)
 		return ANSWER_NOT_FOUND;
 	old = __sync_fetch_and_or(&b->word, BINDING_DYING);
 	if (b->flags & BINDING_STATIC && !(old & BINDING_DYING))
 		__sync_fetch_and_add(&b->word, -1);
-	binding_drop(claim->binding, old >> 32);
+	binding_drop(ref.binding, ref.generation);
 	return ANSWER_OK;
 }
 

@@ -237,8 +237,6 @@ static __always_inline int error_outer(struct nat *n,
 
 	if (!addr_equal(half->saddr, key->saddr))
 		to.saddr = half->saddr;
-	if (to.decrement_ttl && n->p.ttl <= 1)
-		return -REASON_DROPPED_TTL;
 	return rewrite_packet(n, &to);
 }
 
@@ -250,6 +248,8 @@ static __noinline int error_translate(struct nat *n, const struct embedded *e,
 	__u32 sum = 0;
 	int rc;
 
+	if (session_routes(n, half) && n->p.ttl <= 1)
+		return -REASON_DROPPED_TTL;
 	rc = embedded_restore(n, e, half, &sum);
 	if (rc < 0)
 		return rc;

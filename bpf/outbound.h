@@ -46,7 +46,9 @@ static __noinline int outbound_open(const struct nat *n, const struct route *r,
 static __always_inline int outbound_exceptions(const struct nat *n,
 					       const struct route *r)
 {
-	if (n->p.ttl <= 1 && !n->egress)
+	if (n->egress) /* the kernel has seen to it */
+		return outbound_may_open(&n->p);
+	if (n->p.ttl <= 1)
 		return -REASON_PASSED_TTL;
 	if (n->p.flags & PACKET_DF && r->mtu && n->p.segment > r->mtu)
 		return -REASON_PASSED_TOO_BIG;

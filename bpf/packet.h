@@ -105,12 +105,18 @@ static __always_inline int parse_ipv4(struct hdr_cursor *cursor, void *end,
 	return 0;
 }
 
+/* Padding of the frame is no transport header. */
+static __always_inline bool transport_fits(const struct packet *p, __u32 size)
+{
+	return p->l4 - p->l3 + size <= p->total;
+}
+
 static __always_inline int parse_udp(struct hdr_cursor *cursor, void *end,
 				     struct packet *p)
 {
 	struct udphdr *udp = cursor->pos;
 
-	if ((void *)(udp + 1) > end)
+	if ((void *)(udp + 1) > end || !transport_fits(p, sizeof(*udp)))
 		return -REASON_DROPPED_MALFORMED;
 	if (bpf_ntohs(udp->len) < sizeof(*udp))
 		return -REASON_DROPPED_MALFORMED;
@@ -126,7 +132,7 @@ static __always_inline int parse_tcp(struct hdr_cursor *cursor, void *end,
 
 	if ((void *)(tcp + 1) > end)
 		return -REASON_DROPPED_MALFORMED;
-	if (tcp->doff < 5)
+	if (tcp->doff < 5 || !transport_fits(p, tcp->doff * 4))
 		return -REASON_DROPPED_MALFORMED;
 	p->sport = tcp->source;
 	p->dport = tcp->dest;
@@ -148,7 +154,7 @@ static __always_inline int parse_icmp(struct hdr_cursor *cursor, void *end,
 {
 	struct icmphdr *icmp = cursor->pos;
 
-	if ((void *)(icmp + 1) > end)
+	if ((void *)(icmp + 1) > end || !transport_fits(p, sizeof(*icmp)))
 		return -REASON_DROPPED_MALFORMED;
 	switch (icmp->type) {
 	case ICMP_ECHO:

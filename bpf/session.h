@@ -391,7 +391,6 @@ static __always_inline int session_forward(struct nat *n,
 {
 	int rc;
 
-	session_check_port(n, key, half);
 	if (half->target == TARGET_OUTSIDE && !n->egress) {
 		rc = session_exceptions(n, half);
 		if (rc < 0) {
@@ -401,6 +400,8 @@ static __always_inline int session_forward(struct nat *n,
 			return rc;
 		}
 	}
+	/* Not before: what passes here comes to the bridge device, too. */
+	session_check_port(n, key, half);
 	session_touch(n, key, half);
 	return session_translate(n, half);
 }
@@ -571,6 +572,28 @@ static __noinline int session_insert(const struct session_plan *plan)
 	return rc == -EEXIST ? -EEXIST : -REASON_DROPPED_SESSIONS_FULL;
 }
 
+static __always_inline bool half_is_dying(const struct session_half *half)
+{
+	struct nat_binding *b = binding_at(half->binding);
+
+	return !b || b->word >> 32 != half->generation ||
+	       b->word & BINDING_DYING;
+}
+
+/*
+ * The binding was marked while its session was made: the walk that ends its
+ * sessions may have missed this one, so the timer's next one is to look.
+ */
+static __always_inline void session_expedite(const struct session_half *half)
+{
+	struct session_slot *slot;
+	__u32 index = half->slot;
+
+	slot = bpf_map_lookup_elem(&session_slots, &index);
+	if (slot)
+		slot->check = clock_tick();
+}
+
 static __always_inline int plan_permission(struct session_plan *plan)
 {
 	int rc;
@@ -610,7 +633,10 @@ static __always_inline int plan_announce(const struct session_plan *plan)
 	c.half = half;
 	c.state = session_state(plan->key.proto, plan->seen,
 				plan->reverse_seen);
-	return event_sessions(&c, &reverse_key, reverse);
+	event_sessions(&c, &reverse_key, reverse);
+	if (half_is_dying(half) || (reverse && half_is_dying(reverse)))
+		session_expedite(half);
+	return 0;
 }
 
 /*

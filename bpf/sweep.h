@@ -36,12 +36,10 @@ static __always_inline __u32 session_refreshed(const struct session_key *key,
 							   b->last_seen;
 }
 
-static __always_inline bool half_is_dying(const struct session_half *half)
+static __always_inline bool slot_is_due(const struct session_slot *slot,
+					__u32 tick)
 {
-	struct nat_binding *b = binding_at(half->binding);
-
-	return !b || b->word >> 32 != half->generation ||
-	       b->word & BINDING_DYING;
+	return tick_diff(tick, slot->check) >= 0;
 }
 
 /* The slot is not to be looked at before the protocol's shortest timeout. */
@@ -102,12 +100,15 @@ static __always_inline int sweep_session(struct session_slot *slot, __u32 index,
 	__u8 state;
 	bool dying;
 
-	if (!a || a->slot != index) { /* it was never inserted */
-		session_slot_give(index);
+	if (!a || a->slot != index) { /* not inserted: yet, or never */
+		if (slot_is_due(slot, tick))
+			session_slot_give(index);
 		return 0;
 	}
 	session_reverse_key(&key, a, &reverse_key);
 	b = session_find(&reverse_key);
+	if (!b && !slot_is_due(slot, tick)) /* it is being inserted */
+		return 0;
 	state = session_state(key.proto, a->seen, b ? b->seen : 0);
 	deadline = session_refreshed(&key, a, b) +
 		   state_lifetime(key.proto, state);
@@ -166,7 +167,7 @@ NAT_GLOBAL int sweep_slot(__u32 index, __u32 tick, bool all)
 	slot = bpf_map_lookup_elem(&session_slots, &index);
 	if (!slot || !slot->key.proto)
 		return 0;
-	if (!all && tick_diff(tick, slot->check) < 0)
+	if (!all && !slot_is_due(slot, tick))
 		return 0;
 	if (slot->key.zone == NAT_ZONE_CLAIM)
 		sweep_claim(slot, index, tick);
