@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrSocketInUse: another conenat answers on the socket.
+// ErrSocketInUse means that another conenat answers on the socket.
 var ErrSocketInUse = errors.New("socket path in use by a running conenat")
 
 const (

@@ -66,6 +66,9 @@ func Run(ctx context.Context, cfg config.Config, deps Deps) error {
 	if err != nil {
 		cancel()
 		_ = group.Wait() // what it says is that it was cancelled
+		if outer.Err() != nil && errors.Is(err, outer.Err()) {
+			return nil
+		}
 		return err
 	}
 	err = errors.Join(group.Wait(), dp.Close())

@@ -64,10 +64,18 @@ func (t Table) Remove() (bool, error) {
 		return false, fmt.Errorf("open nftables: %w", err)
 	}
 	_, exists, err := current(conn)
-	if err != nil || !exists {
-		return false, err
+	if unsupported(err) || (err == nil && !exists) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read nftables table ip %s: %w", tableName, err)
 	}
 	return true, t.Ensure(nil)
+}
+
+// unsupported: a kernel without nftables has no table of ours.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 }
 
 func normal(pairs []Pair) []Pair {

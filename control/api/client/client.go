@@ -17,7 +17,7 @@ import (
 	"github.com/conenat/conenat/control/api"
 )
 
-// ErrUnreachable: nobody answers on the socket.
+// ErrUnreachable means that nobody answers on the socket.
 var ErrUnreachable = errors.New("cannot reach conenat")
 
 // Client asks the daemon behind one socket.

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/conenat/conenat/control/api"
+	"github.com/conenat/conenat/control/api/client"
+)
+
+// listing is a command that asks for a list and prints it.
+type listing[T any] struct {
+	use, short, example string
+	get                 func(*client.Client, context.Context) ([]T, error)
+	table               func(io.Writer, []T) // columns are ended by tabs
+}
+
+func (l listing[T]) command(e env) *cobra.Command {
+	cmd := &cobra.Command{Use: l.use, Short: l.short, Example: l.example, Args: cobra.NoArgs}
+	socket := socketFlag(cmd)
+	l.run(e, cmd, socket)
+	return cmd
+}
+
+func (l listing[T]) run(e env, cmd *cobra.Command, socket *string) {
+	output := outputFlag(cmd, "table", "json")
+	cmd.RunE = action(func(cmd *cobra.Command, _ []string) error {
+		list, err := l.get(client.New(*socket), cmd.Context())
+		if err != nil {
+			return err
+		}
+		if output.value == "json" {
+			return printJSON(e.stdout, list)
+		}
+		w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+		l.table(w, list)
+		return w.Flush()
+	})
+}
+
+// choice is a flag value out of a few.
+type choice struct {
+	value string
+	of    []string
+}
+
+func (c *choice) String() string { return c.value }
+func (c *choice) Type() string   { return strings.Join(c.of, "|") }
+
+// Set refuses what is none of the choices.
+func (c *choice) Set(s string) error {
+	if !slices.Contains(c.of, s) {
+		return fmt.Errorf("want %s", strings.Join(c.of, " or "))
+	}
+	c.value = s
+	return nil
+}
+
+func outputFlag(cmd *cobra.Command, of ...string) *choice {
+	c := &choice{value: of[0], of: of}
+	cmd.Flags().VarP(c, "output", "o", "output format")
+	return c
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func statusCommand(e env) *cobra.Command {
+	return listing[api.Status]{"status", "Show the daemon's state: interfaces, use, counters, warnings",
+		"  conenat status\n  conenat status -o json", (*client.Client).Status, statusTable}.command(e)
+}
+
+func bindingsCommand(e env) *cobra.Command {
+	return listing[api.Binding]{"bindings", "List the bindings: internal and external endpoints",
+		"  conenat bindings\n  conenat bindings -o json | jq -r '.[].external'", (*client.Client).Bindings, bindingsTable}.command(e)
+}
+
+func sessionsCommand(e env) *cobra.Command {
+	return listing[api.Session]{"sessions", "List the sessions: each binding's remote endpoints",
+		"  conenat sessions\n  conenat sessions -o json", (*client.Client).Sessions, sessionsTable}.command(e)
+}
+
+func networksCommand(e env) *cobra.Command {
+	return listing[api.Network]{"networks", "List the inside networks",
+		"  conenat networks\n  conenat networks -o json", (*client.Client).Networks, networksTable}.command(e)
+}
+
+func bindingsTable(w io.Writer, list []api.Binding) {
+	fmt.Fprintln(w, "NETWORK\tPROTOCOL\tINTERNAL\tEXTERNAL\tKIND\tSESSIONS\tEXPIRES IN")
+	for _, b := range list {
+		kind, expires := "dynamic", seconds(b.ExpiresInS)
+		if b.Static {
+			kind, expires = "static", "never"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", b.Network, b.Protocol, b.Internal, b.External, kind, b.Sessions, expires)
+	}
+}
+
+func sessionsTable(w io.Writer, list []api.Session) {
+	fmt.Fprintln(w, "NETWORK\tPROTOCOL\tINTERNAL\tEXTERNAL\tREMOTE\tSTATE\tEXPIRES IN")
+	for _, s := range list {
+		state := s.State
+		if s.Hairpin {
+			state += ", hairpin"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Network, s.Protocol, s.Internal, s.External, s.Remote, state, seconds(s.ExpiresInS))
+	}
+}
+
+func networksTable(w io.Writer, list []api.Network) {
+	fmt.Fprintln(w, "NAME\tDRIVER\tSTATE\tPREFIXES\tPORTS\tOUTSIDE\tMAPPING\tFILTERING")
+	for _, n := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), list1(n.Outside),
+			n.Mapping, filteringText(n.Filtering))
+	}
+}
+
+func filteringText(f api.Filtering) string {
+	if f.UDP == f.TCP && f.TCP == f.ICMP {
+		return f.UDP
+	}
+	return fmt.Sprintf("udp %s, tcp %s, icmp %s", f.UDP, f.TCP, f.ICMP)
+}
+
+func statusTable(w io.Writer, list []api.Status) {
+	for _, s := range list {
+		statusHead(w, s)
+		fmt.Fprintln(w, "\nVERDICT\tREASON\tPACKETS")
+		for _, c := range s.Counters {
+			if c.Packets > 0 {
+				fmt.Fprintf(w, "%s\t%s\t%d\n", c.Verdict, c.Name, c.Packets)
+			}
+		}
+		if len(s.Warnings) > 0 {
+			fmt.Fprintln(w, "\nWARNINGS")
+		}
+		for _, text := range s.Warnings {
+			fmt.Fprintf(w, "- %s\n", text)
+		}
+	}
+}
+
+func statusHead(w io.Writer, s api.Status) {
+	adopted := ""
+	if s.Adopted {
+		adopted = " (adopted)"
+	}
+	fmt.Fprintf(w, "version\t%s\n", s.Version)
+	fmt.Fprintf(w, "daemon\tpid %d, up %s\n", s.PID, seconds(s.UptimeS))
+	fmt.Fprintf(w, "kernel\t%s, %s hooks, %s path\n", s.Kernel, s.Mechanism, s.Path)
+	fmt.Fprintf(w, "state\t%s%s\n", s.StateDir, adopted)
+	for _, o := range s.Outsides {
+		fmt.Fprintf(w, "outside\t%s (index %d), external address %s, %s\n", o.Name, o.IfIndex, dash(o.Address), o.State)
+	}
+	fmt.Fprintf(w, "bindings\t%d of %d\n", s.Usage.Bindings, s.Capacity.Bindings)
+	fmt.Fprintf(w, "sessions\t%d of %d\n", s.Usage.Sessions, s.Capacity.Sessions)
+	fmt.Fprintf(w, "events lost\t%d\n", s.EventsLost)
+}
+
+func seconds(s float64) string {
+	return (time.Duration(s * float64(time.Second))).Round(time.Second).String()
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func list1(s []string) string { return dash(strings.Join(s, ",")) }

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/control/daemon"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// runFlags are the flags of `conenat run`, as they were given.
+type runFlags struct {
+	file            string
+	docker          bool
+	inside, outside []string
+	external        []string
+	disable         []string
+	verifierLog     bool
+}
+
+func runCommand(e env) *cobra.Command {
+	var flags runFlags
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon",
+		Long: "Run the daemon: translate what leaves the inside interfaces. SIGTERM and Ctrl-C stop the daemon, and the\n" +
+			"dataplane goes on translating; `conenat detach` takes it away. Flags override the configuration file.",
+		Example: "  conenat run --inside docker0\n" +
+			"  conenat run --inside docker0 --inside br-web --outside eth0 --external 198.51.100.1 --filtering endpoint-independent\n" +
+			"  conenat run --config /etc/conenat.yaml",
+		Args: cobra.NoArgs,
+	}
+	f := cmd.Flags()
+	f.StringVar(&flags.file, "config", "", "YAML `FILE` to read the configuration from")
+	f.BoolVar(&flags.docker, "docker", false, "follow Docker's networks (arrives with a later version)")
+	f.StringArrayVar(&flags.inside, "inside", nil, "inside interface `IF`: a bridge, with all its ports, or a plain interface; repeatable")
+	f.StringArrayVar(&flags.outside, "outside", nil, "outside interface `IF`; repeatable (default: the default route's)")
+	f.StringArrayVar(&flags.external, "external", nil, "external address `ADDR`, one of the outside interface's (default: its first)")
+	f.String("mapping", "endpoint-independent", "mapping behaviour; this version knows endpoint-independent alone")
+	f.String("filtering", "address-dependent", "filtering behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
+	f.String("path", "direct", "packets' path; this version knows direct alone, which the host's FORWARD rules do not see (auto, and stack, arrive later)")
+	f.String("ports", "1024-65535", "external ports, `LOW-HIGH`")
+	f.String("socket", config.DefaultSocket, "unix socket of the API")
+	f.String("state-dir", config.DefaultStateDir, "`DIR` on a bpffs where the dataplane is pinned")
+	f.BoolVar(&flags.verifierLog, "verifier-log", false, "print the verifier's whole log when it refuses a program")
+	f.StringArrayVar(&flags.disable, "disable-feature", nil, "treat kernel feature `NAME` as missing; repeatable")
+	for _, name := range []string{"verifier-log", "disable-feature"} {
+		_ = f.MarkHidden(name)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configuration(f, flags)
+		if err != nil {
+			return err
+		}
+		return action(func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd, e, cfg, flags) })(cmd, nil)
+	}
+	return cmd
+}
+
+// configuration is file and flags together. A file that cannot be read is a failure; one that cannot be
+// understood is wrong usage, as a flag would be.
+func configuration(f *pflag.FlagSet, flags runFlags) (config.Config, error) {
+	if flags.docker {
+		return config.Config{}, errors.New("--docker arrives with a later version: name the bridge by --inside")
+	}
+	if len(flags.external) > 1 {
+		return config.Config{}, errors.New("several --external arrive with a later version: give one")
+	}
+	for _, name := range flags.disable {
+		if !slices.Contains(dataplane.FeatureNames, name) {
+			return config.Config{}, fmt.Errorf("--disable-feature: unknown feature %q: want one of %s", name, strings.Join(dataplane.FeatureNames, ", "))
+		}
+	}
+	var base config.Layer
+	if flags.file != "" {
+		r, err := os.Open(flags.file)
+		if err != nil {
+			return config.Config{}, failure{fmt.Errorf("read the configuration: %w", err)}
+		}
+		defer r.Close()
+		if base, err = config.Parse(flags.file, r); err != nil {
+			return config.Config{}, err
+		}
+	}
+	return config.Build(config.Merge(base, layer(f, flags)))
+}
+
+// layer is the flags that were given.
+func layer(f *pflag.FlagSet, flags runFlags) (l config.Layer) {
+	given := func(name string) config.Value {
+		if !f.Changed(name) {
+			return config.Value{}
+		}
+		text, _ := f.GetString(name)
+		return config.Flag(name, text)
+	}
+	l.Mapping, l.Path, l.Ports = given("mapping"), given("path"), given("ports")
+	l.Socket, l.StateDir = given("socket"), given("state-dir")
+	l.Filtering.All = given("filtering")
+	for _, text := range flags.inside {
+		l.Inside = append(l.Inside, config.Flag("inside", text))
+	}
+	for _, text := range flags.outside {
+		l.Outside = append(l.Outside, config.Flag("outside", text))
+	}
+	for _, text := range flags.external {
+		l.External = config.Flag("external", text)
+	}
+	return l
+}
+
+func runDaemon(cmd *cobra.Command, e env, cfg config.Config, flags runFlags) error {
+	log := slog.New(slog.NewTextHandler(e.stderr, nil))
+	return daemon.Run(cmd.Context(), cfg, daemon.Deps{
+		Version: buildVersion(),
+		Log:     log,
+		Open: func() (daemon.Dataplane, error) {
+			return e.open(dataplane.Options{StateDir: cfg.StateDir, Capacity: cfg.Capacity, Logger: log,
+				VerifierLog: flags.verifierLog, DisableFeatures: flags.disable})
+		},
+		Remove: func() error {
+			_, err := e.purge(cfg.StateDir)
+			return err
+		},
+		Host:       e.host(),
+		Exceptions: e.table,
+	})
+}
