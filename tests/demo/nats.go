@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/conenat/conenat/tests/figure3"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+var containers = netip.MustParsePrefix("172.17.0.0/16")
+
+// netfilter needs no start: the rules are there already.
+func (s *show) netfilter() nat {
+	return nat{
+		start: func(context.Context, *topo.Figure3) error { return nil },
+		arrived: func(f *topo.Figure3) func(context.Context, netip.AddrPort, netip.AddrPort) error {
+			return figure3.ConntrackEntry(f.Host)
+		},
+		mappings: func(_ context.Context, f *topo.Figure3) (all []mapping, err error) {
+			flows, err := f.Host.Conntrack()
+			for _, flow := range flows {
+				if containers.Contains(flow.Src.Addr()) {
+					all = append(all, mapping{flow.Src, flow.ReplyDst, flow.Dst})
+				}
+			}
+			return all, err
+		},
+	}
+}
+
+// daemon is conenat, as a user runs it.
+func (s *show) daemon() nat {
+	d := &daemon{screen: s.screen, binary: s.conenat}
+	return nat{start: d.start, mappings: d.mappings}
+}
+
+type daemon struct {
+	*screen
+	binary   string
+	stateDir string
+	socket   string
+	sessions atomic.Int64 // session.created events so far
+}
+
+const readyWithin = 30 * time.Second
+
+// start starts the daemon and, once it is ready, follows its events.
+func (d *daemon) start(ctx context.Context, f *topo.Figure3) error {
+	bpffs, err := f.BPFFS()
+	if err != nil {
+		return err
+	}
+	d.stateDir, d.socket = filepath.Join(bpffs, "conenat"), filepath.Join(f.Dir(), "conenat.sock")
+	f.Defer("conenat detach", func() error {
+		_, err := f.Host.Run(context.Background(), "", d.binary, "detach", "--state-dir", d.stateDir)
+		return err
+	})
+	// Not bound to ctx: an interrupted demo stops the daemon by SIGTERM, as a user would.
+	cmd := f.Host.Command(context.Background(), d.binary, "run", "--inside", "docker0", "--outside", "eth0",
+		"--socket", d.socket, "--state-dir", d.stateDir)
+	log := &watchLog{ready: make(chan struct{})}
+	cmd.Stderr = log
+	process, err := f.Start("conenat run", cmd)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-log.ready:
+	case <-process.Done():
+		return fmt.Errorf("conenat run ended before it was ready:\n%s", log)
+	case <-time.After(readyWithin):
+		return fmt.Errorf("conenat run is not ready within %v:\n%s", readyWithin, log)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return d.follow(f)
+}
+
+// watchLog keeps what the daemon logs and sees the line that says it is ready.
+type watchLog struct {
+	mu    sync.Mutex
+	text  bytes.Buffer
+	ready chan struct{}
+	told  bool
+}
+
+func (w *watchLog) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.text.Write(b)
+	if !w.told && bytes.Contains(w.text.Bytes(), []byte("msg=ready")) {
+		w.told = true
+		close(w.ready)
+	}
+	return len(b), nil
+}
+
+func (w *watchLog) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.TrimSpace(w.text.String())
+}
+
+// follow prints the events as they come.
+func (d *daemon) follow(f *topo.Figure3) error {
+	cmd := f.Host.Command(context.Background(), d.binary, "events", "--follow", "--since", "all", "-o", "json", "--socket", d.socket)
+	reader, writer := io.Pipe()
+	cmd.Stdout = writer
+	process, err := f.Start("conenat events", cmd)
+	if err != nil {
+		return err
+	}
+	go func() {
+		<-process.Done()
+		writer.Close()
+	}()
+	go d.print(reader)
+	return nil
+}
+
+func (d *daemon) print(events io.Reader) {
+	for lines := bufio.NewScanner(events); lines.Scan(); {
+		var e struct {
+			Time                               time.Time
+			Type, Protocol, Internal, External string
+			Remote                             string
+		}
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			d.say("      event that is no JSON: %s", lines.Text())
+			continue
+		}
+		line := fmt.Sprintf("      event %s %-15s %s %s -> %s", e.Time.Local().Format("15:04:05.000"), e.Type, e.Protocol, e.Internal, e.External)
+		if e.Remote != "" {
+			line += " with " + e.Remote
+		}
+		d.say("%s", line)
+		if e.Type == "session.created" {
+			d.sessions.Add(1)
+		}
+	}
+}
+
+// mappings asks for the sessions, and waits until every one of them has been told by an event too.
+func (d *daemon) mappings(ctx context.Context, f *topo.Figure3) (all []mapping, err error) {
+	var sessions []struct{ Internal, External, Remote netip.AddrPort }
+	out, err := f.Host.Run(ctx, "", d.binary, "sessions", "-o", "json", "--socket", d.socket)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(out), &sessions); err != nil {
+		return nil, fmt.Errorf("conenat sessions: %w: %s", err, out)
+	}
+	for _, s := range sessions {
+		all = append(all, mapping{s.Internal, s.External, s.Remote})
+	}
+	return all, topo.Poll(ctx, 2*time.Second, "wait for the events of all sessions", func() (bool, error) {
+		n := d.sessions.Load()
+		return n >= int64(len(sessions)), fmt.Errorf("%d events of %d sessions", n, len(sessions))
+	})
+}
