@@ -63,7 +63,7 @@ func TestRunRefuses(t *testing.T) {
 		"LaterDocker":      {[]string{"--docker"}, 2, "--docker"},
 		"LaterMapping":     {[]string{"--inside", "docker0", "--mapping", "address-dependent"}, 2, "address-dependent"},
 		"LaterPath":        {[]string{"--inside", "docker0", "--path", "stack"}, 2, "stack"},
-		"BadConfig":        {[]string{"--config", badConfig}, 1, "bad.yaml:3"},
+		"BadConfig":        {[]string{"--config", badConfig}, 2, "bad.yaml:3"},
 		"ConfigNotThere":   {[]string{"--config", "/nonexistent.yaml"}, 1, "/nonexistent.yaml"},
 		"StrayArgument":    {[]string{"--inside", "docker0", "stray"}, 2, "stray"},
 		"FeatureIsUnknown": {[]string{"--inside", "docker0", "--disable-feature", "banana"}, 2, "banana"},

@@ -41,26 +41,52 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// TestLargeDatagrams: fragments there and back, of DF=0 datagrams larger than every MTU, and an IPv4 option.
+// TestLargeDatagrams: datagrams larger than every MTU there and back, with the sender's path MTU discovery
+// on (the first one too large is lost, and the kernel tells why from the container's gateway) and off (DF=0:
+// the packets go the kernel's way, which fragments them).
 func TestLargeDatagrams(t *testing.T) {
 	for name, mtu := range map[string]int{"MTU1500": 1500, "MTU1400": 1400} {
-		t.Run(name, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 1, UplinkMTU: mtu}, "")
-			c, peer := l.udp(l.containers[0], 20000), l.udp(l.peer1, 3478)
-			for _, size := range []int{100, 1390, 1460, 3000, 8000} {
-				text := strings.Repeat("x", size)
-				l.send(c, at(topo.Peer1Addr, 3478), text)
-				from := l.receives(peer, text)
-				if from != at(topo.HostAddr, 20000) {
-					t.Errorf("%d bytes: seen as %s", size, from)
+		for discovery, off := range map[string]string{"DF": "0", "NoDF": "1"} {
+			t.Run(name+discovery, func(t *testing.T) {
+				l := newLab(t, topo.Figure3Config{Containers: 1, UplinkMTU: mtu}, "")
+				for _, ns := range []*topo.NS{l.Containers[0], l.Peer1} {
+					if err := ns.Sysctl("net.ipv4.ip_no_pmtu_disc=" + off); err != nil {
+						t.Fatal(err)
+					}
 				}
-				l.send(peer, from, text)
-				l.receives(c, text)
-			}
-			if b, _ := l.bindingOf("udp", "172.17.0.2:20000"); b.Sessions != 1 {
-				t.Errorf("binding %+v, want one session", b)
-			}
-		})
+				l.largeDatagrams(off == "0" && mtu < 1500)
+			})
+		}
+	}
+}
+
+func (l *lab) largeDatagrams(firstIsLost bool) {
+	c, peer := l.udp(l.containers[0], 20000), l.udp(l.peer1, 3478)
+	there, here := at(topo.Peer1Addr, 3478), at(topo.HostAddr, 20000)
+	for _, size := range []int{100, 1390, 1460, 3000, 8000} {
+		text := strings.Repeat("x", size)
+		if firstIsLost && size == 1390 { // larger than the MTU with DF set, and then known to be
+			l.send(c, there, text)
+			l.receivesNothing(peer, 300*time.Millisecond)
+			l.send(c, there, text)
+			l.receives(peer, text)
+			l.send(peer, here, text)
+			l.receivesNothing(c, 300*time.Millisecond)
+			l.send(peer, here, text)
+			l.receives(c, text)
+			continue
+		}
+		l.send(c, there, text)
+		if from := l.receives(peer, text); from != here {
+			l.t.Errorf("%d bytes: seen as %s", size, from)
+		}
+		l.send(peer, here, text)
+		if from := l.receives(c, text); from != there {
+			l.t.Errorf("%d bytes: answered from %s", size, from)
+		}
+	}
+	if b, _ := l.bindingOf("udp", "172.17.0.2:20000"); b.Sessions != 1 {
+		l.t.Errorf("binding %+v, want one session", b)
 	}
 }
 
