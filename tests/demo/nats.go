@@ -38,13 +38,18 @@ func (s *show) netfilter() nat {
 			}
 			return all, err
 		},
+		settled: func(context.Context, *topo.Figure3) error { return nil },
 	}
 }
 
 // daemon is conenat, as a user runs it.
 func (s *show) daemon() nat {
 	d := &daemon{screen: s.screen, binary: s.conenat}
-	return nat{start: d.start, mappings: d.mappings}
+	settled := func(ctx context.Context, f *topo.Figure3) error {
+		_, err := d.mappings(ctx, f)
+		return err
+	}
+	return nat{start: d.start, mappings: d.mappings, settled: settled}
 }
 
 type daemon struct {

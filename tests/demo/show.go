@@ -33,6 +33,7 @@ type act struct {
 type nat struct {
 	start    func(context.Context, *topo.Figure3) error
 	arrived  func(*topo.Figure3) func(context.Context, netip.AddrPort, netip.AddrPort) error
+	settled  func(context.Context, *topo.Figure3) error // waits until the NAT has told what it did
 	mappings func(context.Context, *topo.Figure3) ([]mapping, error)
 }
 
@@ -82,7 +83,9 @@ func (s *show) act(ctx context.Context, n nat) (a act, err error) {
 	return a, err
 }
 
+// experiment makes figure 3's experiment in each order, then lets the caller call.
 func (s *show) experiment(ctx context.Context, f *topo.Figure3, n nat, a *act) error {
+	settled := func() error { return n.settled(ctx, f) }
 	experiment, err := figure3.On(f, probe.In(f.Containers[0]))
 	if err != nil {
 		return err
@@ -92,16 +95,16 @@ func (s *show) experiment(ctx context.Context, f *topo.Figure3, n nat, a *act) e
 	}
 	for i, order := range figure3.Orders {
 		ports := figure3.Ports{Container: uint16(20000 + i), Peer: uint16(40000 + i)}
-		if err := s.once(ctx, experiment, "c1", order, ports, a); err != nil {
+		if err := s.once(ctx, experiment, "c1", order, ports, a, settled); err != nil {
 			return err
 		}
 	}
 	second := experiment
 	second.Container = probe.In(f.Containers[1])
-	if err := s.once(ctx, second, "c2", figure3.StunFirst, figure3.Ports{Container: 20000, Peer: 40009}, a); err != nil {
+	if err := s.once(ctx, second, "c2", figure3.StunFirst, figure3.Ports{Container: 20000, Peer: 40009}, a, settled); err != nil {
 		return err
 	}
-	return s.callIn(ctx, experiment, probe.In(f.Peer3), a)
+	return s.callIn(ctx, experiment, probe.In(f.Peer3), a, settled)
 }
 
 var headings = map[figure3.Order]string{
@@ -111,13 +114,16 @@ var headings = map[figure3.Order]string{
 }
 
 // once makes the experiment in one order and says what was seen.
-func (s *show) once(ctx context.Context, e figure3.Experiment, who string, order figure3.Order, ports figure3.Ports, a *act) error {
+func (s *show) once(ctx context.Context, e figure3.Experiment, who string, order figure3.Order, ports figure3.Ports, a *act, settled func() error) error {
 	s.say("   %s's port %d %s", who, ports.Container, headings[order])
 	r, err := e.Run(ctx, order, ports)
 	if err != nil {
 		return err
 	}
 	a.results = append(a.results, r)
+	if err := settled(); err != nil {
+		return err
+	}
 	s.say("      %v sees %v, %v sees %v: %s", e.STUN.Addr(), r.SeenBySTUN, r.Peer, r.SeenByPeer, outcome(r))
 	return nil
 }
@@ -133,10 +139,13 @@ func outcome(r figure3.Result) string {
 	return text
 }
 
-func (s *show) callIn(ctx context.Context, e figure3.Experiment, caller probe.Host, a *act) (err error) {
+func (s *show) callIn(ctx context.Context, e figure3.Experiment, caller probe.Host, a *act, settled func() error) (err error) {
 	const port = 21000
 	s.say("   a caller behind a symmetric NAT calls c1's port %d", port)
 	if a.call, err = e.Call(ctx, caller, port); err != nil {
+		return err
+	}
+	if err := settled(); err != nil {
 		return err
 	}
 	c := a.call
@@ -179,6 +188,9 @@ func judge(docker, conenat act) error {
 		if r.Symmetric() || !r.Reached {
 			errs = append(errs, fmt.Errorf("conenat was no cone: %v", r))
 		}
+	}
+	if c := conenat.call; c.CameFrom == c.Announced {
+		errs = append(errs, fmt.Errorf("the caller's NAT was not symmetric: %+v", c))
 	}
 	if docker.call.CameFrom.IsValid() {
 		errs = append(errs, fmt.Errorf("netfilter let the call in: %+v", docker.call))

@@ -33,7 +33,8 @@ func table(mappings []mapping) string {
 		if i := slices.Index(externals[m.internal], m.external); i > 0 {
 			note = "  <- another endpoint for this peer"
 		}
-		fmt.Fprintf(&out, "  %-18v  %-19v  %-19v%s\n", m.internal, m.external, m.remote, note)
+		line := fmt.Sprintf("  %-18v  %-19v  %-19v%s", m.internal, m.external, m.remote, note)
+		out.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
 	return out.String()
 }

@@ -53,22 +53,42 @@ func exists(path string) bool {
 
 // Leftovers names what this process has made with this package and not taken away yet, but for ProcessDir.
 func Leftovers() []string {
-	var left []string
-	mine := func(name string) bool {
-		dir, ok := isOurs(name)
-		return ok && strings.HasPrefix(dir, dirPrefix()) && filepath.Join(os.TempDir(), dir) != processDirName()
+	left := remains(os.Getpid(), processDirName())
+	return append(left, children()...)
+}
+
+// Remains names what is there of all topologies that a process made, which may be gone.
+func Remains(pid int) []string {
+	left := remains(pid, "")
+	mark := fmt.Sprintf("/cn-%d-", pid)
+	for _, dir := range list("/proc") {
+		cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if other, notPID := strconv.Atoi(filepath.Base(dir)); err == nil && notPID == nil && bytes.Contains(cmdline, []byte(mark)) {
+			left = append(left, describe(other))
+		}
 	}
+	return left
+}
+
+// remains names namespaces, directories, cgroups and mounts, but for one directory.
+func remains(pid int, except string) []string {
+	prefix := dirPrefix(pid)
+	its := func(name string) bool {
+		dir, ok := isOurs(name)
+		return ok && strings.HasPrefix(dir, prefix) && filepath.Join(os.TempDir(), dir) != except
+	}
+	var left []string
 	for _, path := range slices.Concat(list(netnsDir), list(os.TempDir()), cgroups()) {
-		if mine(filepath.Base(path)) {
+		if its(filepath.Base(path)) {
 			left = append(left, path)
 		}
 	}
 	for _, m := range mounts() {
-		if rel, ok := strings.CutPrefix(m, os.TempDir()+"/"); ok && mine(strings.Split(rel, "/")[0]) {
+		if rel, ok := strings.CutPrefix(m, os.TempDir()+"/"); ok && its(strings.Split(rel, "/")[0]) {
 			left = append(left, "mount "+m)
 		}
 	}
-	return append(left, children()...)
+	return left
 }
 
 func processDirName() string {

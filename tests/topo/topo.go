@@ -80,14 +80,14 @@ func unmount(dir string) error {
 
 var dirCounter atomic.Int32
 
-// dirPrefix is common to all directories and namespaces of this process.
-func dirPrefix() string { return fmt.Sprintf("cn-%d-", os.Getpid()) }
+// dirPrefix is common to all directories and namespaces of a process.
+func dirPrefix(pid int) string { return fmt.Sprintf("cn-%d-", pid) }
 
 // claimDir makes the next free directory cn-PID-N, locks it against the sweep of other processes and defers
 // its removal.
 func claimDir(s *Stack) (string, error) {
 	for {
-		dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s%d", dirPrefix(), dirCounter.Add(1)))
+		dir := filepath.Join(os.TempDir(), fmt.Sprintf("%s%d", dirPrefix(os.Getpid()), dirCounter.Add(1)))
 		err := os.Mkdir(dir, 0o755)
 		if errors.Is(err, os.ErrExist) {
 			continue // of an earlier process with this PID, or of one in another PID namespace

@@ -196,22 +196,13 @@ func TestSweep(t *testing.T) {
 	if err == nil || cmd.ProcessState.ExitCode() != -1 {
 		t.Fatalf("the victim did not die by a signal: %v\n%s", err, out)
 	}
-	prefix := fmt.Sprintf("cn-%d-", cmd.Process.Pid)
-	remains := func() (found []string) {
-		for _, path := range append(append(list(netnsDir), list(os.TempDir())...), mounts()...) {
-			if strings.Contains(path, prefix) {
-				found = append(found, path)
-			}
-		}
-		return found
-	}
-	if len(remains()) < 3 {
-		t.Errorf("the victim left %v, want a namespace, a directory and a mount", remains())
+	if left := Remains(cmd.Process.Pid); len(left) < 3 {
+		t.Errorf("the victim left %v, want a namespace, a directory and a mount", left)
 	}
 	if err := sweep(); err != nil {
 		t.Error(err)
 	}
-	if left := remains(); len(left) > 0 {
+	if left := Remains(cmd.Process.Pid); len(left) > 0 {
 		t.Errorf("after the sweep: %v", left)
 	}
 }
