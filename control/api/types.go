@@ -190,16 +190,20 @@ func CheckSince(s string) error {
 	return err
 }
 
+// created is to the hundredth of a second: the packet path's clock is no finer, and two readings of the same
+// entry should agree.
+func created(t time.Time) time.Time { return t.Round(10 * time.Millisecond).UTC() }
+
 // BindingOf is a binding as the API shows it.
 func BindingOf(b dataplane.Binding) Binding {
 	return Binding{Protocol: b.Protocol.String(), Network: b.Network, Internal: endpoint(b.Internal), External: endpoint(b.External),
-		Static: b.Static, Sessions: b.Sessions, ExpiresInS: b.ExpiresIn.Seconds(), Created: b.Created}
+		Static: b.Static, Sessions: b.Sessions, ExpiresInS: b.ExpiresIn.Seconds(), Created: created(b.Created)}
 }
 
 // SessionOf is a session as the API shows it.
 func SessionOf(s dataplane.Session) Session {
 	return Session{Protocol: s.Protocol.String(), Network: s.Network, Internal: endpoint(s.Internal), External: endpoint(s.External),
-		Remote: endpoint(s.Remote), Hairpin: s.Hairpin, State: s.State, ExpiresInS: s.ExpiresIn.Seconds(), Created: s.Created}
+		Remote: endpoint(s.Remote), Hairpin: s.Hairpin, State: s.State, ExpiresInS: s.ExpiresIn.Seconds(), Created: created(s.Created)}
 }
 
 // BindingsOf puts them into the order of network, protocol, internal and external endpoint.

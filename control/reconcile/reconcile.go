@@ -199,16 +199,32 @@ func (r *Reconciler) reconcile(sockets bool) {
 	}
 	t := desire(r.cfg, host, actual, r.wanted())
 	actions := plan.New(t.State, actual)
+	r.carryOut(actions, t.Outsides, sockets)
+	if len(r.forwards) > 0 && slices.ContainsFunc(actions, endsForwards) {
+		if actual, err = r.actual(); err == nil {
+			r.carryOut(plan.New(t.State, actual), t.Outsides, false)
+		}
+	}
+	r.ensureExceptions()
+	r.leftover = r.leftover && len(r.pass.failures) > 0
+	r.publish(host, t.problems)
+}
+
+// endsForwards are the actions that may take static bindings along: these are made anew, or it shows why they
+// cannot be.
+func endsForwards(a plan.Action) bool {
+	return a.Verb == plan.PutOutside || a.Verb == plan.RemoveOutside || a.Verb == plan.RemoveNetwork
+}
+
+// carryOut executes a plan; the host's ports are reserved before any hook is put on.
+func (r *Reconciler) carryOut(actions []plan.Action, outsides []dataplane.Outside, sockets bool) {
 	hooks := slices.IndexFunc(actions, func(a plan.Action) bool { return a.Verb == plan.Attach })
 	if hooks < 0 {
 		hooks = len(actions)
 	}
 	r.execute(actions[:hooks])
-	r.reserve(t.Outsides, sockets)
+	r.reserve(outsides, sockets)
 	r.execute(actions[hooks:])
-	r.ensureExceptions()
-	r.leftover = r.leftover && len(r.pass.failures) > 0
-	r.publish(host, t.problems)
 }
 
 func (r *Reconciler) wanted() (out []dataplane.Forward) {
@@ -253,6 +269,12 @@ func (r *Reconciler) hooked() (s plan.State, err error) {
 		return s, err
 	}
 	s.Links, err = r.dp.Links()
+	before := r.View().Host
+	for i, l := range s.Links { // one that is gone has no name any more
+		if was, ok := before.LinkAt(l.IfIndex); ok && l.Name == "" {
+			s.Links[i].Name = was.Name
+		}
+	}
 	return s, err
 }
 
@@ -281,7 +303,7 @@ func (r *Reconciler) execute(actions []plan.Action) {
 			r.fail(a.String(), err, vital(a))
 			continue
 		}
-		r.log.Info(string(a.Verb), "what", a.String())
+		r.log.Info(a.String())
 	}
 }
 
@@ -412,6 +434,7 @@ func (r *Reconciler) fail(action string, err error, vital bool) {
 	} else {
 		r.log.Debug("action failed again", "what", action, "error", err, "tries", f.Tries)
 	}
+	r.pass.failures = slices.DeleteFunc(r.pass.failures, func(b Failure) bool { return b.Action == action }) // of this pass's first plan
 	r.pass.failures = append(r.pass.failures, f)
 	if vital {
 		r.pass.fatal = append(r.pass.fatal, fmt.Errorf("%s: %w", action, err))
@@ -456,6 +479,9 @@ func (r *Reconciler) AddForward(f dataplane.Forward) (dataplane.Binding, error) 
 		return dataplane.Binding{}, fmt.Errorf("forward %s: %w, by the forward to %s: remove that one first", id, dataplane.ErrPortTaken, has.Internal)
 	}
 	b, err := r.dp.AddForward(f)
+	if errors.Is(err, dataplane.ErrHostSocket) {
+		err = fmt.Errorf("%w: stop what listens there, or forward over it (--over-host-socket)", err)
+	}
 	if err != nil {
 		return b, err
 	}

@@ -378,6 +378,9 @@ func TestForwards(t *testing.T) {
 	if b, _ := w.dp.Bindings(); len(b) != 0 {
 		t.Errorf("bindings on an address that is gone: %+v", b)
 	}
+	if all, _ := w.Forwards(); all[0].Active || !strings.Contains(all[0].Problem, "not found") {
+		t.Errorf("forwards do not say what they wait for: %+v", all)
+	}
 	w.host.edit("eth0", func(l *hostnet.Link) { l.Addresses = []netip.Prefix{netip.MustParsePrefix("198.51.100.1/24")} })
 	w.again()
 	if b, _ := w.dp.Bindings(); len(b) != 2 {

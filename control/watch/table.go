@@ -145,9 +145,15 @@ func (t *Table) named(ev dataplane.Event) dataplane.Event {
 }
 
 // events are the table as a history: bindings and sessions by the time of their creation, a binding before
-// its sessions.
+// its sessions (clocks of two processors may have it the other way by a microsecond).
 func (t *Table) events() []dataplane.Event {
-	out := append(t.Bindings(), t.Sessions()...)
+	out := t.Bindings()
+	for _, ev := range t.Sessions() {
+		if b := t.bindings[keyOf(ev).bindingKey]; ev.Time.Before(b.Time) {
+			ev.Time = b.Time
+		}
+		out = append(out, ev)
+	}
 	slices.SortStableFunc(out, func(a, b dataplane.Event) int { return a.Time.Compare(b.Time) })
 	return out
 }
