@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// ErrTimeout: nothing arrived in time.
+// ErrTimeout says that nothing arrived in time.
 var ErrTimeout = errors.New("nothing arrived in time")
 
 // Timeout is how long a probe waits for what must arrive.

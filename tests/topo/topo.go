@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotRoot: network namespaces need root.
+// ErrNotRoot says that network namespaces need root.
 var ErrNotRoot = errors.New("network namespaces need root")
 
 // Topo owns namespaces, processes, mounts and a directory. Close takes them away.
