@@ -429,12 +429,15 @@ func (r *Reconciler) fail(action string, err error, vital bool) {
 	if i := slices.IndexFunc(before, func(b Failure) bool { return b.Action == action }); i >= 0 {
 		f.Tries, f.Since = before[i].Tries+1, before[i].Since
 	}
-	if f.Tries == 1 {
+	already := slices.ContainsFunc(r.pass.failures, func(b Failure) bool { return b.Action == action }) // by the pass's first plan
+	switch {
+	case already:
+	case f.Tries == 1:
 		r.log.Warn("action failed, and will be tried again", "what", action, "error", err)
-	} else {
+	default:
 		r.log.Debug("action failed again", "what", action, "error", err, "tries", f.Tries)
 	}
-	r.pass.failures = slices.DeleteFunc(r.pass.failures, func(b Failure) bool { return b.Action == action }) // of this pass's first plan
+	r.pass.failures = slices.DeleteFunc(r.pass.failures, func(b Failure) bool { return b.Action == action })
 	r.pass.failures = append(r.pass.failures, f)
 	if vital {
 		r.pass.fatal = append(r.pass.fatal, fmt.Errorf("%s: %w", action, err))

@@ -182,6 +182,9 @@ func (w *Watcher) take(ev dataplane.Event) {
 	if !w.known.Apply(ev) {
 		return
 	}
+	if n := len(w.ring); n > 0 && ev.Time.Before(w.ring[n-1].Time) { // the clocks of two processors
+		ev.Time = w.ring[n-1].Time
+	}
 	w.taken++
 	w.ring = append(w.ring, ev)
 	if len(w.ring) > w.history+w.history/4 { // not one by one: that would copy the ring each time

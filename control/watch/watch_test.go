@@ -305,3 +305,28 @@ func TestARemovedNetworkKeepsItsNameInEvents(t *testing.T) {
 		}
 	})
 }
+
+func TestTimesNeverGoBack(t *testing.T) {
+	w := newWatcher(dataplanetest.New(), 0)
+	at := time.Now()
+	for i, d := range []time.Duration{2, 1, 3} {
+		b := binding(uint16(i + 1))
+		w.take(dataplane.Event{Type: dataplane.BindingCreated, Time: at.Add(d), Protocol: b.Protocol, Internal: b.Internal, External: b.External})
+	}
+	h := w.History(time.Time{})
+	if h[1].Time.Before(h[0].Time) || h[2].Time.Before(h[1].Time) {
+		t.Errorf("%v %v %v", h[0].Time, h[1].Time, h[2].Time)
+	}
+}
+
+func BenchmarkTake(b *testing.B) {
+	w := newWatcher(dataplanetest.New(), 0)
+	for i := range b.N {
+		s := session(uint16(i), uint16(i>>16))
+		w.take(dataplane.Event{Type: dataplane.SessionCreated, Protocol: s.Protocol, Internal: s.Internal, External: s.External, Remote: s.Remote})
+		if i > 1000 {
+			s := session(uint16(i-1000), uint16((i-1000)>>16))
+			w.take(dataplane.Event{Type: dataplane.SessionClosed, Protocol: s.Protocol, Internal: s.Internal, External: s.External, Remote: s.Remote})
+		}
+	}
+}
