@@ -164,6 +164,7 @@ func leftovers(l *lab) map[string]string {
 	return found
 }
 
+// conntracked counts netfilter's entries of flows to a port that are not the host's own.
 func conntracked(l *lab, port uint16) (n int) {
 	l.t.Helper()
 	flows, err := l.Host.Conntrack()
@@ -171,7 +172,7 @@ func conntracked(l *lab, port uint16) (n int) {
 		l.t.Fatal(err)
 	}
 	for _, f := range flows {
-		if f.Dst.Port() == port {
+		if f.Dst.Port() == port && f.Src.Addr() != topo.HostAddr {
 			n++
 		}
 	}
