@@ -132,7 +132,7 @@ func checkPrivileges() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%w: needs %s (CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON; root has them)", ErrPermission, strings.Join(missing, ", "))
+		return fmt.Errorf("%w: this process lacks %s; root has them", ErrPermission, strings.Join(missing, ", "))
 	}
 	return nil
 }

@@ -323,12 +323,21 @@ func (d *Dataplane) clearPorts(slot int) error {
 }
 
 // removeAddress: first no packet can claim a port of it any more, then what lives on it ends. The walk that
-// ends the sessions gives up the host's claims on it, too.
+// ends the sessions gives up the host's claims on it, too, and cannot say where their bits are.
 func (d *Dataplane) removeAddress(address uint32) error {
+	var was bpf.Address
+	if err := d.objs.Addresses4.Lookup(address, &was); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("read external address %s: %w", addrOf(address), err)
+	} else if err != nil {
+		return d.kill(func(b binding) bool { return b.External == address })
+	}
 	if err := d.objs.Addresses4.Delete(address); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("remove external address %s: %w", addrOf(address), err)
 	}
-	return d.kill(func(b binding) bool { return b.External == address })
+	if err := d.kill(func(b binding) bool { return b.External == address }); err != nil {
+		return err
+	}
+	return d.clearPorts(int(was.Slot))
 }
 
 // RemoveOutside ends an outside with the bindings on its external address. Its link must be detached before.

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -46,6 +48,9 @@ type Dataplane struct {
 	capacity Capacity
 	events   *eventReader
 	writes   writeLock
+
+	epochMu sync.Mutex
+	epoch   time.Time // wall time of 0 of the monotonic clock
 }
 
 // Open loads the programs and makes the maps, or adopts those that an earlier daemon left pinned. It

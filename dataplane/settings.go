@@ -25,22 +25,28 @@ type clock struct {
 	wall time.Time
 }
 
-func readClock() clock {
+// stepped is how far wall time may drift from the monotonic clock before it counts as having been set.
+const stepped = time.Second
+
+// now reads both clocks. Their distance is kept from one reading to the next, so that one moment in the
+// tables is one time of the day, until somebody sets the clock.
+func (d *Dataplane) now() clock {
 	var ts unix.Timespec
 	// CLOCK_MONOTONIC always exists: the error is for an unknown clock.
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
-	return clock{mono: uint64(ts.Nano()), wall: time.Now()}
-}
-
-func (d *Dataplane) now() clock {
-	c := readClock()
+	mono, wall := time.Duration(ts.Nano()), time.Now().Round(0)
 	if d.opts.VirtualClock {
 		var ns uint64
 		if d.objs.VirtualNow.Get(&ns) == nil {
-			c.mono = ns
+			return clock{mono: ns, wall: wall}
 		}
 	}
-	return c
+	d.epochMu.Lock()
+	defer d.epochMu.Unlock()
+	if drift := wall.Sub(d.epoch.Add(mono)).Abs(); drift > stepped {
+		d.epoch = wall.Add(-mono)
+	}
+	return clock{mono: uint64(mono), wall: d.epoch.Add(mono)}
 }
 
 func (c clock) tick() uint32 { return uint32(c.mono >> bpf.TickShift) }
