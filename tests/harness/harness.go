@@ -188,7 +188,7 @@ func (c *Conenat) Detach() string {
 	return out
 }
 
-// Binding, Session and Event are the contract's JSON.
+// Binding is a row of `conenat bindings -o json`; like Session and Event it is the contract's JSON.
 type Binding struct {
 	Protocol  string  `json:"protocol"`
 	Network   string  `json:"network"`
