@@ -17,14 +17,7 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := topo.CloseProcess(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(topo.Main(m)) }
 
 // binaries builds what `make demo` runs.
 func binaries(t *testing.T) (demo, conenat string) {

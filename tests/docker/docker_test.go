@@ -3,7 +3,6 @@
 package docker
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -15,14 +14,7 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := topo.CloseProcess(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(topo.Main(m)) }
 
 // machine is what dockerd might touch outside of its namespace.
 func machine() map[string]bool {

@@ -151,6 +151,17 @@ func CloseProcess() error {
 	return processDir.Stack.Close()
 }
 
+// Main is TestMain's body for packages whose tests use ProcessDir: it runs the tests, removes the directory, and
+// returns the exit code.
+func Main(m interface{ Run() int }) int {
+	code := m.Run()
+	if err := CloseProcess(); err != nil {
+		fmt.Fprintln(os.Stderr, "remove what the tests shared:", err)
+		code = max(code, 1)
+	}
+	return code
+}
+
 // Poll tries cond until it is true, every few milliseconds: for conditions that announce themselves by no event.
 func Poll(ctx context.Context, timeout time.Duration, what string, cond func() (bool, error)) error {
 	deadline := time.Now().Add(timeout)
