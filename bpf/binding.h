@@ -115,13 +115,16 @@ static __noinline int binding_forget(struct nat_binding *b, __u32 index)
 {
 	struct binding_key internal;
 	struct claim_key external;
+	struct nat_claim *claim;
 
 	if (b->flags & BINDING_INDEXED) {
 		binding_internal_key(b, &internal);
 		bpf_map_delete_elem(&internals, &internal);
 	}
 	claim_key_of(b->external, b->external_port, b->proto, &external);
-	bpf_map_delete_elem(&claims, &external);
+	claim = bpf_map_lookup_elem(&claims, &external);
+	if (claim && claim->binding == index) /* it may never have got it */
+		bpf_map_delete_elem(&claims, &external);
 	port_release(b->address, b->proto, bpf_ntohs(b->external_port));
 	binding_index_give(index);
 	return 0;

@@ -50,13 +50,17 @@ static __always_inline int embedded_ip(const struct nat *n, struct embedded *e)
 	return 0;
 }
 
-/* The first 8 bytes of the embedded transport header are always there. */
+/* RFC 792: at least 8 bytes of the transport header. */
+#define EMBEDDED_TRANSPORT 8
+
 static __always_inline int embedded_ports(const struct nat *n,
 					  struct embedded *e)
 {
 	struct icmphdr icmp;
 	__be16 ports[2];
 
+	if (e->l4 + EMBEDDED_TRANSPORT > n->p.l3 + n->p.total)
+		return -REASON_DROPPED_MALFORMED;
 	if (e->proto != IPPROTO_ICMP) {
 		if (bpf_skb_load_bytes(n->skb, e->l4, ports, sizeof(ports)) < 0)
 			return -REASON_DROPPED_MALFORMED;
