@@ -550,3 +550,12 @@ func portBits(o *bpf.Objects) int {
 	}
 	return n
 }
+
+func mapLen(m *ebpf.Map) int {
+	n := 0
+	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
+	for it := m.Iterate(); it.Next(&key, &value); {
+		n++
+	}
+	return n
+}
