@@ -81,7 +81,7 @@ enum nat_reason {
 	REASON_PASSED_PROTOCOL, /* neither TCP, UDP nor ICMP */
 	REASON_PASSED_UNBOUND, /* no bound external endpoint */
 	REASON_PASSED_HOST, /* the host's own endpoint */
-	REASON_PASSED_CONNTRACK, /* answers a connection that netfilter DNATed */
+	REASON_PASSED_CONNTRACK, /* answers a connection of the kernel's way */
 	REASON_PASSED_TTL, /* the kernel answers Time Exceeded */
 	REASON_PASSED_TOO_BIG, /* the kernel answers Fragmentation Needed */
 	REASON_PASSED_STACK, /* the kernel's way; egress translates */
@@ -297,6 +297,8 @@ struct binding4 {
 	__u16 realm;
 	__u16 address; /* nat_address.slot */
 	__u32 created; /* s of CLOCK_MONOTONIC */
+	__u32 outbound; /* UDP: tick of the last packet that left by it */
+	__u32 pad;
 };
 
 struct claim_key4 {
@@ -409,10 +411,12 @@ struct nat_request4 {
 	__u16 zone;
 	__be16 internal_port;
 	__be32 internal;
+	__u32 no_ethertype; /* 0: BPF_PROG_RUN takes bytes 12 and 13 for one */
 	__be32 external;
 	__be16 external_port;
 	__u16 pad2;
 	__u32 cursor; /* COMMAND_SWEEP: first slot */
+	struct binding_ref binding; /* COMMAND_KILL */
 };
 
 /* nat_control's return value: 0, or why not. */
@@ -433,7 +437,7 @@ _Static_assert(sizeof(struct session_key4) == 16, "session_key4");
 _Static_assert(sizeof(struct session_half4) == 64, "session_half4");
 _Static_assert(sizeof(struct session_slot4) == 24, "session_slot4");
 _Static_assert(sizeof(struct binding_key4) == 12, "binding_key4");
-_Static_assert(sizeof(struct binding4) == 32, "binding4");
+_Static_assert(sizeof(struct binding4) == 40, "binding4");
 _Static_assert(sizeof(struct claim_key4) == 8, "claim_key4");
 _Static_assert(sizeof(struct claim4) == 16, "claim4");
 _Static_assert(sizeof(struct permission_key4) == 12, "permission_key4");
@@ -441,7 +445,7 @@ _Static_assert(sizeof(struct fragment_key4) == 16, "fragment_key4");
 _Static_assert(sizeof(struct fragment4) == 24, "fragment4");
 _Static_assert(sizeof(struct nat_pool) == 64, "nat_pool");
 _Static_assert(sizeof(struct nat_event) == 88, "nat_event");
-_Static_assert(sizeof(struct nat_request4) == 24, "nat_request4");
+_Static_assert(sizeof(struct nat_request4) == 36, "nat_request4");
 _Static_assert(sizeof(struct nat_config) == 64, "nat_config");
 _Static_assert(sizeof(struct nat_zone4) == 64, "nat_zone4");
 

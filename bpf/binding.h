@@ -151,6 +151,15 @@ NAT_GLOBAL int binding_drop(__u32 index, __u32 generation)
 	return binding_forget(b, index);
 }
 
+/* A packet has left by the binding, which a session of it holds. */
+static __always_inline void binding_touch(__u32 index, __u32 tick)
+{
+	struct nat_binding *b = binding_at(index);
+
+	if (b && b->outbound != tick)
+		b->outbound = tick;
+}
+
 /* What a new binding is to be. */
 struct binding_want {
 	nat_addr internal;
@@ -306,12 +315,13 @@ static __always_inline void binding_fill(struct nat_binding *b,
 	b->realm = want->realm;
 	b->address = want->address;
 	b->created = clock_seconds();
+	b->outbound = clock_tick();
 	b->word = (b->word >> 32 << 32) + 1;
 }
 
 /*
- * Publishes a filled binding: the claim, then the index by internal endpoint.
- * -EEXIST: another CPU bound the same internal endpoint, or (static) it has a
+ * Publishes a filled binding: its event, so that none of a session comes before
+ * it; the claim; then the index by internal endpoint. -EEXIST: another CPU bound the same internal endpoint, or (static) it has a
  * binding already, which then stays the one for what goes out.
  */
 static __noinline int binding_publish(struct nat_binding *b, __u32 index)
@@ -328,6 +338,7 @@ static __noinline int binding_publish(struct nat_binding *b, __u32 index)
 	struct claim_key external;
 	int rc;
 
+	event_binding(b, EVENT_BINDING_CREATED);
 	claim_key_of(b->external, b->external_port, b->proto, &external);
 	rc = bpf_map_update_elem(&claims, &external, &claim, BPF_NOEXIST);
 	if (rc < 0)
@@ -341,11 +352,15 @@ static __noinline int binding_publish(struct nat_binding *b, __u32 index)
 	return rc == -EEXIST ? -EEXIST : -ENOSPC;
 }
 
-/* Ends what was never announced. */
+/*
+ * Ends what another CPU was faster with. Its claim may have been found already:
+ * a session that got hold of it ends it.
+ */
 static __always_inline void binding_abandon(struct nat_binding *b, __u32 index)
 {
-	b->word = ((b->word >> 32) + 1) << 32;
-	binding_forget(b, index);
+	__u64 old = __sync_fetch_and_or(&b->word, BINDING_DYING);
+
+	binding_drop(index, old >> 32);
 }
 
 /*
@@ -381,8 +396,35 @@ static __always_inline int binding_create(struct __sk_buff *skb,
 	}
 	ref->binding = index;
 	ref->generation = b->word >> 32;
-	event_binding(b, EVENT_BINDING_CREATED);
 	return 0;
+}
+
+/*
+ * One more reference on a binding that was found by its internal endpoint. An
+ * element of a preallocated hash may have become another key's since it was
+ * looked up: what it leads to has to be what was asked for.
+ */
+static __always_inline int
+binding_hold_internal(const struct binding_ref *found,
+		      const struct binding_key *key, struct binding_ref *ref)
+{
+	struct nat_config *cfg = config_get();
+	struct nat_binding *b;
+	int rc;
+
+	*ref = *found;
+	if (!cfg)
+		return -REASON_DROPPED_RACE;
+	rc = binding_hold(ref, cfg->sessions_per_binding);
+	if (rc < 0)
+		return rc;
+	b = binding_at(ref->binding);
+	if (b && addr_equal(b->internal, key->address) &&
+	    b->internal_port == key->port && b->zone == key->zone &&
+	    b->proto == key->proto && b->realm == key->realm)
+		return 0;
+	binding_drop(ref->binding, ref->generation);
+	return -REASON_DROPPED_RACE;
 }
 
 /*
@@ -408,10 +450,8 @@ NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 
 	for (i = 0; cfg && i < 2; i++) {
 		found = bpf_map_lookup_elem(&internals, &key);
-		if (found) {
-			*ref = *found;
-			return binding_hold(ref, cfg->sessions_per_binding);
-		}
+		if (found)
+			return binding_hold_internal(found, &key, ref);
 		rc = binding_create(skb, want, ref);
 		if (rc != -EEXIST)
 			return rc;
@@ -419,17 +459,38 @@ NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 	return -REASON_DROPPED_RACE;
 }
 
-/* One more reference on the binding that holds an external endpoint. */
-static __always_inline int binding_hold_claim(const struct nat_claim *claim,
-					      struct binding_ref *ref)
+/*
+ * Whom an external endpoint belongs to. -REASON_PASSED_UNBOUND: nobody;
+ * -REASON_PASSED_HOST: the host. The reference is copied once, and compared with
+ * what it leads to: its generation answers for the rest of the packet's way.
+ */
+static __always_inline int binding_by_external(const struct claim_key *key,
+					       struct binding_ref *ref)
+{
+	struct nat_claim *claim = bpf_map_lookup_elem(&claims, key);
+	struct nat_binding *b;
+
+	if (!claim)
+		return -REASON_PASSED_UNBOUND;
+	ref->binding = claim->binding;
+	ref->generation = claim->generation;
+	if (ref->binding == CLAIM_HOST)
+		return -REASON_PASSED_HOST;
+	b = binding_at(ref->binding);
+	if (!b || b->word >> 32 != ref->generation ||
+	    !addr_equal(b->external, key->address) ||
+	    b->external_port != key->port || b->proto != key->proto)
+		return -REASON_DROPPED_RACE;
+	return 0;
+}
+
+/* One more reference, for a session. */
+static __always_inline int binding_hold_session(const struct binding_ref *ref)
 {
 	struct nat_config *cfg = config_get();
 
-	ref->binding = claim->binding;
-	ref->generation = claim->generation;
-	if (!cfg)
-		return -REASON_DROPPED_RACE;
-	return binding_hold(ref, cfg->sessions_per_binding);
+	return cfg ? binding_hold(ref, cfg->sessions_per_binding) :
+		     -REASON_DROPPED_RACE;
 }
 
 #endif /* CONENAT_BINDING_H */

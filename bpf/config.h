@@ -85,11 +85,31 @@ static __always_inline int l4_index(__u8 proto)
 	return -1;
 }
 
+static __noinline bool address_in_zone(__u32 zone, nat_addr address)
+{
+	struct nat_zone *z = zone_get(zone);
+	int i;
+
+	if (!z)
+		return false;
+	for (i = 0; i < NAT_PREFIXES; i++) {
+		if (i >= z->prefixes)
+			break;
+		if (addr_in_prefix(address, z->prefix[i].address,
+				   z->prefix[i].mask))
+			return true;
+	}
+	return false;
+}
+
+/* The host's own bindings have no network to ask: as a network's default. */
 static __always_inline enum nat_behavior filtering_of(__u32 zone, __u8 proto)
 {
 	struct nat_zone *z = zone_get(zone);
 	int l4 = l4_index(proto);
 
+	if (zone > NAT_ZONE_LAST)
+		return NAT_ADDRESS_DEPENDENT;
 	if (!z || l4 < 0 || l4 >= NAT_PROTOCOLS)
 		return NAT_ADDRESS_AND_PORT_DEPENDENT;
 	return z->filtering[l4];

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Connections that netfilter's NAT brought in (a published port that is Docker's
- * DNAT): their answers belong to it, and not to a binding of ours.
+ * Connections that came in by the kernel's way (a published port that is
+ * Docker's DNAT, a client that is routed to the container's own address): their
+ * answers go back by it, and get no binding of ours.
  */
 #ifndef CONENAT_CONNTRACK_H
 #define CONENAT_CONNTRACK_H
 
 #include "packet.h"
 
-#define IPS_DST_NAT (1 << 5) /* linux/netfilter/nf_conntrack_common.h */
-#define IP_CT_DIR_REPLY 1
+#define IP_CT_DIR_REPLY 1 /* linux/netfilter/nf_conntrack_tuple_common.h */
 
-/* The kernel's own, as far as is needed; relocated by BTF. */
+/* Opaque, but whole: the loader compares it with the kernel's by BTF. */
 struct nf_conn {
 	unsigned long status;
 } __attribute__((preserve_access_index));
@@ -33,9 +33,9 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb,
 					 __u32 opts_size) __ksym __weak;
 extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
 
-/* Whether a packet from inside answers a connection that netfilter DNATed. */
-static __noinline bool answers_dnat(struct __sk_buff *skb,
-				    const struct packet *p)
+/* Whether a packet from inside answers a connection that conntrack knows. */
+static __noinline bool answers_conntrack(struct __sk_buff *skb,
+					 const struct packet *p)
 {
 	struct bpf_ct_opts___conenat opts = {
 		.netns_id = BPF_F_CURRENT_NETNS,
@@ -43,7 +43,6 @@ static __noinline bool answers_dnat(struct __sk_buff *skb,
 	};
 	struct bpf_sock_tuple tuple = {};
 	struct nf_conn *ct;
-	bool dnat;
 
 	if (!have_conntrack || p->proto == IPPROTO_ICMP)
 		return false;
@@ -55,9 +54,8 @@ static __noinline bool answers_dnat(struct __sk_buff *skb,
 			       CT_OPTS_SIZE);
 	if (!ct)
 		return false;
-	dnat = ct->status & IPS_DST_NAT && opts.dir == IP_CT_DIR_REPLY;
 	bpf_ct_release(ct);
-	return dnat;
+	return opts.dir == IP_CT_DIR_REPLY;
 }
 
 #endif /* CONENAT_CONNTRACK_H */

@@ -30,7 +30,6 @@ static __noinline int control_publish(const struct binding_want *want,
 		binding_abandon(b, index);
 		return ANSWER_FULL;
 	}
-	event_binding(b, EVENT_BINDING_CREATED);
 	return ANSWER_OK;
 }
 
@@ -72,19 +71,10 @@ static __noinline int control_bind(struct __sk_buff *skb,
  */
 static __noinline int control_kill(const struct nat_request *r)
 {
-	struct binding_ref ref = {};
-	struct nat_claim *claim;
-	struct nat_binding *b;
-	struct claim_key key;
+	struct binding_ref ref = r->binding;
+	struct nat_binding *b = binding_at(ref.binding);
 	__u64 old;
 
-	claim_key_of(r->external, r->external_port, r->proto, &key);
-	claim = bpf_map_lookup_elem(&claims, &key);
-	if (!claim || claim->binding == CLAIM_HOST)
-		return ANSWER_NOT_FOUND;
-	ref.binding = claim->binding;
-	ref.generation = claim->generation;
-	b = binding_at(ref.binding);
 	/* A reference of our own, so that it cannot end under our hands. */
 	if (!b || binding_hold(&ref, BINDING_DYING - 1) < 0)
 		return ANSWER_NOT_FOUND;

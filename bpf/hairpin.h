@@ -9,24 +9,13 @@
 #ifndef CONENAT_HAIRPIN_H
 #define CONENAT_HAIRPIN_H
 
+#include "conntrack.h"
 #include "session.h"
 
 /* Anti-spoofing: what comes out of a network has an address of it. */
-static __noinline bool source_belongs(const struct nat *n)
+static __always_inline bool source_belongs(const struct nat *n)
 {
-	struct nat_zone *zone = zone_get(n->zone);
-	int i;
-
-	if (!zone)
-		return false;
-	for (i = 0; i < NAT_PREFIXES; i++) {
-		if (i >= zone->prefixes)
-			break;
-		if (addr_in_prefix(n->p.saddr, zone->prefix[i].address,
-				   zone->prefix[i].mask))
-			return true;
-	}
-	return false;
+	return address_in_zone(n->zone, n->p.saddr);
 }
 
 /*
@@ -164,40 +153,64 @@ static __always_inline int hairpin_sender(const struct nat *n, __u16 realm,
 	return rc < 0 ? outbound_refused(n, &want, rc) : 0;
 }
 
+/* Whether a packet of no session may open a hairpin with that binding. */
+static __always_inline int hairpin_admit(const struct nat *n,
+					 const struct binding_ref *ref)
+{
+	struct nat_binding *to = binding_at(ref->binding);
+
+	/* The host's own connection to a port that Docker publishes. */
+	if (answers_conntrack(n->skb, &n->p))
+		return -REASON_PASSED_CONNTRACK;
+	if (!to || !hairpin_reaches(n, to))
+		return -REASON_DROPPED_ISOLATED;
+	if (!source_belongs(n))
+		return -REASON_DROPPED_SPOOFED;
+	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
+		return -REASON_DROPPED_TCP_NO_SESSION;
+	return 0;
+}
+
+/* to is held; it is the session's, or given back. */
+static __always_inline int hairpin_between(const struct nat *n,
+					   const struct binding_ref *to)
+{
+	struct nat_binding *receiver = binding_at(to->binding);
+	struct binding_ref from = {};
+	int rc = -REASON_DROPPED_RACE;
+
+	if (receiver)
+		rc = hairpin_sender(n, receiver->realm, &from);
+	if (rc < 0) {
+		binding_drop(to->binding, to->generation);
+		return rc;
+	}
+	return hairpin_open(n, &from, to);
+}
+
 /*
  * A packet of no session, from inside to an external address: the host's own,
  * or for the binding that holds the endpoint. 0: there is a session now.
  */
 static __noinline int hairpin_miss(const struct nat *n)
 {
-	struct binding_ref from = {}, ref = {};
-	struct nat_claim *claim;
-	struct nat_binding *to;
+	struct binding_ref to = {};
 	struct claim_key key;
 	int rc;
 
 	if (n->p.proto == IPPROTO_ICMP)
 		return -REASON_PASSED_LOCAL;
 	claim_key_of(n->p.daddr, n->p.dport, n->p.proto, &key);
-	claim = bpf_map_lookup_elem(&claims, &key);
-	if (!claim || claim->binding == CLAIM_HOST)
+	rc = binding_by_external(&key, &to);
+	if (rc == -REASON_PASSED_UNBOUND || rc == -REASON_PASSED_HOST)
 		return -REASON_PASSED_LOCAL;
-	to = binding_at(claim->binding);
-	if (!to || !hairpin_reaches(n, to))
-		return -REASON_DROPPED_ISOLATED;
-	if (!source_belongs(n))
-		return -REASON_DROPPED_SPOOFED;
-	if (n->p.seen & SEEN_RST)
-		return -REASON_DROPPED_TCP_NO_SESSION;
-	rc = binding_hold_claim(claim, &ref);
+	if (rc == 0)
+		rc = hairpin_admit(n, &to);
+	if (rc == 0)
+		rc = binding_hold_session(&to);
 	if (rc < 0)
 		return rc;
-	rc = hairpin_sender(n, to->realm, &from);
-	if (rc < 0) {
-		binding_drop(ref.binding, ref.generation);
-		return rc;
-	}
-	rc = hairpin_open(n, &from, &ref);
+	rc = hairpin_between(n, &to);
 	return rc == -EEXIST ? 0 : rc;
 }
 

@@ -71,22 +71,29 @@ static __noinline int inbound_open(const struct nat *n,
 	return session_open(&plan);
 }
 
+/* Addresses that nothing from outside can have. */
+static __always_inline bool inbound_is_martian(const struct nat *n,
+					       const struct nat_binding *b)
+{
+	return addr_never_routed(n->p.saddr) ||
+	       bpf_map_lookup_elem(&addresses, &n->p.saddr) ||
+	       address_in_zone(b->zone, n->p.saddr);
+}
+
 /* Whether the binding admits a packet that is of no session of its. */
 static __noinline int inbound_admit(const struct nat *n,
-				    const struct nat_claim *claim)
+				    const struct binding_ref *ref)
 {
-	struct binding_ref ref = {
-		.binding = claim->binding,
-		.generation = claim->generation,
-	};
-	struct nat_binding *b = binding_at(ref.binding);
+	struct nat_binding *b = binding_at(ref->binding);
 
 	if (!b)
 		return -REASON_DROPPED_RACE;
+	if (inbound_is_martian(n, b))
+		return -REASON_DROPPED_SPOOFED;
 	if (!(b->flags & BINDING_STATIC) && inbound_is_hosts(n))
 		return -REASON_PASSED_HOST;
 	/* An ICMP reply that nobody asked for opens nothing. */
-	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, &ref, n->p.saddr))
+	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, ref, n->p.saddr))
 		return inbound_filtered(n, b);
 	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
 		return -REASON_DROPPED_TCP_NO_SESSION;
@@ -99,7 +106,6 @@ static __noinline int inbound_admit(const struct nat *n,
  */
 static __noinline int inbound_miss(const struct nat *n)
 {
-	struct nat_claim *claim;
 	struct binding_ref ref = {};
 	struct claim_key key;
 	int rc;
@@ -107,15 +113,11 @@ static __noinline int inbound_miss(const struct nat *n)
 	if (n->p.flags & PACKET_QUERY)
 		return -REASON_PASSED_UNBOUND; /* the host answers pings */
 	claim_key_of(n->p.daddr, n->p.dport, n->p.proto, &key);
-	claim = bpf_map_lookup_elem(&claims, &key);
-	if (!claim)
-		return -REASON_PASSED_UNBOUND;
-	if (claim->binding == CLAIM_HOST)
-		return -REASON_PASSED_HOST;
-	rc = inbound_admit(n, claim);
-	if (rc < 0)
-		return rc;
-	rc = binding_hold_claim(claim, &ref);
+	rc = binding_by_external(&key, &ref);
+	if (rc == 0)
+		rc = inbound_admit(n, &ref);
+	if (rc == 0)
+		rc = binding_hold_session(&ref);
 	if (rc < 0)
 		return rc;
 	rc = inbound_open(n, &ref);

@@ -44,12 +44,13 @@ static __always_inline int translate_inside(struct nat *n)
 	if (!half) {
 		rc = inside_miss(n);
 		if (rc < 0)
-			return rc;
+			goto out;
 		half = session_find(&key);
 		if (!half)
 			return -REASON_DROPPED_RACE;
 	}
 	rc = session_forward(n, &key, half);
+out:
 	if (n->p.flags & PACKET_FIRST_FRAGMENT)
 		fragment_remember(n, &key, rc);
 	return rc;
@@ -140,6 +141,9 @@ int nat_inside(struct __sk_buff *skb)
 	if (!link || (link->kind != LINK_INSIDE_DEVICE &&
 		      link->kind != LINK_INSIDE_PORT))
 		return verdict(&n, -REASON_PASSED_NO_LINK);
+	if (skb->tc_index ==
+	    DIRECT_PATH_MARK) /* of a conenat in the container */
+		skb->tc_index = 0;
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		return verdict(&n, -REASON_PASSED_NOT_IPV4);
 	if (!is_routed(skb, link))
@@ -186,7 +190,9 @@ static __always_inline int egress_packet(struct nat *n)
 {
 	struct nat_link *from;
 
-	if (!n->skb->ingress_ifindex)
+	/* An external address as source: the host's, or of a NAT of its own. */
+	if (!n->skb->ingress_ifindex ||
+	    bpf_map_lookup_elem(&addresses, &n->p.saddr))
 		return host_outbound(n);
 	from = link_get(n->skb->ingress_ifindex);
 	if (!from || (from->kind != LINK_INSIDE_DEVICE &&

@@ -26,6 +26,8 @@ type natBinding4 struct {
 	Realm        uint16
 	Address      uint16
 	Created      uint32
+	Outbound     uint32
+	Pad          uint32
 }
 
 type natBindingKey4 struct {
@@ -277,10 +279,12 @@ type natNatRequest4 struct {
 	Zone         uint16
 	InternalPort uint16
 	Internal     uint32
+	NoEthertype  uint32
 	External     uint32
 	ExternalPort uint16
 	Pad2         uint16
 	Cursor       uint32
+	Binding      natBindingRef
 }
 
 type natNatSampler struct {

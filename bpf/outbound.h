@@ -3,7 +3,6 @@
 #ifndef CONENAT_OUTBOUND_H
 #define CONENAT_OUTBOUND_H
 
-#include "conntrack.h"
 #include "hairpin.h"
 
 /* Whether a packet of no session may open one from inside. */
@@ -77,7 +76,7 @@ static __noinline int outbound_miss(const struct nat *n)
 	rc = outbound_exceptions(n, &r);
 	if (rc < 0)
 		return rc;
-	if (answers_dnat(n->skb, &n->p))
+	if (answers_conntrack(n->skb, &n->p))
 		return -REASON_PASSED_CONNTRACK;
 	rc = want_of_sender(n, r.realm, &want);
 	if (rc < 0)

@@ -212,8 +212,12 @@ static __always_inline void session_touch(const struct nat *n,
 {
 	__u8 seen;
 
-	if (half->last_seen != n->tick && !(n->p.seen & half->seen & SEEN_RST))
+	if (half->last_seen != n->tick &&
+	    !(n->p.seen & half->seen & SEEN_RST)) {
 		half->last_seen = n->tick;
+		if (half->flags & HALF_PRIMARY && n->p.proto == IPPROTO_UDP)
+			binding_touch(half->binding, n->tick);
+	}
 	if (n->p.proto != IPPROTO_TCP || !n->p.seen)
 		return;
 	seen = tcp_seen_next(half->seen, n->p.seen);
@@ -270,7 +274,7 @@ static __always_inline int send_to_neighbour(const struct session_half *half)
 	__u32 ifindex = half->ifindex;
 	struct nat_zone *zone;
 
-	/* Without Ethernet header there is nothing to hand to a veth. */
+	/* No Ethernet header to hand to a veth, or the port has gone. */
 	if (half->target == TARGET_PORT) {
 		zone = zone_get(half->peer_zone);
 		if (!zone)
@@ -292,7 +296,7 @@ static __always_inline int session_send(struct nat *n,
 		n->action = VERDICT_NEXT;
 		return 0;
 	}
-	if (half->target == TARGET_PORT && n->p.l3) {
+	if (half->target == TARGET_PORT && n->p.l3 && link_get(half->ifindex)) {
 		/* A bridge port sees its frames as another host's. */
 		if (skb->pkt_type != PACKET_HOST &&
 		    bpf_skb_change_type(skb, PACKET_HOST) < 0)
@@ -451,6 +455,10 @@ static __noinline __s64 session_slot_use(const struct session_key *key)
 		return -1;
 	slot->check = clock_tick() + cfg->recheck[l4];
 	slot->key = *key;
+	slot->key.proto = 0;
+	/* A full barrier: the sweeper sees no slot in use with the old check. */
+	__sync_fetch_and_add(&slot->pad, 1);
+	*(volatile __u8 *)&slot->key.proto = key->proto;
 	return index;
 }
 
@@ -478,6 +486,23 @@ static __always_inline int session_release(const struct session_key *key,
 	return 0;
 }
 
+/*
+ * A session that is opened from outside is as old as the binding's last packet
+ * out, where inbound packets do not refresh (RFC 7857 section 7): else anybody
+ * keeps the binding by sending from one port after the other.
+ */
+static __always_inline __u32 plan_last_seen(const struct session_plan *plan)
+{
+	struct nat_binding *b = binding_at(plan->ref.binding);
+	const struct session_key *key = &plan->key;
+
+	if (plan->ifindex || key->proto != IPPROTO_UDP || !b ||
+	    b->flags & BINDING_STATIC ||
+	    filtering_of(key->zone, key->proto) != NAT_ENDPOINT_INDEPENDENT)
+		return clock_tick();
+	return b->outbound;
+}
+
 static __always_inline void plan_primary(const struct session_plan *plan,
 					 struct session_half *half)
 {
@@ -495,10 +520,10 @@ static __always_inline void plan_primary(const struct session_plan *plan,
 	half->target = plan->target;
 	half->flags = plan->flags | HALF_PRIMARY;
 	half->seen = plan->seen;
-	half->last_seen = clock_tick();
+	half->last_seen = plan_last_seen(plan);
 	half->created = clock_seconds();
 	/* Opened from outside: its first packet out looks for the route. */
-	half->resolved = half->last_seen;
+	half->resolved = clock_tick();
 	if (!half->ifindex)
 		half->resolved -= ROUTE_TICKS + 1;
 }

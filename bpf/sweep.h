@@ -63,7 +63,7 @@ static __always_inline void slot_postpone(struct session_slot *slot,
 NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 			     __u8 state)
 {
-	struct session_half primary = {}, reverse = {}, *found;
+	struct session_half primary = {}, reverse = {}, *found, *other = NULL;
 	struct session_key reverse_key;
 	struct session_change c = {
 		.key = key,
@@ -80,13 +80,15 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 	primary = *found;
 	session_reverse_key(key, &primary, &reverse_key);
 	found = session_find(&reverse_key);
-	if (found)
+	if (found) {
 		reverse = *found;
-	event_sessions(&c, &reverse_key, &reverse);
+		other = &reverse;
+	}
+	event_sessions(&c, &reverse_key, other);
 	bpf_map_delete_elem(&sessions, key);
 	if (!(primary.flags & HALF_SELF))
 		bpf_map_delete_elem(&sessions, &reverse_key);
-	session_release(key, &primary, &reverse);
+	session_release(key, &primary, other);
 	session_slot_give(index);
 	return 0;
 }
@@ -142,8 +144,9 @@ static __always_inline int sweep_claim(struct session_slot *slot, __u32 index,
 	claim_key_of(slot->key.saddr, slot->key.sport, slot->key.proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (!claim || claim->binding != CLAIM_HOST ||
-	    claim->generation != index) {
-		session_slot_give(index);
+	    claim->generation != index) { /* not inserted: yet, or never */
+		if (slot_is_due(slot, tick))
+			session_slot_give(index);
 		return 0;
 	}
 	deadline = claim->last_seen + claim_lifetime(claim, key.proto);

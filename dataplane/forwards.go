@@ -160,22 +160,38 @@ func (d *Dataplane) ReserveHost(p Protocol, external netip.AddrPort) error {
 }
 
 // kill ends the bindings that match, with their sessions: each is marked, and a walk over all sessions ends
-// those of marked bindings.
+// those of marked bindings. It looks again until there is none: a packet that was on its way may have made
+// one meanwhile.
 func (d *Dataplane) kill(match func(binding) bool) error {
+	for {
+		n, err := d.mark(match)
+		if err != nil {
+			return err
+		}
+		if err := d.sweep(); err != nil || n == 0 {
+			return err
+		}
+	}
+}
+
+// mark says how many there were that match.
+func (d *Dataplane) mark(match func(binding) bool) (n int, err error) {
 	live, err := d.liveBindings()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, b := range live {
 		if !match(b) {
 			continue
 		}
-		r := bpf.Request{Command: bpf.CommandKill, Proto: b.Proto, External: b.External, ExternalPort: b.ExternalPort}
+		n++
+		r := bpf.Request{Command: bpf.CommandKill}
+		r.Binding.Binding, r.Binding.Generation = b.index, uint32(b.Word>>32)
 		if err := d.request(&r); err != nil && !errors.Is(err, ErrNotFound) {
-			return fmt.Errorf("end binding %s: %w", endpoint(b.External, b.ExternalPort), err)
+			return n, fmt.Errorf("end binding %s: %w", endpoint(b.External, b.ExternalPort), err)
 		}
 	}
-	return d.sweep()
+	return n, nil
 }
 
 // sweepRetry is how long a walk waits for the kernel's own; its goes are bounded to well under it.

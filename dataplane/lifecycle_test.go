@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -282,5 +283,83 @@ func TestRemoveUnderDaemon(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
 		t.Errorf("state directory changed (-before +after):\n%s", diff)
+	}
+}
+
+// TestUnfinishedStart: a daemon that was killed while it made its maps leaves nothing that the next one, or
+// detach, stumbles over.
+func TestUnfinishedStart(t *testing.T) {
+	f, dir := lab(t)
+	half := filepath.Join(dir, "unfinished")
+	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
+	if err := os.Mkdir(half, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	links, err := d.Objects().Links.Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer links.Close()
+	if err := links.Pin(filepath.Join(half, "links")); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	mustOpen(t, f, dataplane.Options{StateDir: dir}).Close()
+	if err := f.Host.Do(func() error { _, err := dataplane.Remove(dir); return err }); err != nil {
+		t.Errorf("remove: %v", err)
+	}
+}
+
+// TestPutOutsideAgain: what a daemon that was killed half-way through has put can be put again.
+func TestPutOutsideAgain(t *testing.T) {
+	f, dir := lab(t)
+	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
+	o := dataplane.Outside{Name: "eth0", IfIndex: 2, Address: topo.HostAddr}
+	if err := d.PutOutside(o); err != nil {
+		t.Fatal(err)
+	}
+	var none bpf.Realm
+	if err := d.Objects().Realms4.Put(uint32(0), none); err != nil { // the state between the two writes
+		t.Fatal(err)
+	}
+	if err := d.PutOutside(o); err != nil {
+		t.Errorf("put again: %v", err)
+	}
+}
+
+// TestSharedBPFFS: what others have pinned beside conenat's state stays, and so does their bpffs.
+func TestSharedBPFFS(t *testing.T) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
+	dir, err := f.BPFFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.Mkdir(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mustOpen(t, f, dataplane.Options{StateDir: dir}).Close()
+	if err := f.Host.Do(func() error { _, err := dataplane.Remove(dir); return err }); err != nil {
+		t.Errorf("remove: %v", err)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Errorf("the neighbour's directory: %v", err)
+	}
+}
+
+// TestForeignStateDir: a directory that others may write to is refused.
+func TestForeignStateDir(t *testing.T) {
+	f, dir := lab(t)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t, f, dataplane.Options{StateDir: dir}); !errors.Is(err, dataplane.ErrPermission) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("open: %v, want %v", err, dataplane.ErrPermission)
 	}
 }

@@ -289,7 +289,11 @@ func (d *Dataplane) addAddress(realm int, address uint32) error {
 	if err != nil {
 		return fmt.Errorf("read external addresses: %w", err)
 	}
-	if has, ok := known[address]; ok {
+	has, ok := known[address]
+	if ok && int(has.Realm) == realm {
+		return nil // a daemon that was killed got just as far
+	}
+	if ok {
 		return fmt.Errorf("external address %s belongs to another outside (%d)", addrOf(address), has.Realm)
 	}
 	var taken [bpf.Addresses]bool

@@ -127,7 +127,7 @@ func (d *Dataplane) load() error {
 	}
 	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
 	if err == nil && !d.adopted {
-		err = os.Rename(dir, d.pins)
+		err = d.commit(dir)
 	}
 	if err != nil {
 		if !d.adopted {
@@ -136,6 +136,20 @@ func (d *Dataplane) load() error {
 		return d.loadError(err)
 	}
 	return nil
+}
+
+// commit makes new maps usable, and then the state that a daemon adopts.
+func (d *Dataplane) commit(dir string) error {
+	cfg := configOf(DefaultSettings())
+	cfg.MaxSessions, cfg.MaxBindings = d.capacity.Sessions, d.capacity.Bindings
+	var err error
+	if cfg.Netns, err = networkNamespace(); err != nil {
+		return err
+	}
+	if err := d.putConfig(cfg); err != nil {
+		return err
+	}
+	return os.Rename(dir, d.pins)
 }
 
 func (d *Dataplane) loadError(err error) error {
@@ -211,8 +225,8 @@ func pinnedCapacity(pins string) (Capacity, error) {
 	return Capacity{Sessions: sizes[0], Bindings: sizes[1]}, nil
 }
 
-// initialise makes new maps usable, checks that adopted ones serve this network namespace, and arms the
-// sweeper's timer with the program just loaded.
+// initialise checks that the maps serve this network namespace, and arms the sweeper's timer with the
+// program just loaded.
 func (d *Dataplane) initialise() error {
 	netns, err := networkNamespace()
 	if err != nil {
@@ -222,17 +236,9 @@ func (d *Dataplane) initialise() error {
 	if err != nil {
 		return err
 	}
-	if d.adopted && cfg.Netns != netns {
+	if cfg.Netns != netns {
 		return fmt.Errorf("adopt %s: %w: it serves another network namespace (inode %d, this is %d); use another --state-dir",
 			d.opts.StateDir, ErrInUse, cfg.Netns, netns)
-	}
-	if !d.adopted {
-		cfg = configOf(DefaultSettings())
-		cfg.Netns = netns
-		cfg.MaxSessions, cfg.MaxBindings = d.capacity.Sessions, d.capacity.Bindings
-		if err := d.putConfig(cfg); err != nil {
-			return err
-		}
 	}
 	return d.request(&bpf.Request{Command: bpf.CommandArm})
 }

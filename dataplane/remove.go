@@ -88,7 +88,11 @@ func removeHooks(dir string, report *RemoveReport) error {
 	defer m.Close()
 	d := &Dataplane{pins: dir}
 	d.objs.Links = m
-	if d.objs.LinksOverflow, err = ebpf.LoadPinnedMap(filepath.Join(dir, "links_overflow"), nil); err != nil {
+	d.objs.LinksOverflow, err = ebpf.LoadPinnedMap(filepath.Join(dir, "links_overflow"), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // never finished, so nothing is attached
+	}
+	if err != nil {
 		return fmt.Errorf("open pinned links: %w", err)
 	}
 	defer d.objs.LinksOverflow.Close()

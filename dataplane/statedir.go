@@ -80,6 +80,9 @@ func lockStateDir(stateDir string) (*os.File, error) {
 	if err := ensureBPFFS(stateDir); err != nil {
 		return nil, err
 	}
+	if err := checkOwner(stateDir); err != nil {
+		return nil, err
+	}
 	return flock(stateDir)
 }
 
@@ -100,22 +103,62 @@ func flock(stateDir string) (*os.File, error) {
 	return f, nil
 }
 
-// removeStateDir takes away an empty state directory, and the bpffs that Open mounted on it.
+// removeStateDir takes away an empty state directory, and the bpffs on it where there is one of its own. What
+// others have pinned there stays.
 func removeStateDir(stateDir string) error {
-	var dir, parent unix.Stat_t
-	if err := unix.Stat(stateDir, &dir); err != nil {
-		return fmt.Errorf("stat state directory: %w", err)
+	own, err := isMountPoint(stateDir)
+	if err != nil {
+		return err
 	}
-	if err := unix.Stat(filepath.Dir(stateDir), &parent); err != nil {
-		return fmt.Errorf("stat state directory's parent: %w", err)
+	empty, err := isEmpty(stateDir)
+	if err != nil || !empty || filepath.Clean(stateDir) == standardBPFFS {
+		return err
 	}
-	if dir.Dev != parent.Dev {
+	if own {
 		if err := unix.Unmount(stateDir, 0); err != nil {
 			return fmt.Errorf("unmount %s: %w", stateDir, err)
 		}
 	}
 	if err := os.Remove(stateDir); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
 		return fmt.Errorf("remove state directory: %w", err)
+	}
+	return nil
+}
+
+func isMountPoint(path string) (bool, error) {
+	var dir, parent unix.Stat_t
+	if err := unix.Stat(path, &dir); err != nil {
+		return false, fmt.Errorf("stat state directory: %w", err)
+	}
+	if err := unix.Stat(filepath.Dir(path), &parent); err != nil {
+		return false, fmt.Errorf("stat state directory's parent: %w", err)
+	}
+	return dir.Dev != parent.Dev, nil
+}
+
+// isEmpty does not count the two files that the root of each bpffs has.
+func isEmpty(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, fmt.Errorf("read state directory: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".debug") {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// checkOwner refuses a state directory that somebody else could change.
+func checkOwner(stateDir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(stateDir, &st); err != nil {
+		return fmt.Errorf("stat state directory: %w", err)
+	}
+	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("state directory %s: %w: it belongs to uid %d with mode %04o; want one of uid %d's own that nobody else may write to",
+			stateDir, ErrPermission, st.Uid, st.Mode&0o7777, os.Geteuid())
 	}
 	return nil
 }

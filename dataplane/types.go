@@ -113,7 +113,7 @@ func DefaultSettings() Settings {
 		SweepPeriod:           time.Second,
 		PortLow:               1024,
 		PortHigh:              65535,
-		SessionsPerBinding:    65536,
+		SessionsPerBinding:    32768,
 	}
 }
 

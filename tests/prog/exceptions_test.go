@@ -124,7 +124,7 @@ func TestEgress(t *testing.T) {
 		translated("translated_stack", UDP(external+":2001", peer1+":53", big).With(dontCut))
 	r.egress("br1", s).passed("not_outside") // its source is of another network
 	r.egress("eth0", s).passed("not_outside")
-	r.egress("br0", UDP(external+":9", peer1+":53", "x")).passed("not_outside") // masqueraded
+	r.egress("br0", UDP(external+":9", peer1+":53", "x")).passed("host") // another NAT's: its port is claimed
 	r.egress("br0", Raw(c1, peer1, 47, make([]byte, 8))).passed("protocol")
 	r.egress("br0", TCP(c1+":9", peer1+":53", "R", "")).dropped("tcp_no_session")
 }
