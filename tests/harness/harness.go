@@ -21,28 +21,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/build"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 // readyWithin bounds a daemon's start, loading and verifying included, on a machine that is busy.
 const readyWithin = 60 * time.Second
 
-// Binary builds conenat, once in a process. CONENAT_BINARY names one to use instead.
-var Binary = sync.OnceValues(func() (string, error) {
+// Binary is the conenat that is tested: the one that CONENAT_BINARY names, or one built from this tree.
+func Binary() (string, error) {
 	if path := os.Getenv("CONENAT_BINARY"); path != "" {
 		return path, nil
 	}
-	dir, err := topo.ProcessDir()
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "conenat")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/conenat/conenat/cmd/conenat").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build conenat: %w: %s", err, out)
-	}
-	return path, nil
-})
+	return build.Binary("cmd/conenat")
+}
 
 // Conenat is a daemon's place: namespace, state directory and socket. The daemon may be stopped and started.
 type Conenat struct {
