@@ -110,7 +110,7 @@ func TestStatusAndNetworks(t *testing.T) {
 		Outsides: []api.Outside{{Name: "eth0", IfIndex: 2, Address: "198.51.100.1", State: "active"}},
 		Capacity: api.Entries{Sessions: 1024, Bindings: 512}, Counters: []api.Counter{{Name: "translated_outbound", Verdict: "translated", Packets: 7}},
 		Settings: api.StatusSetting{UDPTimeoutS: 300, TCPEstablishedTimeoutS: 7440, TCPPartialOpenTimeoutS: 240, TCPClosingTimeoutS: 240, ICMPTimeoutS: 60,
-			Ports: "1024-65535", SessionsPerBinding: 65536},
+			Ports: "1024-65535", SessionsPerBinding: 32768},
 		Warnings: []string{"a short timeout", "net.ipv4.ip_forward is 0: the host routes no packets; set it: sysctl -w net.ipv4.ip_forward=1"}}}
 	if diff := cmp.Diff(want, st); diff != "" {
 		t.Error(diff)
