@@ -74,6 +74,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DROPPED_ICMP_TYPE:       "dropped_icmp_type",
 	natNatReasonREASON_DROPPED_ICMP_CHECKSUM:   "dropped_icmp_checksum",
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION: "dropped_icmp_no_session",
+	natNatReasonREASON_DROPPED_ROUTE_MOVED:     "dropped_route_moved",
 	natNatReasonREASON_DROPPED_TTL:             "dropped_ttl",
 	natNatReasonREASON_DROPPED_RACE:            "dropped_race",
 	natNatReasonREASON_DROPPED_REWRITE:         "dropped_rewrite",

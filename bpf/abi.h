@@ -75,7 +75,7 @@ enum nat_reason {
 	REASON_PASSED_NO_LINK, /* no entry for the interface */
 	REASON_PASSED_NOT_IPV4,
 	REASON_PASSED_BRIDGED, /* addressed to another port of the bridge */
-	REASON_PASSED_LOCAL, /* to the host, multicast or broadcast */
+	REASON_PASSED_LOCAL, /* to the host, multicast, broadcast, nowhere */
 	REASON_PASSED_NOT_OUTSIDE, /* the route leads elsewhere */
 	REASON_PASSED_NO_ROUTE, /* the kernel answers */
 	REASON_PASSED_PROTOCOL, /* neither TCP, UDP nor ICMP */
@@ -103,6 +103,7 @@ enum nat_reason {
 	REASON_DROPPED_ICMP_TYPE, /* neither query nor error */
 	REASON_DROPPED_ICMP_CHECKSUM, /* RFC 5508 REQ-3 */
 	REASON_DROPPED_ICMP_NO_SESSION, /* RFC 5508 REQ-4 */
+	REASON_DROPPED_ROUTE_MOVED, /* to an outside with another address */
 	REASON_DROPPED_TTL, /* inbound, would expire at the NAT */
 	REASON_DROPPED_RACE, /* the entry was ending on another CPU */
 	REASON_DROPPED_REWRITE, /* a kernel helper refused */

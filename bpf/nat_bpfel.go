@@ -264,10 +264,11 @@ const (
 	natNatReasonREASON_DROPPED_ICMP_TYPE       natNatReason = 33
 	natNatReasonREASON_DROPPED_ICMP_CHECKSUM   natNatReason = 34
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 35
-	natNatReasonREASON_DROPPED_TTL             natNatReason = 36
-	natNatReasonREASON_DROPPED_RACE            natNatReason = 37
-	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 38
-	natNatReasonREASON_COUNT                   natNatReason = 39
+	natNatReasonREASON_DROPPED_ROUTE_MOVED     natNatReason = 36
+	natNatReasonREASON_DROPPED_TTL             natNatReason = 37
+	natNatReasonREASON_DROPPED_RACE            natNatReason = 38
+	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 39
+	natNatReasonREASON_COUNT                   natNatReason = 40
 )
 
 type natNatRequest4 struct {

@@ -225,8 +225,14 @@ static __always_inline void session_touch(const struct nat *n,
 		session_tcp_change(key, half, seen);
 }
 
+/*
+ * The route once more. A session whose binding lives on another outside's address
+ * cannot follow the route there: it is not refreshed any more, and what opens in
+ * its place gets a binding of that outside.
+ */
 static __noinline int session_route(struct nat *n, struct session_half *half)
 {
+	struct nat_binding *b = binding_at(half->binding);
 	struct nat_zone *zone = zone_get(n->zone);
 	struct route r = {};
 	int rc;
@@ -236,6 +242,8 @@ static __noinline int session_route(struct nat *n, struct session_half *half)
 	rc = route_resolve(n, zone->ifindex, &r);
 	if (rc < 0)
 		return rc;
+	if (b && b->realm != r.realm)
+		return -REASON_DROPPED_ROUTE_MOVED;
 	half->ifindex = r.ifindex;
 	half->next_hop = r.next_hop;
 	half->mtu = r.mtu;
