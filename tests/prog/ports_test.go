@@ -3,12 +3,10 @@
 package prog
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -128,14 +126,17 @@ func TestPortsExhausted(t *testing.T) {
 func (r *rig) hostListens(addr string) {
 	r.t.Helper()
 	r.must("listen", func() error {
-		reuse := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return nil }}
-		u, err := reuse.ListenPacket(context.Background(), "udp4", addr)
+		u, err := net.ListenPacket("udp4", addr)
 		if err != nil {
 			return err
 		}
-		l, err := reuse.Listen(context.Background(), "tcp4", addr)
-		r.t.Cleanup(func() { u.Close(); l.Close() })
-		return err
+		r.t.Cleanup(func() { u.Close() })
+		l, err := net.Listen("tcp4", addr)
+		if err != nil {
+			return err
+		}
+		r.t.Cleanup(func() { l.Close() })
+		return nil
 	})
 }
 
@@ -174,7 +175,7 @@ func TestIdentifierTaken(t *testing.T) {
 	r.in(Pong(peer1, external+":7"), Pong(peer1, c1+":7"))
 }
 
-// TestPortsOfOneContainer: endpoint-independent also where the port is not preserved.
+// TestMappingOfTakenPort: endpoint-independent also where the port is not preserved.
 func TestMappingOfTakenPort(t *testing.T) {
 	r := newRig(t)
 	r.opened("udp", c1+":5000")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -485,7 +486,7 @@ func (r *rig) consistent() {
 }
 
 // checkMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every
-// half's other half leads back, and references are the sessions there are.
+// half's other half leads back, every session has its slot, and references are the sessions there are.
 func checkMaps(o *bpf.Objects) error {
 	var errs []error
 	references := map[uint32]int{}
@@ -504,7 +505,49 @@ func checkMaps(o *bpf.Objects) error {
 			errs = append(errs, fmt.Errorf("session %+v: halves of slots %d and %d", key, half.Slot, otherHalf.Slot))
 		}
 	}
-	return errors.Join(append(errs, checkClaims(o, references))...)
+	return errors.Join(append(errs, checkClaims(o, references), checkSlots(o), checkPermissions(o))...)
+}
+
+// checkSlots: the sweeper finds every session by its slot.
+func checkSlots(o *bpf.Objects) error {
+	var errs []error
+	var key bpf.SessionKey
+	var half bpf.SessionHalf
+	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+		var slot bpf.SessionSlot
+		if err := o.SessionSlots4.Lookup(half.Slot, &slot); err != nil {
+			return err
+		}
+		if half.Flags&bpf.HalfPrimary != 0 && slot.Key != key {
+			errs = append(errs, fmt.Errorf("session %+v: its slot %d names %+v", key, half.Slot, slot.Key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// halfFilter is HALF_FILTER of abi.h: the session holds a reference on a permission.
+const halfFilter = 1 << 3
+
+// checkPermissions: each is held by as many sessions as it says.
+func checkPermissions(o *bpf.Objects) error {
+	want := map[bpf.PermissionKey]uint32{}
+	var key bpf.SessionKey
+	var half bpf.SessionHalf
+	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+		if half.Flags&bpf.HalfPrimary != 0 && half.Flags&halfFilter != 0 {
+			want[bpf.PermissionKey{Binding: half.Binding, Generation: half.Generation, Remote: key.Daddr}]++
+		}
+	}
+	got := map[bpf.PermissionKey]uint32{}
+	var permission bpf.PermissionKey
+	var references uint32
+	for it := o.Permissions4.Iterate(); it.Next(&permission, &references); {
+		got[permission] = references
+	}
+	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.PermissionKey{})); diff != "" {
+		return fmt.Errorf("permissions (-sessions +map):\n%s", diff)
+	}
+	return nil
 }
 
 func checkClaims(o *bpf.Objects, references map[uint32]int) error {

@@ -165,7 +165,7 @@ func TestTCPStateEvents(t *testing.T) {
 	)
 }
 
-// TestPortReuseAcrossRemotes: one binding, a state for each remote.
+// TestTCPSessionsOfOneBinding: one binding, a state for each remote.
 func TestTCPSessionsOfOneBinding(t *testing.T) {
 	r := newRig(t)
 	r.segments(">S <SA >A")
