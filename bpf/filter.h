@@ -22,6 +22,22 @@ static __always_inline void permission_key_of(const struct binding_ref *ref,
 	key->remote = remote;
 }
 
+/*
+ * One more reference on an entry that was looked up, unless it is ending, or is
+ * another key's by now: the hash may have given the element away meanwhile. What
+ * is added to one that is ending ends with it.
+ */
+static __always_inline bool permission_add(struct permission *p,
+					   const struct permission_key *key)
+{
+	if (__sync_fetch_and_add(&p->references, 1) & PERMISSION_DYING)
+		return false;
+	if (bpf_map_lookup_elem(&permissions, key) == p)
+		return true;
+	__sync_fetch_and_add(&p->references, -1);
+	return false;
+}
+
 /* One more session with that remote address. */
 NAT_GLOBAL int permission_hold(const struct binding_ref *ref, nat_addr remote)
 {
@@ -35,9 +51,7 @@ NAT_GLOBAL int permission_hold(const struct binding_ref *ref, nat_addr remote)
 	permission_key_of(ref, remote, &key);
 	for (i = 0; i < PERMISSION_TRIES; i++) {
 		p = bpf_map_lookup_elem(&permissions, &key);
-		/* What is added to one that is ending ends with it. */
-		if (p && !(__sync_fetch_and_add(&p->references, 1) &
-			   PERMISSION_DYING))
+		if (p && permission_add(p, &key))
 			return 0;
 		if (!p && bpf_map_update_elem(&permissions, &key, &fresh,
 					      BPF_NOEXIST) == 0)
