@@ -321,8 +321,9 @@ static __always_inline void binding_fill(struct nat_binding *b,
 
 /*
  * Publishes a filled binding: its event, so that none of a session comes before
- * it; the claim; then the index by internal endpoint. -EEXIST: another CPU bound the same internal endpoint, or (static) it has a
- * binding already, which then stays the one for what goes out.
+ * it; the claim; then the index by internal endpoint. -LOOK_AGAIN:
+ * another CPU bound the same internal endpoint, or (static) it has a binding
+ * already, which then stays the one for what goes out.
  */
 static __noinline int binding_publish(struct nat_binding *b, __u32 index)
 {
@@ -342,14 +343,14 @@ static __noinline int binding_publish(struct nat_binding *b, __u32 index)
 	claim_key_of(b->external, b->external_port, b->proto, &external);
 	rc = bpf_map_update_elem(&claims, &external, &claim, BPF_NOEXIST);
 	if (rc < 0)
-		return -ENOSPC;
+		return -REASON_DROPPED_BINDINGS_FULL;
 	binding_internal_key(b, &internal);
 	b->flags |= BINDING_INDEXED;
 	rc = bpf_map_update_elem(&internals, &internal, &ref, BPF_NOEXIST);
 	if (rc == 0)
 		return 0;
 	b->flags &= ~BINDING_INDEXED;
-	return rc == -EEXIST ? -EEXIST : -ENOSPC;
+	return rc == -EEXIST ? -LOOK_AGAIN : -REASON_DROPPED_BINDINGS_FULL;
 }
 
 /*
@@ -364,8 +365,8 @@ static __always_inline void binding_abandon(struct nat_binding *b, __u32 index)
 }
 
 /*
- * A new binding with one reference, the caller's, in ref. 0, -EEXIST (look
- * again), or -REASON_DROPPED_*.
+ * A new binding with one reference, the caller's, in ref. 0,
+ * -LOOK_AGAIN, or -REASON_DROPPED_*.
  */
 static __always_inline int binding_create(struct __sk_buff *skb,
 					  const struct binding_want *want,
@@ -392,7 +393,7 @@ static __always_inline int binding_create(struct __sk_buff *skb,
 	rc = binding_publish(b, index);
 	if (rc < 0) {
 		binding_abandon(b, index);
-		return rc == -EEXIST ? rc : -REASON_DROPPED_BINDINGS_FULL;
+		return rc;
 	}
 	ref->binding = index;
 	ref->generation = b->word >> 32;
@@ -453,7 +454,7 @@ NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 		if (found)
 			return binding_hold_internal(found, &key, ref);
 		rc = binding_create(skb, want, ref);
-		if (rc != -EEXIST)
+		if (rc != -LOOK_AGAIN)
 			return rc;
 	}
 	return -REASON_DROPPED_RACE;

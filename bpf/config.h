@@ -38,6 +38,13 @@ static __always_inline __s32 tick_diff(__u32 a, __u32 b)
 	return (__s32)(a - b);
 }
 
+/*
+ * Beside the reasons: another CPU was faster with the same; what it made is
+ * there to be looked up. (-EEXIST would be a reason's number.)
+ */
+#define LOOK_AGAIN 1000
+_Static_assert(LOOK_AGAIN > REASON_COUNT, "LOOK_AGAIN is a reason");
+
 static __always_inline struct nat_config *config_get(void)
 {
 	__u32 zero = 0;

@@ -26,7 +26,7 @@ static __noinline int control_publish(const struct binding_want *want,
 	}
 	binding_fill(b, want, port);
 	rc = binding_publish(b, index);
-	if (rc < 0 && rc != -EEXIST) {
+	if (rc < 0 && rc != -LOOK_AGAIN) {
 		binding_abandon(b, index);
 		return ANSWER_FULL;
 	}

@@ -211,7 +211,7 @@ static __noinline int hairpin_miss(const struct nat *n)
 	if (rc < 0)
 		return rc;
 	rc = hairpin_between(n, &to);
-	return rc == -EEXIST ? 0 : rc;
+	return rc == -LOOK_AGAIN ? 0 : rc;
 }
 
 #endif /* CONENAT_HAIRPIN_H */

@@ -111,7 +111,7 @@ static __noinline int host_open(const struct nat *n)
 	if (rc < 0)
 		return outbound_refused(n, &want, rc);
 	rc = host_session(n, &ref);
-	return rc == -EEXIST ? 0 : rc;
+	return rc == -LOOK_AGAIN ? 0 : rc;
 }
 
 /* The host's packet whose source port a binding holds: of which session? */

@@ -121,7 +121,7 @@ static __noinline int inbound_miss(const struct nat *n)
 	if (rc < 0)
 		return rc;
 	rc = inbound_open(n, &ref);
-	return rc == -EEXIST ? 0 : rc;
+	return rc == -LOOK_AGAIN ? 0 : rc;
 }
 
 #endif /* CONENAT_INBOUND_H */

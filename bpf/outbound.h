@@ -85,7 +85,7 @@ static __noinline int outbound_miss(const struct nat *n)
 	if (rc < 0)
 		return outbound_refused(n, &want, rc);
 	rc = outbound_open(n, &r, &ref);
-	return rc == -EEXIST ? 0 : rc;
+	return rc == -LOOK_AGAIN ? 0 : rc;
 }
 
 /* The same for any destination. */

@@ -584,7 +584,7 @@ static __noinline int plan_insert_reverse(const struct session_plan *plan,
 
 /*
  * Puts both halves of a plan into the table; it holds one reference on each
- * half's binding. -EEXIST: another CPU has opened the same session.
+ * half's binding. -LOOK_AGAIN: another CPU has opened the same session.
  */
 static __noinline int session_insert(const struct session_plan *plan)
 {
@@ -602,7 +602,7 @@ static __noinline int session_insert(const struct session_plan *plan)
 	if (rc == 0)
 		return 0;
 	session_slot_give(slot);
-	return rc == -EEXIST ? -EEXIST : -REASON_DROPPED_SESSIONS_FULL;
+	return rc == -EEXIST ? -LOOK_AGAIN : -REASON_DROPPED_SESSIONS_FULL;
 }
 
 static __always_inline bool half_is_dying(const struct session_half *half)
