@@ -30,6 +30,8 @@ struct nat {
 
 static __always_inline int route_error(int rc)
 {
+	if (rc < 0) /* the inside device has gone: nothing may leak out */
+		return -REASON_DROPPED_REWRITE;
 	switch (rc) {
 	case BPF_FIB_LKUP_RET_NOT_FWDED: /* local, broadcast, multicast */
 		return -REASON_PASSED_LOCAL;

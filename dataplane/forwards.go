@@ -112,15 +112,27 @@ func (d *Dataplane) forwardZone(f Forward) (uint16, string, error) {
 		}
 		n := networkOf(z)
 		for _, p := range n.Prefixes {
-			if p.Contains(f.Internal.Addr()) {
-				return uint16(id), n.Name, nil
+			if !p.Contains(f.Internal.Addr()) {
+				continue
 			}
+			if !isHostAddress(p, f.Internal.Addr()) {
+				return 0, "", fmt.Errorf("internal address %s is the network or broadcast address of %s", f.Internal.Addr(), p)
+			}
+			return uint16(id), n.Name, nil
 		}
 	}
 	if f.Network != "" {
 		return 0, "", fmt.Errorf("internal address %s does not lie in network %s: %w", f.Internal.Addr(), f.Network, ErrNotFound)
 	}
 	return 0, "", fmt.Errorf("internal address %s lies in no network of conenat's: %w", f.Internal.Addr(), ErrNotFound)
+}
+
+// isHostAddress: of a prefix shorter than /31, the first address is the network's and the last one broadcast.
+func isHostAddress(p netip.Prefix, a netip.Addr) bool {
+	if p.Bits() >= 31 {
+		return true
+	}
+	return a != p.Masked().Addr() && p.Contains(a.Next())
 }
 
 // RemoveForward ends a static binding and its sessions. Error: ErrNotFound, also for a dynamic binding.

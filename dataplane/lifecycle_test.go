@@ -157,7 +157,7 @@ func TestOpenInAnotherNamespace(t *testing.T) {
 		_, err := dataplane.Open(dataplane.Options{StateDir: dir})
 		return err
 	})
-	if !errors.Is(err, dataplane.ErrInUse) || !strings.Contains(err.Error(), "another network namespace") {
+	if !errors.Is(err, dataplane.ErrOtherNamespace) {
 		t.Errorf("error %v", err)
 	}
 }

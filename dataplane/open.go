@@ -42,6 +42,7 @@ type Dataplane struct {
 	opts     Options
 	log      *slog.Logger
 	features Features
+	stateDir string // as this process reaches it
 	pins     string // directory of this ABI version's pins
 	lock     *os.File
 	adopted  bool
@@ -93,10 +94,11 @@ func (d *Dataplane) open() error {
 		return err
 	}
 	d.lock = lock
-	d.pins = pinDir(d.opts.StateDir)
-	d.adopted, err = checkPins(d.opts.StateDir)
-	if err != nil {
-		return err
+	// By its descriptor: the path may lead through the mounts of a process that ends before this one.
+	d.stateDir = fmt.Sprintf("/proc/self/fd/%d", lock.Fd())
+	d.pins = pinDir(d.stateDir)
+	if d.adopted, err = checkPins(d.stateDir); err != nil {
+		return fmt.Errorf("adopt %s: %w", d.opts.StateDir, err)
 	}
 	if err := d.load(); err != nil {
 		return err
@@ -117,7 +119,7 @@ func (d *Dataplane) load() error {
 	}
 	dir := d.pins
 	if !d.adopted {
-		dir = unfinishedPinDir(d.opts.StateDir)
+		dir = unfinishedPinDir(d.stateDir)
 		if err := removePins(dir, new(RemoveReport)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove unfinished pins %s: %w", dir, err)
 		}
@@ -237,8 +239,8 @@ func (d *Dataplane) initialise() error {
 		return err
 	}
 	if cfg.Netns != netns {
-		return fmt.Errorf("adopt %s: %w: it serves another network namespace (inode %d, this is %d); use another --state-dir",
-			d.opts.StateDir, ErrInUse, cfg.Netns, netns)
+		return fmt.Errorf("adopt %s: %w (inode %d, this is %d): give another --state-dir",
+			d.opts.StateDir, ErrOtherNamespace, cfg.Netns, netns)
 	}
 	return d.request(&bpf.Request{Command: bpf.CommandArm})
 }

@@ -11,6 +11,9 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/bpf"
 )
 
 // RemoveReport counts what Remove took away.
@@ -28,9 +31,14 @@ func Remove(stateDir string) (RemoveReport, error) {
 	if err := checkPrivileges(); err != nil {
 		return RemoveReport{}, err
 	}
-	there, err := exists(stateDir)
+	m := hostMounts()
+	dir, err := m.path(stateDir)
+	if err != nil {
+		return RemoveReport{}, err
+	}
+	there, err := exists(dir)
 	if err == nil && there {
-		there, err = onBPFFS(stateDir)
+		there, err = onBPFFS(dir)
 	}
 	if err != nil {
 		return RemoveReport{}, err
@@ -38,16 +46,58 @@ func Remove(stateDir string) (RemoveReport, error) {
 	if !there {
 		return RemoveReport{}, fmt.Errorf("detach %s: %w", stateDir, ErrNotFound)
 	}
-	lock, err := flock(stateDir)
+	lock, err := flock(dir)
 	if err != nil {
 		return RemoveReport{}, err
 	}
-	report, err := removeAll(stateDir)
+	var report RemoveReport
+	if err = checkServed(pinDir(dir)); err == nil {
+		report, err = removeAll(dir)
+	}
 	lock.Close()
 	if err != nil {
 		return report, fmt.Errorf("detach %s: %w", stateDir, err)
 	}
-	return report, removeStateDir(stateDir)
+	return report, m.removeStateDir(dir)
+}
+
+// checkServed refuses to take hooks off from another network namespace than theirs: clsact filters could not
+// be found, nor the nft table. Of a namespace that is gone, only pins are left.
+func checkServed(pins string) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pins, "config"), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned settings: %w", err)
+	}
+	defer m.Close()
+	var cfg bpf.Config
+	if err := m.Lookup(uint32(0), &cfg); err != nil {
+		return fmt.Errorf("read pinned settings: %w", err)
+	}
+	here, err := networkNamespace()
+	if err != nil || cfg.Netns == here {
+		return err
+	}
+	if path := findNetworkNamespace(cfg.Netns); path != "" {
+		return fmt.Errorf("%w: run `nsenter --net=%s conenat detach …`", ErrOtherNamespace, path)
+	}
+	return nil
+}
+
+// findNetworkNamespace looks for a namespace by its inode among the named ones and the processes'; "" when it
+// is nowhere.
+func findNetworkNamespace(inode uint64) string {
+	named, _ := filepath.Glob("/run/netns/*") // the error is for a bad pattern
+	processes, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, path := range append(named, processes...) {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil && st.Ino == inode {
+			return path
+		}
+	}
+	return ""
 }
 
 // removeAll works for pins of any ABI version whose links map begins as this one's: hooks go first, so that

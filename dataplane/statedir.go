@@ -36,24 +36,24 @@ func checkPins(stateDir string) (bool, error) {
 	for _, e := range entries {
 		name := e.Name()
 		if strings.HasPrefix(name, pinPrefix) && name != filepath.Base(pinDir(stateDir)) {
-			return false, fmt.Errorf("adopt %s: %w: %s, this is %s%d; run `conenat detach` with the version that made it",
-				stateDir, ErrABI, name, pinPrefix, bpf.ABIVersion)
+			return false, fmt.Errorf("%w: %s, this is %s%d; run `conenat detach` with the version that made it",
+				ErrABI, name, pinPrefix, bpf.ABIVersion)
 		}
 	}
 	return exists(pinDir(stateDir))
 }
 
-// ensureBPFFS makes sure that the state directory exists and lies on a bpffs.
-func ensureBPFFS(stateDir string) error {
-	if strings.HasPrefix(stateDir, standardBPFFS+"/") {
-		if err := mountBPFFS(standardBPFFS); err != nil {
+// ensureBPFFS makes sure that the state directory exists and lies on a bpffs. dir is its path by way of m.
+func (m mounts) ensureBPFFS(dir string) error {
+	if standard := filepath.Dir(dir); strings.TrimPrefix(standard, m.root()) == standardBPFFS {
+		if err := m.mountBPFFS(standard); err != nil {
 			return err
 		}
 	}
-	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
-	return mountBPFFS(stateDir)
+	return m.mountBPFFS(dir)
 }
 
 func onBPFFS(dir string) (bool, error) {
@@ -64,12 +64,13 @@ func onBPFFS(dir string) (bool, error) {
 	return st.Type == unix.BPF_FS_MAGIC, nil
 }
 
-func mountBPFFS(dir string) error {
+func (m mounts) mountBPFFS(dir string) error {
 	is, err := onBPFFS(dir)
 	if err != nil || is {
 		return err
 	}
-	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+	err = m.do(dir, func(path string) error { return unix.Mount("bpf", path, "bpf", 0, "mode=0700") })
+	if err != nil {
 		return fmt.Errorf("mount a bpffs on %s: %w", dir, err)
 	}
 	return nil
@@ -77,13 +78,18 @@ func mountBPFFS(dir string) error {
 
 // lockStateDir makes the state directory and takes it for this process; the lock ends with the process.
 func lockStateDir(stateDir string) (*os.File, error) {
-	if err := ensureBPFFS(stateDir); err != nil {
+	m := hostMounts()
+	dir, err := m.path(stateDir)
+	if err != nil {
 		return nil, err
 	}
-	if err := checkOwner(stateDir); err != nil {
+	if err := m.ensureBPFFS(dir); err != nil {
 		return nil, err
 	}
-	return flock(stateDir)
+	if err := checkOwner(dir); err != nil {
+		return nil, err
+	}
+	return flock(dir)
 }
 
 func flock(stateDir string) (*os.File, error) {
@@ -104,22 +110,22 @@ func flock(stateDir string) (*os.File, error) {
 }
 
 // removeStateDir takes away an empty state directory, and the bpffs on it where there is one of its own. What
-// others have pinned there stays.
-func removeStateDir(stateDir string) error {
-	own, err := isMountPoint(stateDir)
+// others have pinned there stays. dir is its path by way of m.
+func (m mounts) removeStateDir(dir string) error {
+	own, err := isMountPoint(dir)
 	if err != nil {
 		return err
 	}
-	empty, err := isEmpty(stateDir)
-	if err != nil || !empty || filepath.Clean(stateDir) == standardBPFFS {
+	empty, err := isEmpty(dir)
+	if err != nil || !empty || strings.TrimPrefix(filepath.Clean(dir), m.root()) == standardBPFFS {
 		return err
 	}
 	if own {
-		if err := unix.Unmount(stateDir, 0); err != nil {
-			return fmt.Errorf("unmount %s: %w", stateDir, err)
+		if err := m.do(dir, func(path string) error { return unix.Unmount(path, 0) }); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
-	if err := os.Remove(stateDir); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
 		return fmt.Errorf("remove state directory: %w", err)
 	}
 	return nil

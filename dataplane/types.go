@@ -22,6 +22,8 @@ var (
 	ErrInUse = errors.New("state directory is in use by another conenat")
 	// ErrNotSupported: the kernel lacks a feature; the message names it.
 	ErrNotSupported = errors.New("not supported by this kernel")
+	// ErrOtherNamespace: the state directory's hooks are in another network namespace.
+	ErrOtherNamespace = errors.New("state directory is another network namespace's")
 	// ErrABI: the pinned maps were made by an incompatible conenat.
 	ErrABI = errors.New("state directory holds another ABI version")
 	// ErrPermission: a capability is missing.
@@ -182,7 +184,7 @@ type Binding struct {
 	External  netip.AddrPort
 	Static    bool
 	Sessions  int
-	Created   time.Time
+	Created   time.Time     // to the second, rounded down
 	ExpiresIn time.Duration // until the last session expires if no packet comes; 0 for a static binding
 }
 

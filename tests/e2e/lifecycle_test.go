@@ -3,6 +3,9 @@
 package e2e
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +84,34 @@ func withoutTimes(bindings []harness.Binding) []harness.Binding {
 		bindings[i].ExpiresIn = 0
 	}
 	return bindings
+}
+
+// TestPrivateMounts: a daemon that `ip netns exec` gave mounts of its own leaves its state with the host, on a
+// bpffs that it mounts there, and detach takes both away; from another network namespace it does not.
+func TestPrivateMounts(t *testing.T) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
+	c := harness.Place(t, f.Topo, f.Host, "--inside", "docker0")
+	c.StateDir, c.PrivateMounts = filepath.Join(f.Dir(), "state"), true
+	c.Run()
+	l := &lab{Figure3: f, Conenat: c, t: t, containers: []probe.Host{probe.In(f.Containers[0])}, peer1: probe.In(f.Peer1)}
+	c.Kill()
+	peer, socket := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
+	l.send(socket, at(topo.Peer1Addr, 3478), "the daemon is dead")
+	if from := l.receives(peer, "the daemon is dead"); from != at(topo.HostAddr, 20000) {
+		t.Errorf("seen as %s", from)
+	}
+	binary, err := harness.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := f.Router.Command(t.Context(), binary, "detach", "--state-dir", c.StateDir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "nsenter --net=") {
+		t.Errorf("detach in another network namespace: %v: %s", err, out)
+	}
+	c.Detach()
+	if _, err := os.Stat(c.StateDir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there: %v", c.StateDir, err)
+	}
 }
 
 // TestExpiryWithoutDaemon: sessions end and ports come free while no daemon lives.

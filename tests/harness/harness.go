@@ -46,6 +46,8 @@ type Conenat struct {
 	args     []string
 	process  *topo.Process
 	stderr   *tail
+	// PrivateMounts starts the daemon by `ip netns exec`, which gives it mounts of its own.
+	PrivateMounts bool
 }
 
 // Place prepares a place for a daemon in host; args are those of `run` beyond state directory and socket.
@@ -91,6 +93,9 @@ func (c *Conenat) RunArgs() []string {
 func (c *Conenat) Run() {
 	c.t.Helper()
 	cmd := c.host.Command(context.Background(), c.binary, c.RunArgs()...)
+	if c.PrivateMounts {
+		cmd = exec.Command("ip", append([]string{"netns", "exec", c.host.Name, c.binary}, c.RunArgs()...)...)
+	}
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		c.t.Fatal(err)
