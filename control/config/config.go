@@ -54,8 +54,8 @@ func Build(l Layer) (Config, error) {
 	}
 	c.Filtering = b.filtering(l.Filtering)
 	b.settings(&c.Settings, l)
-	b.onlyValue(l.Mapping, "mapping", "endpoint-independent")
-	b.onlyValue(l.Path, "path", "direct")
+	b.onlyValue(l.Mapping, "mapping", "endpoint-independent", "address-dependent", "address-and-port-dependent")
+	b.onlyValue(l.Path, "path", "direct", "auto", "stack")
 	b.roles(l)
 	c.Warnings = b.warnings
 	if err := errors.Join(b.errs...); err != nil {
@@ -118,10 +118,14 @@ func (b *builder) address(v Value) netip.Addr {
 	return addr
 }
 
-// onlyValue: this version knows one value of the option.
-func (b *builder) onlyValue(v Value, option, known string) {
-	if v.Given() && v.Text != known {
+// onlyValue: this version knows one value of the option, and later ones more.
+func (b *builder) onlyValue(v Value, option, known string, later ...string) {
+	switch {
+	case !v.Given() || v.Text == known:
+	case slices.Contains(later, v.Text):
 		b.refuse(v, "%s %q arrives with a later version: this one knows %s", option, v.Text, known)
+	default:
+		b.refuse(v, "%s %q: want %s", option, v.Text, known)
 	}
 }
 

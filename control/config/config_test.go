@@ -111,6 +111,7 @@ func TestRefusals(t *testing.T) {
 		{"behaviour", in + "filtering: full-cone", Layer{}, `c.yaml:2:12: unknown behaviour "full-cone"`},
 		{"behaviour_flag", in, Layer{Filtering: Filtering{All: Flag("filtering", "x")}}, `--filtering: unknown behaviour "x"`},
 		{"mapping", in, Layer{Mapping: Flag("mapping", "address-dependent")}, "--mapping: mapping \"address-dependent\" arrives with a later version"},
+		{"path_unknown", in, Layer{Path: Flag("path", "sideways")}, "--path: path \"sideways\": want direct"},
 		{"path_auto", in, Layer{Path: Flag("path", "auto")}, "--path: path \"auto\" arrives with a later version"},
 		{"ports_low", in + "ports: 80-2000", Layer{}, "c.yaml:2:8: ports \"80-2000\": want LOW-HIGH"},
 		{"ports_swapped", in, Layer{Ports: Flag("ports", "3000-2000")}, "--ports: "},
