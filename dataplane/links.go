@@ -45,7 +45,7 @@ func (d *Dataplane) attach(l Link) error {
 	}
 	if err := d.attachHooks(l); err != nil {
 		if !known {
-			err = errors.Join(err, d.deleteLink(raw.Ifindex))
+			err = errors.Join(err, d.detachHooks(l.IfIndex), d.deleteLink(raw.Ifindex))
 		}
 		return err
 	}

@@ -23,8 +23,8 @@ type RemoveReport struct {
 }
 
 // Remove takes away every hook, pin and map of a state directory; the packets go as they went before
-// conenat. Errors: ErrNotFound when nothing is there, ErrInUse while a daemon lives on it, ErrPermission.
-func Remove(stateDir string) (RemoveReport, error) {
+// conenat. What before does is done once nothing refuses any more, and before the first hook goes. Errors: ErrNotFound when nothing is there, ErrInUse while a daemon lives on it, ErrPermission.
+func Remove(stateDir string, before ...func() error) (RemoveReport, error) {
 	if stateDir == "" {
 		stateDir = DefaultStateDir
 	}
@@ -51,7 +51,13 @@ func Remove(stateDir string) (RemoveReport, error) {
 		return RemoveReport{}, err
 	}
 	var report RemoveReport
-	if err = checkServed(pinDir(dir)); err == nil {
+	err = checkServed(pinDir(dir))
+	for _, f := range before {
+		if err == nil {
+			err = f()
+		}
+	}
+	if err == nil {
 		report, err = removeAll(dir)
 	}
 	lock.Close()

@@ -39,7 +39,14 @@ func detachCommand(e env) *cobra.Command {
 }
 
 func detach(ctx context.Context, e env, stateDir, socket string) error {
-	report, err := e.purge(stateDir)
+	// The table goes before the hooks: a flow that began in between would leave by the table's identity mapping
+	// with nobody to translate it.
+	hadTable := false
+	removeTable := func() (err error) {
+		hadTable, err = e.table.Remove()
+		return err
+	}
+	report, err := e.purge(stateDir, removeTable)
 	if errors.Is(err, dataplane.ErrInUse) {
 		return fmt.Errorf("detach %s: %w: stop the daemon%s first", stateDir, dataplane.ErrInUse, daemonPID(ctx, stateDir, socket))
 	}
@@ -47,9 +54,10 @@ func detach(ctx context.Context, e env, stateDir, socket string) error {
 	if err != nil && found {
 		return err
 	}
-	hadTable, err := e.table.Remove()
-	if err != nil {
-		return err
+	if !found {
+		if err := removeTable(); err != nil {
+			return err
+		}
 	}
 	switch {
 	case found:

@@ -26,7 +26,7 @@ type env struct {
 	stdout, stderr io.Writer
 
 	open  func(dataplane.Options) (daemon.Dataplane, error)
-	purge func(stateDir string) (dataplane.RemoveReport, error)
+	purge func(stateDir string, before ...func() error) (dataplane.RemoveReport, error)
 	table daemon.Exceptions
 	host  func() daemon.Host
 }

@@ -88,7 +88,14 @@ func (w *world) start(ctx context.Context, stdout, stderr *locked, args ...strin
 			}
 			return w.dp, nil
 		},
-		purge: func(string) (dataplane.RemoveReport, error) {
+		purge: func(_ string, before ...func() error) (dataplane.RemoveReport, error) {
+			for _, f := range before {
+				if w.purgeErr == nil {
+					if err := f(); err != nil {
+						return dataplane.RemoveReport{}, err
+					}
+				}
+			}
 			return dataplane.RemoveReport{Links: 3, Pins: 9}, w.purgeErr
 		},
 		table: &w.table,

@@ -148,13 +148,24 @@ func start(cfg config.Config, deps Deps, dp Dataplane) (*daemon, error) {
 		return nil, err
 	}
 	if err = d.watcher.Start(); err == nil {
-		err = d.loop.Start()
+		err = d.begin()
 	}
 	if err != nil {
 		d.listener.Close()
 		return nil, err
 	}
 	return d, nil
+}
+
+// begin makes the first pass. Where it fails, and nothing was adopted, the table goes that it has made; before
+// it there is none of this daemon's.
+func (d *daemon) begin() error {
+	err := d.loop.Start()
+	if err == nil || d.dp.Adopted() {
+		return err
+	}
+	_, removeErr := d.deps.Exceptions.Remove()
+	return errors.Join(err, removeErr)
 }
 
 // undo takes a start that failed back, unless it adopted what was there before.
@@ -165,8 +176,7 @@ func undo(deps Deps, dp Dataplane) error {
 		deps.Log.Warn("the start failed: what an earlier daemon attached is still at work")
 		return err
 	}
-	_, removeErr := deps.Exceptions.Remove()
-	return errors.Join(err, deps.Remove(), removeErr)
+	return errors.Join(err, deps.Remove())
 }
 
 func (d *daemon) serve(ctx context.Context, group *errgroup.Group) {

@@ -210,11 +210,12 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 		change func(t *testing.T, w *world)
 		want   string
 		opened bool
+		table  bool // its nftables table was made, and goes; any other is a running daemon's
 	}{
-		{"unknown_interface", func(_ *testing.T, w *world) { w.cfg.Inside = []string{"br9"} }, "br9 does not exist", false},
+		{"unknown_interface", func(_ *testing.T, w *world) { w.cfg.Inside = []string{"br9"} }, "br9 does not exist", false, false},
 		{"no_privilege", func(_ *testing.T, w *world) {
 			w.deps.Open = func() (Dataplane, error) { return nil, dataplane.ErrPermission }
-		}, "permission denied", false},
+		}, "permission denied", false, false},
 		{"attach_fails", func(_ *testing.T, w *world) {
 			w.dp.Fail = func(op string) error {
 				if strings.HasPrefix(op, "attach inside-device") {
@@ -222,14 +223,14 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 				}
 				return nil
 			}
-		}, "broken", true},
+		}, "broken", true, true},
 		{"socket_in_use", func(t *testing.T, w *world) {
 			l, err := api.Listen(w.cfg.Socket)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { l.Close() })
-		}, "in use by a running conenat", true},
+		}, "in use by a running conenat", true, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -239,7 +240,7 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
-			if w.opened != tt.opened || w.removed != tt.opened || w.exc.removed != tt.opened || w.dp.Closed() != tt.opened {
+			if w.opened != tt.opened || w.removed != tt.opened || w.exc.removed != tt.table || w.dp.Closed() != tt.opened {
 				t.Errorf("opened %v, removed %v %v, closed %v", w.opened, w.removed, w.exc.removed, w.dp.Closed())
 			}
 		})

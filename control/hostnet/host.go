@@ -48,14 +48,15 @@ func (h *Host) Snapshot() (Snapshot, error) {
 	return s, err
 }
 
-// retry reads again when the kernel says that the list changed while it was read.
+// retry reads again when the kernel says that the list changed while it was read. A list that never holds
+// still is an error: half of it taken for the whole would detach hooks.
 func retry[T any](list func() ([]T, error)) (out []T, err error) {
 	for range 10 {
 		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return out, err
 		}
 	}
-	return out, nil // a change notification follows, and with it another snapshot
+	return nil, fmt.Errorf("list changes faster than it can be read: %w", err)
 }
 
 func convert(links []netlink.Link, addrs []netlink.Addr) []Link {

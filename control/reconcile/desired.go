@@ -101,6 +101,9 @@ func (t *target) address(cfg config.Config, l hostnet.Link, was netip.Addr) neti
 		t.problem("outside interface %s has no IPv4 address: waiting for one", l.Name)
 		return was
 	}
+	if was.IsValid() && l.Has(was) {
+		return was // the bindings live on it; another one that came first in the list is no reason
+	}
 	return l.Addresses[0].Addr()
 }
 

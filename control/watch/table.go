@@ -90,7 +90,7 @@ func (t *Table) Apply(ev dataplane.Event) bool {
 		delete(t.bindings, bk)
 	case dataplane.SessionCreated:
 		was, ok := t.sessions[sk]
-		if ok && was.Internal == ev.Internal && was.State == ev.State {
+		if ok && was.Internal == ev.Internal { // known, and perhaps older than what is known
 			return false
 		}
 		t.sessions[sk] = ev

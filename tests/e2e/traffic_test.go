@@ -194,7 +194,8 @@ func TestHairpin(t *testing.T) {
 		t.Errorf("the caller to itself is seen as %s", from)
 	}
 	l.send(far, at(topo.HostAddr, 20001), "from another network")
-	l.receivesNothing(c2, 300*time.Millisecond)
+	l.eventually("the packet from another network is dropped", func() bool { return l.Counter("dropped_isolated") > 0 })
+	l.receivesNothing(c2, 100*time.Millisecond)
 
 	service := l.serve(l.containers[1], 80)
 	l.Client("forward", "add", "198.51.100.1:8080", "172.17.0.3:80")
@@ -271,6 +272,9 @@ func TestNewContainer(t *testing.T) {
 	if from := l.receives(peer, "first packet"); from != at(topo.HostAddr, 20000) {
 		t.Errorf("seen as %s", from)
 	}
+	if n := conntracked(l, 3478); n != 0 {
+		t.Errorf("conntrack has %d entries of the first packet's flow", n)
+	}
 	l.eventually("the port is followed", func() bool { return strings.Contains(l.Client("networks"), "veth-late") })
 	l.send(c, at(topo.Peer1Addr, 3478), "by the port")
 	from := l.receives(peer, "by the port")
@@ -299,7 +303,8 @@ func TestUplinkUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.eventually("packets flow again", func() bool {
+	before := l.Counter("translated_outbound")
+	l.eventually("packets flow again, through conenat", func() bool {
 		l.send(c, at(topo.Peer1Addr, 3478), "after")
 		p, err := peer.Receive(100 * time.Millisecond)
 		if err != nil && !errors.Is(err, probe.ErrTimeout) {
@@ -308,6 +313,6 @@ func TestUplinkUnderLoad(t *testing.T) {
 		if err == nil && p.From != mapped {
 			t.Fatalf("the mapping changed from %s to %s", mapped, p.From)
 		}
-		return err == nil
+		return err == nil && l.Counter("translated_outbound") > before
 	})
 }
