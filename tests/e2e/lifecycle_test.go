@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,22 +130,50 @@ func TestExpiryWithoutDaemon(t *testing.T) {
 		t.Errorf("second is seen as %s: want another even port", from)
 	}
 	l.Kill()
-	// The second one stays in use for longer than the timeout; the first one does not.
-	for begin := time.Now(); time.Since(begin) < 3*time.Second; {
-		l.send(second, at(topo.Peer1Addr, 3478), "again")
-		l.receives(peer, "again")
-		l.receivesNothing(second, 50*time.Millisecond)
-	}
+	// The second one stays in use, also while the new daemon starts; the first one does not.
+	stop := keepSending(second, at(topo.Peer1Addr, 3478))
+	l.receivesNothing(first, 3*time.Second)
 	l.Run()
+	defer stop()
 	if _, there := l.bindingOf("udp", "172.17.0.2:20000"); there {
 		t.Error("the first binding is still there, 3 s after its last packet, with a timeout of 2 s")
 	}
 	if b, there := l.bindingOf("udp", "172.17.0.3:20000"); !there || b.External == "198.51.100.1:20000" {
 		t.Errorf("the second binding, in use all the time, is %+v", b)
 	}
+	stop()
 	l.send(first, at(topo.Peer1Addr, 3478), "back")
-	if from := l.receives(peer, "back"); from.Port() != 20000 {
-		t.Errorf("the port that came free is not given again: seen as %s", from)
+	for {
+		p, err := peer.Receive(probe.Timeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Text != "back" {
+			continue
+		}
+		if p.From.Port() != 20000 {
+			t.Errorf("the port that came free is not given again: seen as %s", p.From)
+		}
+		return
+	}
+}
+
+// keepSending sends "again" ten times a second until it is stopped, which may be more than once.
+func keepSending(s probe.Socket, to netip.AddrPort) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil && s.Send(to, "again") == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
 	}
 }
 

@@ -66,14 +66,8 @@ func (l *lab) largeDatagrams(firstIsLost bool) {
 	for _, size := range []int{100, 1390, 1460, 3000, 8000} {
 		text := strings.Repeat("x", size)
 		if firstIsLost && size == 1390 { // larger than the MTU with DF set, and then known to be
-			l.send(c, there, text)
-			l.receivesNothing(peer, 300*time.Millisecond)
-			l.send(c, there, text)
-			l.receives(peer, text)
-			l.send(peer, here, text)
-			l.receivesNothing(c, 300*time.Millisecond)
-			l.send(peer, here, text)
-			l.receives(c, text)
+			l.afterLoss(c, there, peer, text)
+			l.afterLoss(peer, here, c, text)
 			continue
 		}
 		l.send(c, there, text)
@@ -87,6 +81,23 @@ func (l *lab) largeDatagrams(firstIsLost bool) {
 	}
 	if b, _ := l.bindingOf("udp", "172.17.0.2:20000"); b.Sessions != 1 {
 		l.t.Errorf("binding %+v, want one session", b)
+	}
+}
+
+// afterLoss sends once in vain, and again until the sender has learned the path's MTU.
+func (l *lab) afterLoss(from probe.Socket, to netip.AddrPort, receiver probe.Socket, text string) {
+	l.t.Helper()
+	l.send(from, to, text)
+	l.receivesNothing(receiver, 100*time.Millisecond)
+	l.eventually("the sender learns the path's MTU", func() bool {
+		l.send(from, to, text)
+		p, err := receiver.Receive(200 * time.Millisecond)
+		return err == nil && p.Text == text
+	})
+	for { // what was sent in between
+		if _, err := receiver.Receive(200 * time.Millisecond); err != nil {
+			return
+		}
 	}
 }
 
