@@ -400,6 +400,15 @@ static __always_inline int binding_create(struct __sk_buff *skb,
 	return 0;
 }
 
+/* One more reference, for a session. */
+static __always_inline int binding_hold_session(const struct binding_ref *ref)
+{
+	struct nat_config *cfg = config_get();
+
+	return cfg ? binding_hold(ref, cfg->sessions_per_binding) :
+		     -REASON_DROPPED_RACE;
+}
+
 /*
  * One more reference on a binding that was found by its internal endpoint. An
  * element of a preallocated hash may have become another key's since it was
@@ -409,14 +418,11 @@ static __always_inline int
 binding_hold_internal(const struct binding_ref *found,
 		      const struct binding_key *key, struct binding_ref *ref)
 {
-	struct nat_config *cfg = config_get();
 	struct nat_binding *b;
 	int rc;
 
 	*ref = *found;
-	if (!cfg)
-		return -REASON_DROPPED_RACE;
-	rc = binding_hold(ref, cfg->sessions_per_binding);
+	rc = binding_hold_session(ref);
 	if (rc < 0)
 		return rc;
 	b = binding_at(ref->binding);
@@ -436,7 +442,6 @@ NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 			      const struct binding_want *want,
 			      struct binding_ref *ref)
 {
-	struct nat_config *cfg = config_get();
 	struct binding_ref *found;
 	struct binding_key key = {};
 	int i, rc;
@@ -449,7 +454,7 @@ NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 	key.proto = want->proto;
 	key.realm = want->realm;
 
-	for (i = 0; cfg && i < 2; i++) {
+	for (i = 0; i < 2; i++) {
 		found = bpf_map_lookup_elem(&internals, &key);
 		if (found)
 			return binding_hold_internal(found, &key, ref);
@@ -483,15 +488,6 @@ static __always_inline int binding_by_external(const struct claim_key *key,
 	    b->external_port != key->port || b->proto != key->proto)
 		return -REASON_DROPPED_RACE;
 	return 0;
-}
-
-/* One more reference, for a session. */
-static __always_inline int binding_hold_session(const struct binding_ref *ref)
-{
-	struct nat_config *cfg = config_get();
-
-	return cfg ? binding_hold(ref, cfg->sessions_per_binding) :
-		     -REASON_DROPPED_RACE;
 }
 
 #endif /* CONENAT_BINDING_H */

@@ -78,6 +78,12 @@ static __always_inline struct nat_link *link_get(__u32 ifindex)
 	return bpf_map_lookup_elem(&links_overflow, &ifindex);
 }
 
+static __always_inline bool link_is_inside(const struct nat_link *link)
+{
+	return link && (link->kind == LINK_INSIDE_DEVICE ||
+			link->kind == LINK_INSIDE_PORT);
+}
+
 /* enum nat_l4, or negative for a protocol without ports. */
 static __always_inline int l4_index(__u8 proto)
 {

@@ -138,8 +138,7 @@ int nat_inside(struct __sk_buff *skb)
 	struct nat_link *link = link_get(skb->ifindex);
 	int rc;
 
-	if (!link || (link->kind != LINK_INSIDE_DEVICE &&
-		      link->kind != LINK_INSIDE_PORT))
+	if (!link_is_inside(link))
 		return verdict(&n, -REASON_PASSED_NO_LINK);
 	if (skb->tc_index ==
 	    DIRECT_PATH_MARK) /* of a conenat in the container */
@@ -195,8 +194,7 @@ static __always_inline int egress_packet(struct nat *n)
 	    bpf_map_lookup_elem(&addresses, &n->p.saddr))
 		return host_outbound(n);
 	from = link_get(n->skb->ingress_ifindex);
-	if (!from || (from->kind != LINK_INSIDE_DEVICE &&
-		      from->kind != LINK_INSIDE_PORT))
+	if (!link_is_inside(from))
 		return -REASON_PASSED_NOT_OUTSIDE;
 	n->zone = from->owner;
 	if (!source_belongs(n))

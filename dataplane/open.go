@@ -163,7 +163,7 @@ func (d *Dataplane) loadError(err error) error {
 		return fmt.Errorf("%w: the verifier of Linux %s refuses a program (--verifier-log prints why): %w", ErrNotSupported, d.features.KernelRelease, verifier)
 	}
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return fmt.Errorf("adopt pinned maps in %s: %w (%v); run `conenat detach` with the version that made them", d.pins, ErrABI, err)
+		return fmt.Errorf("adopt pinned maps in %s: %w (%v); run `conenat detach` with the version that made them", d.opts.StateDir, ErrABI, err)
 	}
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("load BPF objects: %w: %v", ErrPermission, err)

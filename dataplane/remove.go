@@ -23,7 +23,10 @@ type RemoveReport struct {
 }
 
 // Remove takes away every hook, pin and map of a state directory; the packets go as they went before
-// conenat. What before does is done once nothing refuses any more, and before the first hook goes. Errors: ErrNotFound when nothing is there, ErrInUse while a daemon lives on it, ErrPermission.
+// conenat. What before does is done once nothing refuses any more, and before the first hook goes.
+//
+// Errors: ErrNotFound when nothing is there, ErrInUse while a daemon lives on it, ErrOtherNamespace,
+// ErrPermission.
 func Remove(stateDir string, before ...func() error) (RemoveReport, error) {
 	if stateDir == "" {
 		stateDir = DefaultStateDir
@@ -32,39 +35,47 @@ func Remove(stateDir string, before ...func() error) (RemoveReport, error) {
 		return RemoveReport{}, err
 	}
 	m := hostMounts()
-	dir, err := m.path(stateDir)
+	lock, dir, err := m.lockExisting(stateDir)
 	if err != nil {
 		return RemoveReport{}, err
 	}
-	there, err := exists(dir)
-	if err == nil && there {
-		there, err = onBPFFS(dir)
-	}
-	if err != nil {
-		return RemoveReport{}, err
-	}
-	if !there {
-		return RemoveReport{}, fmt.Errorf("detach %s: %w", stateDir, ErrNotFound)
-	}
-	lock, err := flock(dir)
-	if err != nil {
-		return RemoveReport{}, err
-	}
-	var report RemoveReport
-	err = checkServed(pinDir(dir))
-	for _, f := range before {
-		if err == nil {
-			err = f()
-		}
-	}
-	if err == nil {
-		report, err = removeAll(dir)
-	}
+	report, err := removeServed(dir, before)
 	lock.Close()
 	if err != nil {
 		return report, fmt.Errorf("detach %s: %w", stateDir, err)
 	}
 	return report, m.removeStateDir(dir)
+}
+
+// lockExisting locks a state directory that is there already; dir is its path by way of m.
+func (m mounts) lockExisting(stateDir string) (lock *os.File, dir string, err error) {
+	if dir, err = m.path(stateDir); err != nil {
+		return nil, "", err
+	}
+	there, err := exists(dir)
+	if err == nil && there {
+		there, err = onBPFFS(dir)
+	}
+	if err == nil && !there {
+		err = fmt.Errorf("detach %s: %w", stateDir, ErrNotFound)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	lock, err = flock(dir)
+	return lock, dir, err
+}
+
+func removeServed(dir string, before []func() error) (RemoveReport, error) {
+	if err := checkServed(pinDir(dir)); err != nil {
+		return RemoveReport{}, err
+	}
+	for _, f := range before {
+		if err := f(); err != nil {
+			return RemoveReport{}, err
+		}
+	}
+	return removeAll(dir)
 }
 
 // checkServed refuses to take hooks off from another network namespace than theirs: clsact filters could not
