@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +31,7 @@ func TestConvert(t *testing.T) {
 		return a
 	}
 	inContainer := attrs(4, "veth0")
-	inContainer.MasterIndex, inContainer.NetNsID = 3, 0
+	inContainer.MasterIndex, inContainer.NetNsID, inContainer.Flags = 3, 7, net.FlagUp
 	tunnel := attrs(2, "wg0")
 	tunnel.EncapType = "none"
 	got := convert([]netlink.Link{
@@ -43,10 +45,10 @@ func TestConvert(t *testing.T) {
 		address(3, "169.254.1.1/16", unix.RT_SCOPE_LINK),
 	})
 	want := []Link{
-		{Index: 2, Name: "wg0", Kind: "wireguard", MTU: 1500, Layer3: true},
-		{Index: 3, Name: "br0", Kind: "bridge", MTU: 1500, Addresses: []netip.Prefix{netip.MustParsePrefix("172.17.0.1/16"), netip.MustParsePrefix("172.17.0.2/16")}},
-		{Index: 4, Name: "veth0", Kind: "veth", Master: 3, MTU: 1500, PeerNetns: true},
-		{Index: 5, Name: "veth1", Kind: "veth", MTU: 1500},
+		{Index: 2, Name: "wg0", Kind: "wireguard", MTU: 1500, PeerNSID: -1, Layer3: true},
+		{Index: 3, Name: "br0", Kind: "bridge", MTU: 1500, PeerNSID: -1, Addresses: []netip.Prefix{netip.MustParsePrefix("172.17.0.1/16"), netip.MustParsePrefix("172.17.0.2/16")}},
+		{Index: 4, Name: "veth0", Kind: "veth", Master: 3, MTU: 1500, Up: true, PeerNetns: true, PeerNSID: 7},
+		{Index: 5, Name: "veth1", Kind: "veth", MTU: 1500, PeerNSID: -1},
 	}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {
 		t.Error(diff)
@@ -59,53 +61,6 @@ func TestConvert(t *testing.T) {
 func address(index int, cidr string, scope netlink.Scope) netlink.Addr {
 	ip, n, _ := net.ParseCIDR(cidr)
 	return netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: n.Mask}, LinkIndex: index, Scope: int(scope)}
-}
-
-func TestDefaultRoute(t *testing.T) {
-	_, all, _ := net.ParseCIDR("0.0.0.0/0")
-	_, some, _ := net.ParseCIDR("10.0.0.0/8")
-	tests := []struct {
-		name   string
-		routes []netlink.Route
-		want   []int
-	}{
-		{"none", []netlink.Route{{Type: unix.RTN_UNICAST, Dst: some, LinkIndex: 2}}, nil},
-		{"nil_destination", []netlink.Route{{Type: unix.RTN_UNICAST, LinkIndex: 2}}, []int{2}},
-		{"lowest_metric", []netlink.Route{{Type: unix.RTN_UNICAST, Dst: all, LinkIndex: 2, Priority: 200}, {Type: unix.RTN_UNICAST, Dst: all, LinkIndex: 3, Priority: 100}}, []int{3}},
-		{"unreachable", []netlink.Route{{Type: unix.RTN_UNREACHABLE, Dst: all, LinkIndex: 1}}, nil},
-		{"multipath", []netlink.Route{{Type: unix.RTN_UNICAST, Dst: all, MultiPath: []*netlink.NexthopInfo{{LinkIndex: 5}, {LinkIndex: 4}, {LinkIndex: 5}}}}, []int{5, 4}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, defaultRoute(tt.routes)); diff != "" {
-				t.Error(diff)
-			}
-		})
-	}
-}
-
-func TestReachable(t *testing.T) {
-	tests := []struct {
-		name, addr string
-		port       uint16
-		want       string // empty: none of the packets that the dataplane sees
-	}{
-		{"address", "198.51.100.1", 53, "198.51.100.1:53"},
-		{"wildcard", "0.0.0.0", 53, ""},
-		{"wildcard_of_IPv6", "::", 53, ""},
-		{"mapped", "::ffff:198.51.100.1", 53, "198.51.100.1:53"},
-		{"loopback", "127.0.0.53", 53, ""},
-		{"IPv6", "2001:db8::1", 53, ""},
-		{"unbound", "0.0.0.0", 0, ""},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			got, ok := reachable(net.ParseIP(tt.addr), tt.port)
-			if ok != (tt.want != "") || (ok && got.String() != tt.want) {
-				t.Errorf("got %v %v, want %q", got, ok, tt.want)
-			}
-		})
-	}
 }
 
 func TestABurstIsOneChange(t *testing.T) {
@@ -134,6 +89,16 @@ func inNamespace(t *testing.T) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test's goroutine
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// ip runs ip(8), each line a command, in the namespace of the test's thread.
+func ip(t *testing.T, commands string) {
+	t.Helper()
+	cmd := exec.Command("ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(commands)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("ip: %v: %s", err, out)
 	}
 }
 
@@ -178,36 +143,5 @@ func TestSnapshotOfANamespace(t *testing.T) {
 	must(err)
 	if diff := cmp.Diff([]Socket{{dataplane.UDP, netip.MustParseAddrPort("172.17.0.1:5354")}}, sockets, compareIP); diff != "" {
 		t.Error(diff)
-	}
-}
-
-func TestListenHearsOfANewLink(t *testing.T) {
-	inNamespace(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	raw, ready := make(chan struct{}, 1), make(chan struct{})
-	added := make(chan error, 1)
-	namespace, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer namespace.Close()
-	go func() { // a thread of its own, in the test's namespace
-		runtime.LockOSThread()
-		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-			added <- err
-			return
-		}
-		<-ready
-		added <- netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "d0"}})
-		select {
-		case <-raw:
-		case <-time.After(5 * time.Second):
-			t.Error("no change heard")
-		}
-		cancel()
-	}()
-	_ = listen(ctx, raw, ready)
-	if err := <-added; err != nil {
-		t.Fatal(err)
 	}
 }

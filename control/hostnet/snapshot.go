@@ -11,9 +11,16 @@ import (
 )
 
 // Snapshot is the host's network at one moment.
+//
+// Default is every interface, each once and no loopback, that holds a unicast default route in a routing table
+// that an `ip rule` leads to: the main table's first, then the other tables' by the priority of the first rule
+// that leads to them (a rule's selectors, "from", "fwmark" or "iif", are not looked at: some packet may match).
+// Within a table only the lowest metric counts, and nexthops that the kernel calls dead do not. Left out are
+// rules that suppress default routes (suppress_prefixlength), those to l3mdev tables (VRFs), and a pair of /1
+// routes.
 type Snapshot struct {
 	Links     []Link // by index
-	Default   []int  // interface indices of the IPv4 default route with the lowest metric, in its order
+	Default   []int  // indices of the interfaces that hold an IPv4 default route
 	IPForward bool   // net.ipv4.ip_forward
 }
 
@@ -26,7 +33,9 @@ type Link struct {
 	MAC       net.HardwareAddr
 	MTU       int
 	Loopback  bool
+	Up        bool           // administratively (IFF_UP); says nothing of the carrier
 	PeerNetns bool           // a veth whose other end is in another network namespace
+	PeerNSID  int            // this namespace's number for the one that the other end or lower device is in (IFLA_LINK_NETNSID); -1: none
 	Layer3    bool           // packets carry no Ethernet header (wg, tun, ppp)
 	Addresses []netip.Prefix // IPv4 addresses of global scope with their prefix lengths, the primary one first
 }
@@ -74,9 +83,14 @@ func (l Link) Has(addr netip.Addr) bool {
 	return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == addr })
 }
 
-// Socket is the local endpoint of a connected TCP or UDP socket. (The packet path itself sees those that
-// listen, and UDP ones that are not connected, when it looks for a free port.)
+// Socket is the local endpoint of a socket of the host that the packet path does not find when it looks for a
+// free port: a connected TCP or UDP one, or a TCP one that is bound and does not listen. (It does find TCP
+// sockets that listen and UDP ones that are not connected.)
 type Socket struct {
 	Protocol dataplane.Protocol
 	Local    netip.AddrPort
 }
+
+// Wildcard says that the socket is bound to the port on all of the host's addresses: Local.Addr() is 0.0.0.0, and
+// who keeps bindings off the host's sockets reserves the port on every external address.
+func (s Socket) Wildcard() bool { return s.Local.Addr().IsUnspecified() }

@@ -19,6 +19,11 @@ const (
 	resubscribe = time.Second
 )
 
+// What a snapshot is made of, and RTNLGRP_TC: another agent that deletes a clsact qdisc or a filter takes hooks
+// away. (A TCX link that is detached tells nobody.)
+var groups = []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_TC}
+
 // Changes is sent to when the host's network may have changed.
 func (h *Host) Changes() <-chan struct{} { return h.changes }
 
@@ -45,8 +50,7 @@ func (h *Host) Watch(ctx context.Context, ready chan<- struct{}, failed func(err
 
 // listen is one subscription.
 func listen(ctx context.Context, raw chan<- struct{}, ready chan<- struct{}) error {
-	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
+	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
 	if err != nil {
 		return fmt.Errorf("subscribe to the kernel's network changes: %w", err)
 	}
