@@ -24,6 +24,8 @@ type (
 	Pool          = natNatPool
 	Event         = natNatEvent
 	Request       = natNatRequest4
+	Owner         = natNatOwner
+	OwnerKey      = natOwnerKey4
 )
 
 // Reason is the index of a packet's counter (enum nat_reason).
@@ -59,6 +61,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_PASSED_TOO_BIG:          "passed_too_big",
 	natNatReasonREASON_PASSED_STACK:            "passed_stack",
 	natNatReasonREASON_PASSED_TRANSLATED:       "passed_translated",
+	natNatReasonREASON_PASSED_EXCLUDED:         "passed_excluded",
 	natNatReasonREASON_PASSED_MALFORMED:        "passed_malformed",
 	natNatReasonREASON_DROPPED_MALFORMED:       "dropped_malformed",
 	natNatReasonREASON_DROPPED_SPOOFED:         "dropped_spoofed",
@@ -139,6 +142,8 @@ const (
 	CommandKill    = uint8(natNatCommandCOMMAND_KILL)
 	CommandSweep   = uint8(natNatCommandCOMMAND_SWEEP)
 	CommandReserve = uint8(natNatCommandCOMMAND_RESERVE)
+	CommandImport  = uint8(natNatCommandCOMMAND_IMPORT)
+	CommandIndex   = uint8(natNatCommandCOMMAND_INDEX)
 )
 
 // Answer is nat_control's return value (enum nat_answer).
@@ -165,7 +170,7 @@ const (
 
 // The #defines of abi.h, which BTF does not carry; a test reads them there and compares.
 const (
-	ABIVersion       = 1
+	ABIVersion       = 2
 	Zones            = 256
 	Realms           = 64
 	Links            = 16384
@@ -178,10 +183,20 @@ const (
 	ZoneClaim        = 255
 	LinkPeer         = 1 << 0
 	LinkLayer3       = 1 << 1
+	LinkStack        = 1 << 2
+	LabelLen         = 64
+	ZoneIsolated     = 1 << 0
+	OwnerExcluded    = 1 << 0
+	OwnerFiltering   = 1 << 1
+	SeenSYN          = 1 << 0
+	SeenFIN          = 1 << 1
+	SeenRST          = 1 << 2
+	SeenOther        = 1 << 3
 	HalfPrimary      = 1 << 0
 	HalfHairpin      = 1 << 1
 	HalfSelf         = 1 << 2
 	BindingStatic    = 1 << 0
+	BindingIndexed   = 1 << 1
 	BindingDying     = 1 << 31
 	ClaimHost        = 0xffffffff
 	EventFlagStatic  = 1 << 0

@@ -14,9 +14,10 @@
 
 #include <linux/types.h>
 
-#define NAT_ABI_VERSION 1
+#define NAT_ABI_VERSION 2
 
 #define NAT_NAME_LEN 16 /* IFNAMSIZ: names of zones and realms */
+#define NAT_LABEL_LEN 64 /* what people call a zone */
 #define NAT_ZONES 256
 #define NAT_REALMS 64
 #define NAT_PREFIXES 4 /* per zone */
@@ -68,7 +69,7 @@ enum nat_reason {
 	REASON_TRANSLATED_INBOUND,
 	REASON_TRANSLATED_HAIRPIN,
 	REASON_TRANSLATED_ICMP_ERROR,
-	REASON_TRANSLATED_STACK, /* at egress, after the kernel's routing */
+	REASON_TRANSLATED_STACK, /* on the kernel's way, in or out */
 	REASON_TRANSLATED_HOST, /* the host's own, its port being bound */
 	REASON_LAST_TRANSLATED = REASON_TRANSLATED_HOST,
 
@@ -86,11 +87,12 @@ enum nat_reason {
 	REASON_PASSED_TOO_BIG, /* the kernel answers Fragmentation Needed */
 	REASON_PASSED_STACK, /* the kernel's way; egress translates */
 	REASON_PASSED_TRANSLATED, /* at egress, after the direct path */
+	REASON_PASSED_EXCLUDED, /* an inside host that is left to the host's NAT */
 	REASON_PASSED_MALFORMED, /* from outside: the host's to judge */
 	REASON_LAST_PASSED = REASON_PASSED_MALFORMED,
 
 	REASON_DROPPED_MALFORMED,
-	REASON_DROPPED_SPOOFED, /* source outside of the network's prefixes */
+	REASON_DROPPED_SPOOFED, /* source not of the network, or another's */
 	REASON_DROPPED_FILTERED, /* RFC 4787 section 5 */
 	REASON_DROPPED_ISOLATED, /* hairpin to another network's binding */
 	REASON_DROPPED_NO_ADDRESS, /* the outside has no external address now */
@@ -165,6 +167,7 @@ enum nat_link_kind {
 
 #define LINK_PEER (1 << 0) /* bpf_redirect_peer may be used */
 #define LINK_LAYER3 (1 << 1) /* packets have no Ethernet header */
+#define LINK_STACK (1 << 2) /* packets go the kernel's way: path stack */
 
 struct nat_link {
 	__u32 ifindex;
@@ -187,7 +190,28 @@ struct nat_zone4 {
 	__u8 prefixes;
 	struct nat_prefix4 prefix[NAT_PREFIXES];
 	__u8 mac[6]; /* of the gateway, as in its links */
-	__u8 pad[2];
+	__u8 flags; /* ZONE_* */
+	__u8 pad;
+	char label[NAT_LABEL_LEN]; /* of the API; empty: the name */
+};
+
+#define ZONE_ISOLATED (1 << 0) /* hosts do not reach each other */
+
+/* An inside host that somebody (Docker) vouches for. */
+struct owner_key4 {
+	__be32 address;
+	__u16 zone;
+	__u16 pad;
+};
+
+#define OWNER_EXCLUDED (1 << 0) /* not translated: the host's NAT has it */
+#define OWNER_FILTERING (1 << 1) /* has a filtering of its own */
+
+struct nat_owner {
+	__u64 id; /* of the container: a new one inherits nothing */
+	__u32 ifindex; /* of its bridge port; 0: not known */
+	__u8 filtering[NAT_PROTOCOLS];
+	__u8 flags; /* OWNER_* */
 };
 
 struct nat_realm4 {
@@ -246,7 +270,7 @@ struct session_half4 {
 	__u32 ifindex; /* where to */
 	__be32 next_hop;
 	__u32 resolved; /* tick of the route lookup */
-	__u32 port_ifindex; /* inside port it was opened from; 0: unknown */
+	__u32 port_ifindex; /* inside port its packets come from; 0: unknown */
 	__u32 slot; /* in the sweep array */
 	__u32 binding;
 	__u32 generation; /* of the binding */
@@ -400,6 +424,8 @@ enum nat_command {
 	COMMAND_KILL, /* end a binding and its sessions: mark it */
 	COMMAND_SWEEP, /* one chunk of a whole walk */
 	COMMAND_RESERVE, /* an endpoint that the host uses */
+	COMMAND_IMPORT, /* a session that another NAT has made */
+	COMMAND_INDEX, /* static bindings for what their hosts send */
 };
 
 #define BIND_OVER_SOCKET (1 << 0) /* although the host listens there */
@@ -417,7 +443,11 @@ struct nat_request4 {
 	__be16 external_port;
 	__u16 pad2;
 	__u32 cursor; /* COMMAND_SWEEP: first slot */
-	struct binding_ref binding; /* COMMAND_KILL */
+	struct binding_ref binding; /* COMMAND_KILL, COMMAND_INDEX */
+	__be32 remote; /* COMMAND_IMPORT */
+	__be16 remote_port;
+	__u8 seen; /* TCP flags of either side so far: SEEN_* */
+	__u8 reverse_seen;
 };
 
 /* nat_control's return value: 0, or why not. */
@@ -446,8 +476,10 @@ _Static_assert(sizeof(struct fragment_key4) == 16, "fragment_key4");
 _Static_assert(sizeof(struct fragment4) == 24, "fragment4");
 _Static_assert(sizeof(struct nat_pool) == 64, "nat_pool");
 _Static_assert(sizeof(struct nat_event) == 88, "nat_event");
-_Static_assert(sizeof(struct nat_request4) == 36, "nat_request4");
+_Static_assert(sizeof(struct nat_request4) == 44, "nat_request4");
 _Static_assert(sizeof(struct nat_config) == 64, "nat_config");
-_Static_assert(sizeof(struct nat_zone4) == 64, "nat_zone4");
+_Static_assert(sizeof(struct nat_zone4) == 128, "nat_zone4");
+_Static_assert(sizeof(struct owner_key4) == 8, "owner_key4");
+_Static_assert(sizeof(struct nat_owner) == 16, "nat_owner");
 
 #endif /* CONENAT_ABI_H */

@@ -24,7 +24,10 @@ func TestDefinesMatch(t *testing.T) {
 		"HALF_PRIMARY": HalfPrimary, "HALF_HAIRPIN": HalfHairpin, "HALF_SELF": HalfSelf,
 		"BINDING_STATIC": BindingStatic, "BINDING_DYING": BindingDying, "CLAIM_HOST": ClaimHost,
 		"EVENT_FLAG_STATIC": EventFlagStatic, "EVENT_FLAG_HAIRPIN": EventFlagHairpin,
-		"BIND_OVER_SOCKET": BindOverSocket,
+		"BIND_OVER_SOCKET": BindOverSocket, "LINK_STACK": LinkStack, "NAT_LABEL_LEN": LabelLen,
+		"ZONE_ISOLATED": ZoneIsolated, "OWNER_EXCLUDED": OwnerExcluded, "OWNER_FILTERING": OwnerFiltering,
+		"SEEN_SYN": SeenSYN, "SEEN_FIN": SeenFIN, "SEEN_RST": SeenRST, "SEEN_OTHER": SeenOther,
+		"BINDING_INDEXED": BindingIndexed,
 	} {
 		m := regexp.MustCompile(`(?m)^#define ` + name + `\s+(.+?)(?:\s*/\*.*)?$`).FindSubmatch(src)
 		if m == nil {

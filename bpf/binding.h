@@ -177,6 +177,17 @@ struct binding_want {
 	__u8 pad;
 };
 
+static __always_inline void want_internal_key(const struct binding_want *want,
+					      struct binding_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->address = want->internal;
+	key->port = want->internal_port;
+	key->zone = want->zone;
+	key->proto = want->proto;
+	key->realm = want->realm;
+}
+
 static __always_inline bool want_host_socket(struct __sk_buff *skb,
 					     const struct binding_want *want,
 					     __u16 port)
@@ -443,17 +454,12 @@ NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 			      struct binding_ref *ref)
 {
 	struct binding_ref *found;
-	struct binding_key key = {};
+	struct binding_key key;
 	int i, rc;
 
 	if (!want || !ref)
 		return -REASON_DROPPED_RACE;
-	key.address = want->internal;
-	key.port = want->internal_port;
-	key.zone = want->zone;
-	key.proto = want->proto;
-	key.realm = want->realm;
-
+	want_internal_key(want, &key);
 	for (i = 0; i < 2; i++) {
 		found = bpf_map_lookup_elem(&internals, &key);
 		if (found)

@@ -115,17 +115,4 @@ static __noinline bool address_in_zone(__u32 zone, nat_addr address)
 	return false;
 }
 
-/* The host's own bindings have no network to ask: as a network's default. */
-static __always_inline enum nat_behavior filtering_of(__u32 zone, __u8 proto)
-{
-	struct nat_zone *z = zone_get(zone);
-	int l4 = l4_index(proto);
-
-	if (zone > NAT_ZONE_LAST)
-		return NAT_ADDRESS_DEPENDENT;
-	if (!z || l4 < 0 || l4 >= NAT_PROTOCOLS)
-		return NAT_ADDRESS_AND_PORT_DEPENDENT;
-	return z->filtering[l4];
-}
-
 #endif /* CONENAT_CONFIG_H */

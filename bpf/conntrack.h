@@ -9,7 +9,9 @@
 
 #include "packet.h"
 
-#define IP_CT_DIR_REPLY 1 /* linux/netfilter/nf_conntrack_tuple_common.h */
+/* linux/netfilter/nf_conntrack_tuple_common.h and nf_conntrack_common.h */
+#define IP_CT_DIR_REPLY 1
+#define IPS_DST_NAT (1 << 5)
 
 /* Opaque, but whole: the loader compares it with the kernel's by BTF. */
 struct nf_conn {
@@ -33,29 +35,84 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *skb,
 					 __u32 opts_size) __ksym __weak;
 extern void bpf_ct_release(struct nf_conn *ct) __ksym __weak;
 
-/* Whether a packet from inside answers a connection that conntrack knows. */
-static __noinline bool answers_conntrack(struct __sk_buff *skb,
-					 const struct packet *p)
+enum conntrack_side {
+	CONNTRACK_NONE,
+	CONNTRACK_ORIGINAL, /* the way that its first packet took */
+	CONNTRACK_ORIGINAL_DNAT, /* and its destination is translated */
+	CONNTRACK_REPLY,
+};
+
+/* What conntrack knows of a packet with these addresses and ports. */
+static __noinline int conntrack_side(struct __sk_buff *skb,
+				     struct bpf_sock_tuple *tuple, __u8 proto)
 {
 	struct bpf_ct_opts___conenat opts = {
 		.netns_id = BPF_F_CURRENT_NETNS,
-		.l4proto = p->proto,
+		.l4proto = proto,
 	};
-	struct bpf_sock_tuple tuple = {};
+	unsigned long status;
 	struct nf_conn *ct;
 
-	if (!have_conntrack || p->proto == IPPROTO_ICMP)
-		return false;
+	if (!have_conntrack || proto == IPPROTO_ICMP)
+		return CONNTRACK_NONE;
+	ct = bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv4), &opts,
+			       CT_OPTS_SIZE);
+	if (!ct)
+		return CONNTRACK_NONE;
+	status = ct->status;
+	bpf_ct_release(ct);
+	if (opts.dir == IP_CT_DIR_REPLY)
+		return CONNTRACK_REPLY;
+	return status & IPS_DST_NAT ? CONNTRACK_ORIGINAL_DNAT :
+				      CONNTRACK_ORIGINAL;
+}
+
+static __always_inline int conntrack_packet(struct __sk_buff *skb,
+					    const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {};
+
 	tuple.ipv4.saddr = p->saddr;
 	tuple.ipv4.daddr = p->daddr;
 	tuple.ipv4.sport = p->sport;
 	tuple.ipv4.dport = p->dport;
-	ct = bpf_skb_ct_lookup(skb, &tuple, sizeof(tuple.ipv4), &opts,
-			       CT_OPTS_SIZE);
-	if (!ct)
-		return false;
-	bpf_ct_release(ct);
-	return opts.dir == IP_CT_DIR_REPLY;
+	return conntrack_side(skb, &tuple, p->proto);
+}
+
+/* Whether a packet from inside answers a connection that conntrack knows. */
+static __always_inline bool answers_conntrack(struct __sk_buff *skb,
+					      const struct packet *p)
+{
+	return conntrack_packet(skb, p) == CONNTRACK_REPLY;
+}
+
+/*
+ * Whether a packet from outside is of a connection of netfilter's NAT: an answer,
+ * or one whose destination it translates. An entry of the host's own that nobody
+ * has answered says nothing: anybody can make one by sending.
+ */
+static __always_inline bool conntrack_brings_in(struct __sk_buff *skb,
+						const struct packet *p)
+{
+	int side = conntrack_packet(skb, p);
+
+	return side == CONNTRACK_REPLY || side == CONNTRACK_ORIGINAL_DNAT;
+}
+
+/*
+ * Whether a packet that leaves from an external endpoint answers a connection that
+ * netfilter's DNAT has brought in: its entry is turned round.
+ */
+static __always_inline bool answers_dnat(struct __sk_buff *skb,
+					 const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	tuple.ipv4.saddr = p->daddr;
+	tuple.ipv4.daddr = p->saddr;
+	tuple.ipv4.sport = p->dport;
+	tuple.ipv4.dport = p->sport;
+	return conntrack_side(skb, &tuple, p->proto) == CONNTRACK_ORIGINAL_DNAT;
 }
 
 #endif /* CONENAT_CONNTRACK_H */

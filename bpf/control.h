@@ -10,8 +10,12 @@
 #include "host.h"
 #include "sweep.h"
 
+/*
+ * A binding whose port is claimed already; ref: it, with one reference. An internal
+ * endpoint that has another one already keeps that for what it sends.
+ */
 static __noinline int control_publish(const struct binding_want *want,
-				      __u16 port)
+				      __u16 port, struct binding_ref *ref)
 {
 	struct nat_config *cfg = config_get();
 	struct nat_binding *b;
@@ -30,6 +34,68 @@ static __noinline int control_publish(const struct binding_want *want,
 		binding_abandon(b, index);
 		return ANSWER_FULL;
 	}
+	ref->binding = index;
+	ref->generation = b->word >> 32;
+	return ANSWER_OK;
+}
+
+/* Whether a binding is of just that internal endpoint. */
+static __always_inline bool want_is_of(const struct binding_want *want,
+				       const struct nat_binding *b)
+{
+	return addr_equal(b->internal, want->internal) &&
+	       b->internal_port == want->internal_port && b->zone == want->zone;
+}
+
+/*
+ * The external endpoint is bound. By the same internal endpoint, of itself: that
+ * binding becomes the static one. By the host, which has sent from it (as its own
+ * NAT does for a port that it forwards): it gives way, if that is what is asked.
+ */
+static __noinline int control_take_over(const struct binding_want *want)
+{
+	struct binding_ref ref = {};
+	struct nat_binding *b;
+	struct claim_key key;
+	int rc;
+
+	claim_key_of(want->external, want->external_port, want->proto, &key);
+	rc = binding_by_external(&key, &ref);
+	if (rc == -REASON_PASSED_HOST && want->over_socket) {
+		bpf_map_delete_elem(&claims, &key);
+		return control_publish(want, bpf_ntohs(want->external_port),
+				       &ref);
+	}
+	b = rc < 0 ? NULL : binding_at(ref.binding);
+	if (!b || b->flags & BINDING_STATIC || !want_is_of(want, b) ||
+	    binding_hold(&ref, BINDING_DYING - 1) < 0)
+		return ANSWER_TAKEN;
+	b->flags |= BINDING_STATIC;
+	event_binding(b, EVENT_BINDING_CHANGED);
+	return ANSWER_OK;
+}
+
+/* The binding that a request speaks of, checked. */
+static __noinline int request_want(const struct nat_request *r,
+				   struct binding_want *want)
+{
+	struct nat_address *address;
+
+	if (l4_index(r->proto) < 0 || r->proto == IPPROTO_ICMP ||
+	    !r->external_port || !r->internal_port || !r->zone ||
+	    r->zone > NAT_ZONE_LAST)
+		return ANSWER_BAD_REQUEST;
+	address = bpf_map_lookup_elem(&addresses, &r->external);
+	if (!address)
+		return ANSWER_NO_ADDRESS;
+	want->internal = r->internal;
+	want->internal_port = r->internal_port;
+	want->external = r->external;
+	want->external_port = r->external_port;
+	want->zone = r->zone;
+	want->proto = r->proto;
+	want->address = address->slot;
+	want->realm = address->realm;
 	return ANSWER_OK;
 }
 
@@ -37,32 +103,106 @@ static __noinline int control_publish(const struct binding_want *want,
 static __noinline int control_bind(struct __sk_buff *skb,
 				   const struct nat_request *r)
 {
-	struct binding_want want = {
-		.internal = r->internal,
-		.internal_port = r->internal_port,
-		.external = r->external,
-		.external_port = r->external_port,
-		.zone = r->zone,
-		.proto = r->proto,
-		.flags = BINDING_STATIC,
-		.over_socket = r->flags & BIND_OVER_SOCKET,
-	};
-	struct nat_address *address;
+	struct binding_want want = {};
+	struct binding_ref ref = {};
 	__s32 port;
+	int rc;
 
-	if (l4_index(r->proto) < 0 || r->proto == IPPROTO_ICMP ||
-	    !r->external_port || !r->internal_port || !r->zone ||
-	    r->zone > NAT_ZONE_LAST)
-		return ANSWER_BAD_REQUEST;
-	address = bpf_map_lookup_elem(&addresses, &want.external);
-	if (!address)
-		return ANSWER_NO_ADDRESS;
-	want.address = address->slot;
-	want.realm = address->realm;
+	rc = request_want(r, &want);
+	if (rc != ANSWER_OK)
+		return rc;
+	want.flags = BINDING_STATIC;
+	want.over_socket = r->flags & BIND_OVER_SOCKET;
 	port = port_exactly(skb, &want);
+	if (port == -ANSWER_TAKEN)
+		return control_take_over(&want);
 	if (port < 0)
 		return -port;
-	return control_publish(&want, port);
+	return control_publish(&want, port, &ref);
+}
+
+/* A static binding that was not the one of what its host sends: it may be now. */
+static __noinline int control_index(const struct nat_request *r)
+{
+	struct nat_binding *b = binding_at(r->binding.binding);
+	struct binding_key key;
+	int rc;
+
+	if (!b || b->word >> 32 != r->binding.generation)
+		return ANSWER_NOT_FOUND;
+	if (b->flags & BINDING_INDEXED)
+		return ANSWER_OK;
+	binding_internal_key(b, &key);
+	b->flags |= BINDING_INDEXED;
+	rc = bpf_map_update_elem(&internals, &key, &r->binding, BPF_NOEXIST);
+	if (rc == 0)
+		return ANSWER_OK;
+	b->flags &= ~BINDING_INDEXED;
+	return rc == -EEXIST ? ANSWER_TAKEN : ANSWER_FULL;
+}
+
+/* A session's binding, with one more reference: as another NAT had mapped it. */
+static __noinline int import_binding(struct __sk_buff *skb,
+				     const struct binding_want *want,
+				     struct binding_ref *ref)
+{
+	struct nat_binding *b;
+	struct claim_key key;
+	__s32 port;
+
+	claim_key_of(want->external, want->external_port, want->proto, &key);
+	if (binding_by_external(&key, ref) == 0) {
+		b = binding_at(ref->binding);
+		if (!b || !want_is_of(want, b))
+			return ANSWER_TAKEN;
+		return binding_hold_session(ref) < 0 ? ANSWER_TAKEN : ANSWER_OK;
+	}
+	port = port_exactly(skb, want);
+	return port < 0 ? -port : control_publish(want, port, ref);
+}
+
+/*
+ * A session that lives in another NAT: it goes on from the same external endpoint.
+ * What is there already stays as it is.
+ */
+static __noinline int control_import(struct __sk_buff *skb,
+				     const struct nat_request *r)
+{
+	struct binding_want want = {};
+	struct session_plan plan = {
+		.target = TARGET_OUTSIDE,
+		.reverse_target = TARGET_DEVICE,
+		.peer_zone = NAT_ZONE_OUTSIDE,
+		.seen = r->seen,
+		.reverse_seen = r->reverse_seen,
+		.unrouted = 1,
+	};
+	struct nat_zone *zone = zone_get(r->zone);
+	int rc;
+
+	rc = request_want(r, &want);
+	if (rc != ANSWER_OK)
+		return rc;
+	if (!zone || !r->remote_port)
+		return ANSWER_BAD_REQUEST;
+	want.over_socket = 1;
+	plan.key.saddr = plan.reverse_next_hop = r->internal;
+	plan.key.sport = r->internal_port;
+	plan.key.daddr = plan.daddr = r->remote;
+	plan.key.dport = plan.dport = r->remote_port;
+	plan.key.zone = r->zone;
+	plan.key.proto = r->proto;
+	plan.saddr = r->external;
+	plan.sport = r->external_port;
+	plan.reverse_ifindex = zone->ifindex;
+	if (session_find(&plan.key))
+		return ANSWER_OK;
+	rc = import_binding(skb, &want, &plan.ref);
+	if (rc != ANSWER_OK)
+		return rc;
+	plan.reverse_ref = plan.ref;
+	rc = session_open(&plan);
+	return rc == 0 || rc == -LOOK_AGAIN ? ANSWER_OK : ANSWER_FULL;
 }
 
 /*
@@ -128,6 +268,10 @@ static __always_inline int control(struct __sk_buff *skb)
 		return control_kill(&r);
 	case COMMAND_RESERVE:
 		return control_reserve(&r);
+	case COMMAND_IMPORT:
+		return control_import(skb, &r);
+	case COMMAND_INDEX:
+		return control_index(&r);
 	case COMMAND_SWEEP:
 		rc = control_sweep(r.cursor, &next);
 		r.cursor = next;

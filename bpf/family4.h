@@ -37,6 +37,7 @@ typedef __be32 nat_addr;
 #define nat_zone nat_zone4
 #define nat_realm nat_realm4
 #define nat_request nat_request4
+#define owner_key owner_key4
 
 #define sessions sessions4
 #define session_slots session_slots4
@@ -50,6 +51,7 @@ typedef __be32 nat_addr;
 #define zones zones4
 #define realms realms4
 #define addresses addresses4
+#define owners owners4
 
 /*
  * A function that the verifier checks once and on its own, whoever calls it:
@@ -75,6 +77,12 @@ static __always_inline bool addr_never_routed(nat_addr a)
 	__u8 first = bpf_ntohl(a) >> 24;
 
 	return first >= 224 || first == 127 || first == 0;
+}
+
+/* An inside address for the nft table, as it lies in memory. */
+static __always_inline __u32 addr_to_mark(nat_addr a)
+{
+	return a;
 }
 
 static __always_inline void addr_to_event(__u8 out[16], nat_addr a)

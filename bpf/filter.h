@@ -10,6 +10,7 @@
 #define CONENAT_FILTER_H
 
 #include "binding.h"
+#include "owner.h"
 
 #define PERMISSION_TRIES 4
 
@@ -93,7 +94,7 @@ static __always_inline bool filter_allows(const struct nat_binding *b,
 {
 	if (b->flags & BINDING_STATIC)
 		return true;
-	switch (filtering_of(b->zone, b->proto)) {
+	switch (filtering_of(b->zone, b->internal, b->proto)) {
 	case NAT_ENDPOINT_INDEPENDENT:
 		return true;
 	case NAT_ADDRESS_DEPENDENT:

@@ -12,12 +12,6 @@
 #include "conntrack.h"
 #include "session.h"
 
-/* Anti-spoofing: what comes out of a network has an address of it. */
-static __always_inline bool source_belongs(const struct nat *n)
-{
-	return address_in_zone(n->zone, n->p.saddr);
-}
-
 /*
  * Whose binding a packet from inside needs: its own source endpoint's, behind
  * the realm's external address.
@@ -134,9 +128,11 @@ static __noinline int hairpin_open(const struct nat *n,
 static __always_inline bool hairpin_reaches(const struct nat *n,
 					    const struct nat_binding *to)
 {
-	if (to->zone == n->zone)
-		return true;
-	return to->flags & BINDING_STATIC && to->zone != NAT_ZONE_HOST;
+	struct nat_zone *zone = zone_get(n->zone);
+
+	if (to->flags & BINDING_STATIC)
+		return to->zone != NAT_ZONE_HOST;
+	return to->zone == n->zone && zone && !(zone->flags & ZONE_ISOLATED);
 }
 
 /* The binding of the sender, behind the receiver's external address. */
@@ -158,14 +154,16 @@ static __always_inline int hairpin_admit(const struct nat *n,
 					 const struct binding_ref *ref)
 {
 	struct nat_binding *to = binding_at(ref->binding);
+	int rc;
 
 	/* The host's own connection to a port that Docker publishes. */
 	if (answers_conntrack(n->skb, &n->p))
 		return -REASON_PASSED_CONNTRACK;
 	if (!to || !hairpin_reaches(n, to))
 		return -REASON_DROPPED_ISOLATED;
-	if (!source_belongs(n))
-		return -REASON_DROPPED_SPOOFED;
+	rc = source_admitted(n);
+	if (rc < 0)
+		return rc;
 	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
 		return -REASON_DROPPED_TCP_NO_SESSION;
 	return 0;

@@ -99,6 +99,8 @@ static __noinline int host_open(const struct nat *n)
 	address = bpf_map_lookup_elem(&addresses, &n->p.saddr);
 	if (!address)
 		return -REASON_PASSED_HOST;
+	if (answers_dnat(n->skb, &n->p))
+		return -REASON_PASSED_CONNTRACK;
 	if (n->p.seen & SEEN_RST)
 		return -REASON_DROPPED_TCP_NO_SESSION;
 	rc = want_of_sender(n, address->realm, &want);

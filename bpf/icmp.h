@@ -241,6 +241,8 @@ static __always_inline int error_outer(struct nat *n,
 
 	if (!addr_equal(half->saddr, key->saddr))
 		to.saddr = half->saddr;
+	if (session_enters(n, half))
+		rewrite_for_stack(n, &to);
 	return rewrite_packet(n, &to);
 }
 
@@ -283,6 +285,8 @@ static __noinline int error_forward(struct nat *n, int unknown)
 	half = session_find(&key);
 	if (!half || !addr_equal(n->p.daddr, key.daddr))
 		return unknown;
+	if (session_takes_stack(n, half))
+		return -REASON_PASSED_STACK;
 	if (!error_is_sound(n, &e))
 		return -REASON_DROPPED_ICMP_CHECKSUM;
 	if (half->target == TARGET_OUTSIDE && !n->egress) {

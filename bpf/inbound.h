@@ -3,6 +3,7 @@
 #ifndef CONENAT_INBOUND_H
 #define CONENAT_INBOUND_H
 
+#include "conntrack.h"
 #include "session.h"
 
 static __noinline int inbound_filtered(const struct nat *n,
@@ -49,6 +50,8 @@ static __noinline int inbound_open(const struct nat *n,
 		.dport = n->p.sport,
 		.peer_zone = NAT_ZONE_OUTSIDE,
 		.reverse_seen = n->p.seen,
+		.unrouted = 1,
+		.from_outside = 1,
 	};
 	struct nat_zone *zone;
 
@@ -90,14 +93,21 @@ static __noinline int inbound_admit(const struct nat *n,
 		return -REASON_DROPPED_RACE;
 	if (inbound_is_martian(n, b))
 		return -REASON_DROPPED_SPOOFED;
-	if (!(b->flags & BINDING_STATIC) && inbound_is_hosts(n))
-		return -REASON_PASSED_HOST;
+	if (!(b->flags & BINDING_STATIC)) {
+		if (inbound_is_hosts(n))
+			return -REASON_PASSED_HOST;
+		if (conntrack_brings_in(n->skb, &n->p))
+			return -REASON_PASSED_CONNTRACK;
+	}
 	/* An ICMP reply that nobody asked for opens nothing. */
 	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, ref, n->p.saddr))
 		return inbound_filtered(n, b);
-	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
-		return -REASON_DROPPED_TCP_NO_SESSION;
-	return 0;
+	if (n->p.proto != IPPROTO_TCP || n->p.flags & PACKET_OPENS)
+		return 0;
+	/* It began before this binding did. */
+	return conntrack_brings_in(n->skb, &n->p) ?
+		       -REASON_PASSED_CONNTRACK :
+		       -REASON_DROPPED_TCP_NO_SESSION;
 }
 
 /*

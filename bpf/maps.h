@@ -43,6 +43,15 @@ MAP_ARRAY(links, struct nat_link, NAT_LINKS);
 MAP_HASH(links_overflow, __u32, struct nat_link, 1024);
 MAP_HASH(addresses, nat_addr, struct nat_address, NAT_ADDRESSES);
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct owner_key);
+	__type(value, struct nat_owner);
+} owners SEC(".maps");
+
 /* The truth: bindings and sessions. */
 MAP_ARRAY(ports, struct nat_ports, NAT_ADDRESSES *NAT_PROTOCOLS);
 MAP_HASH(claims, struct claim_key, struct nat_claim, 1);

@@ -32,6 +32,20 @@ struct nat_abi {
 };
 const struct nat_abi *nat_abi __attribute__((unused));
 
+/*
+ * On the stack path, what is no hairpin goes to the kernel, and is translated at
+ * egress. 0: it is a hairpin, or may open one.
+ */
+static __always_inline int inside_stack(const struct nat *n,
+					const struct session_half *half)
+{
+	if (half ? half->flags & HALF_HAIRPIN :
+		   !!bpf_map_lookup_elem(&addresses, &n->p.daddr))
+		return 0;
+	return source_is_stolen(n) ? -REASON_DROPPED_SPOOFED :
+				     -REASON_PASSED_STACK;
+}
+
 /* From inside to a known session, or one that this packet opens. */
 static __always_inline int translate_inside(struct nat *n)
 {
@@ -41,6 +55,11 @@ static __always_inline int translate_inside(struct nat *n)
 
 	packet_key(&n->p, n->zone, &key);
 	half = session_find(&key);
+	if (n->stack) {
+		rc = inside_stack(n, half);
+		if (rc < 0)
+			goto out;
+	}
 	if (!half) {
 		rc = inside_miss(n);
 		if (rc < 0)
@@ -85,11 +104,17 @@ static __noinline int inside_unknown(const struct nat *n, int outside)
 	struct route r = {};
 	int rc;
 
+	if (n->stack)
+		return -REASON_PASSED_STACK;
 	if (!zone || addr_never_routed(n->p.daddr) ||
 	    bpf_map_lookup_elem(&addresses, &n->p.daddr))
 		return -REASON_PASSED_LOCAL;
 	rc = route_resolve(n, zone->ifindex, &r);
-	return rc < 0 ? rc : outside;
+	if (rc < 0)
+		return rc;
+	return source_admitted(n) == -REASON_PASSED_EXCLUDED ?
+		       -REASON_PASSED_EXCLUDED :
+		       outside;
 }
 
 static __always_inline int inside_packet(struct nat *n)
@@ -149,6 +174,8 @@ int nat_inside(struct __sk_buff *skb)
 		return verdict(&n, -REASON_PASSED_BRIDGED);
 	n.tick = clock_tick();
 	n.zone = link->owner;
+	n.stack = link->flags & LINK_STACK;
+	n.from_port = link->kind == LINK_INSIDE_PORT;
 	rc = packet_parse(skb, link_l3(link), &n.p);
 	if (rc == 0)
 		rc = inside_packet(&n);
@@ -166,6 +193,7 @@ int nat_outside_ingress(struct __sk_buff *skb)
 		return verdict(&n, -REASON_PASSED_NO_LINK);
 	n.tick = clock_tick();
 	n.zone = NAT_ZONE_OUTSIDE;
+	n.stack = link->flags & LINK_STACK;
 	rc = packet_parse(skb, link_l3(link), &n.p);
 	/* What is odd may be the host's: it judges. */
 	if (rc <= -REASON_DROPPED_MALFORMED)
@@ -197,7 +225,7 @@ static __always_inline int egress_packet(struct nat *n)
 	if (!link_is_inside(from))
 		return -REASON_PASSED_NOT_OUTSIDE;
 	n->zone = from->owner;
-	if (!source_belongs(n))
+	if (!address_in_zone(n->zone, n->p.saddr))
 		return -REASON_PASSED_NOT_OUTSIDE;
 	if (n->p.flags & PACKET_LATER_FRAGMENT)
 		return fragment_forward(n, -REASON_DROPPED_FRAGMENT);

@@ -117,6 +117,8 @@ const (
 	natNatCommandCOMMAND_KILL    natNatCommand = 3
 	natNatCommandCOMMAND_SWEEP   natNatCommand = 4
 	natNatCommandCOMMAND_RESERVE natNatCommand = 5
+	natNatCommandCOMMAND_IMPORT  natNatCommand = 6
+	natNatCommandCOMMAND_INDEX   natNatCommand = 7
 )
 
 type natNatConfig struct {
@@ -195,6 +197,14 @@ const (
 	natNatLinkKindLINK_OUTSIDE       natNatLinkKind = 3
 )
 
+type natNatOwner struct {
+	_         structs.HostLayout
+	Id        uint64
+	Ifindex   uint32
+	Filtering [3]uint8
+	Flags     uint8
+}
+
 type natNatPool struct {
 	_    structs.HostLayout
 	Used uint32
@@ -248,27 +258,28 @@ const (
 	natNatReasonREASON_PASSED_TOO_BIG          natNatReason = 18
 	natNatReasonREASON_PASSED_STACK            natNatReason = 19
 	natNatReasonREASON_PASSED_TRANSLATED       natNatReason = 20
-	natNatReasonREASON_PASSED_MALFORMED        natNatReason = 21
-	natNatReasonREASON_LAST_PASSED             natNatReason = 21
-	natNatReasonREASON_DROPPED_MALFORMED       natNatReason = 22
-	natNatReasonREASON_DROPPED_SPOOFED         natNatReason = 23
-	natNatReasonREASON_DROPPED_FILTERED        natNatReason = 24
-	natNatReasonREASON_DROPPED_ISOLATED        natNatReason = 25
-	natNatReasonREASON_DROPPED_NO_ADDRESS      natNatReason = 26
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED  natNatReason = 27
-	natNatReasonREASON_DROPPED_BINDINGS_FULL   natNatReason = 28
-	natNatReasonREASON_DROPPED_SESSIONS_FULL   natNatReason = 29
-	natNatReasonREASON_DROPPED_QUOTA           natNatReason = 30
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION  natNatReason = 31
-	natNatReasonREASON_DROPPED_FRAGMENT        natNatReason = 32
-	natNatReasonREASON_DROPPED_ICMP_TYPE       natNatReason = 33
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM   natNatReason = 34
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 35
-	natNatReasonREASON_DROPPED_ROUTE_MOVED     natNatReason = 36
-	natNatReasonREASON_DROPPED_TTL             natNatReason = 37
-	natNatReasonREASON_DROPPED_RACE            natNatReason = 38
-	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 39
-	natNatReasonREASON_COUNT                   natNatReason = 40
+	natNatReasonREASON_PASSED_EXCLUDED         natNatReason = 21
+	natNatReasonREASON_PASSED_MALFORMED        natNatReason = 22
+	natNatReasonREASON_LAST_PASSED             natNatReason = 22
+	natNatReasonREASON_DROPPED_MALFORMED       natNatReason = 23
+	natNatReasonREASON_DROPPED_SPOOFED         natNatReason = 24
+	natNatReasonREASON_DROPPED_FILTERED        natNatReason = 25
+	natNatReasonREASON_DROPPED_ISOLATED        natNatReason = 26
+	natNatReasonREASON_DROPPED_NO_ADDRESS      natNatReason = 27
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED  natNatReason = 28
+	natNatReasonREASON_DROPPED_BINDINGS_FULL   natNatReason = 29
+	natNatReasonREASON_DROPPED_SESSIONS_FULL   natNatReason = 30
+	natNatReasonREASON_DROPPED_QUOTA           natNatReason = 31
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION  natNatReason = 32
+	natNatReasonREASON_DROPPED_FRAGMENT        natNatReason = 33
+	natNatReasonREASON_DROPPED_ICMP_TYPE       natNatReason = 34
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM   natNatReason = 35
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 36
+	natNatReasonREASON_DROPPED_ROUTE_MOVED     natNatReason = 37
+	natNatReasonREASON_DROPPED_TTL             natNatReason = 38
+	natNatReasonREASON_DROPPED_RACE            natNatReason = 39
+	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 40
+	natNatReasonREASON_COUNT                   natNatReason = 41
 )
 
 type natNatRequest4 struct {
@@ -286,6 +297,10 @@ type natNatRequest4 struct {
 	Pad2         uint16
 	Cursor       uint32
 	Binding      natBindingRef
+	Remote       uint32
+	RemotePort   uint16
+	Seen         uint8
+	ReverseSeen  uint8
 }
 
 type natNatSampler struct {
@@ -330,8 +345,17 @@ type natNatZone4 struct {
 		Address uint32
 		Mask    uint32
 	}
-	Mac [6]uint8
-	Pad [2]uint8
+	Mac   [6]uint8
+	Flags uint8
+	Pad   uint8
+	Label [64]int8
+}
+
+type natOwnerKey4 struct {
+	_       structs.HostLayout
+	Address uint32
+	Zone    uint16
+	Pad     uint16
 }
 
 type natPermission struct {
@@ -423,6 +447,7 @@ const (
 	natMapInternals4         = "internals4"
 	natMapLinks              = "links"
 	natMapLinksOverflow      = "links_overflow"
+	natMapOwners4            = "owners4"
 	natMapPermissions4       = "permissions4"
 	natMapPools              = "pools"
 	natMapPorts              = "ports"
@@ -508,6 +533,7 @@ type natMapSpecs struct {
 	Internals4    *ebpf.MapSpec `ebpf:"internals4"`
 	Links         *ebpf.MapSpec `ebpf:"links"`
 	LinksOverflow *ebpf.MapSpec `ebpf:"links_overflow"`
+	Owners4       *ebpf.MapSpec `ebpf:"owners4"`
 	Permissions4  *ebpf.MapSpec `ebpf:"permissions4"`
 	Pools         *ebpf.MapSpec `ebpf:"pools"`
 	Ports         *ebpf.MapSpec `ebpf:"ports"`
@@ -563,6 +589,7 @@ type natMaps struct {
 	Internals4    *ebpf.Map `ebpf:"internals4"`
 	Links         *ebpf.Map `ebpf:"links"`
 	LinksOverflow *ebpf.Map `ebpf:"links_overflow"`
+	Owners4       *ebpf.Map `ebpf:"owners4"`
 	Permissions4  *ebpf.Map `ebpf:"permissions4"`
 	Pools         *ebpf.Map `ebpf:"pools"`
 	Ports         *ebpf.Map `ebpf:"ports"`
@@ -589,6 +616,7 @@ func (m *natMaps) Close() error {
 		m.Internals4,
 		m.Links,
 		m.LinksOverflow,
+		m.Owners4,
 		m.Permissions4,
 		m.Pools,
 		m.Ports,

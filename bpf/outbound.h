@@ -37,6 +37,7 @@ static __noinline int outbound_open(const struct nat *n, const struct route *r,
 	plan.ifindex = r->ifindex;
 	plan.next_hop = r->next_hop;
 	plan.mtu = r->mtu;
+	plan.unrouted = r->unknown_hop;
 	plan.seen = n->p.seen;
 	plan_towards_sender(n, &plan);
 	return session_open(&plan);
@@ -52,6 +53,21 @@ static __always_inline int outbound_exceptions(const struct nat *n,
 	if (n->p.flags & PACKET_DF && r->mtu && n->p.segment > r->mtu)
 		return -REASON_PASSED_TOO_BIG;
 	return outbound_may_open(&n->p);
+}
+
+/*
+ * On the kernel's way conntrack knows the connections that conenat has brought in,
+ * too: those of an endpoint that is bound.
+ */
+static __always_inline bool outbound_is_ours(const struct nat *n,
+					     const struct binding_want *want)
+{
+	struct binding_key key;
+
+	if (!n->egress)
+		return false;
+	want_internal_key(want, &key);
+	return bpf_map_lookup_elem(&internals, &key) != NULL;
 }
 
 /*
@@ -71,16 +87,17 @@ static __noinline int outbound_miss(const struct nat *n)
 	rc = route_resolve(n, zone->ifindex, &r);
 	if (rc < 0)
 		return rc;
-	if (!source_belongs(n))
-		return -REASON_DROPPED_SPOOFED;
+	rc = source_admitted(n);
+	if (rc < 0)
+		return rc;
 	rc = outbound_exceptions(n, &r);
 	if (rc < 0)
 		return rc;
-	if (answers_conntrack(n->skb, &n->p))
-		return -REASON_PASSED_CONNTRACK;
 	rc = want_of_sender(n, r.realm, &want);
 	if (rc < 0)
 		return rc;
+	if (!outbound_is_ours(n, &want) && answers_conntrack(n->skb, &n->p))
+		return -REASON_PASSED_CONNTRACK;
 	rc = binding_obtain(n->skb, &want, &ref);
 	if (rc < 0)
 		return outbound_refused(n, &want, rc);

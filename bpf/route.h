@@ -16,6 +16,8 @@ struct route {
 	nat_addr next_hop;
 	__u16 mtu; /* 0: not known */
 	__u16 realm;
+	__u8 unknown_hop; /* for the direct path, to be looked up then */
+	__u8 pad[3];
 };
 
 /* What is known of the packet at hand, for all that decides about it. */
@@ -26,6 +28,8 @@ struct nat {
 	__u32 zone; /* that it comes from */
 	int action; /* for a packet that was translated */
 	__u8 egress; /* at the outside egress hook */
+	__u8 stack; /* the interface's packets go the kernel's way */
+	__u8 from_port; /* at a bridge port: the sender's own */
 };
 
 static __always_inline int route_error(int rc)
@@ -49,6 +53,19 @@ static __always_inline __u16 route_mtu(struct __sk_buff *skb, __u32 ifindex)
 	return mtu > 0xffff ? 0xffff : mtu;
 }
 
+/* At egress the kernel has chosen: the interface that the packet leaves by. */
+static __always_inline int route_taken(const struct nat *n, struct route *r)
+{
+	struct nat_link *link = link_get(n->skb->ifindex);
+
+	if (!link || link->kind != LINK_OUTSIDE)
+		return -REASON_PASSED_NOT_OUTSIDE;
+	r->ifindex = n->skb->ifindex;
+	r->realm = link->owner;
+	r->unknown_hop = 1;
+	return 0;
+}
+
 /* The route from an inside device (iif) to daddr, if it leads outside. */
 static __noinline int route_resolve(const struct nat *n, __u32 iif,
 				    struct route *r)
@@ -67,6 +84,8 @@ static __noinline int route_resolve(const struct nat *n, __u32 iif,
 	struct nat_link *link;
 	int rc;
 
+	if (n->egress)
+		return route_taken(n, r);
 	rc = bpf_fib_lookup(n->skb, &fib, sizeof(fib), flags);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return route_error(rc);

@@ -35,7 +35,9 @@ struct session_plan {
 	__u8 seen; /* the first packet's TCP flags, in one of the two */
 	__u8 reverse_seen;
 	__u8 flags; /* HALF_HAIRPIN, HALF_SELF */
-	__u8 pad[3];
+	__u8 unrouted; /* the primary half's route is to be looked up */
+	__u8 from_outside; /* opened by a packet from there */
+	__u8 pad;
 };
 
 static __always_inline struct session_half *
@@ -248,7 +250,24 @@ static __noinline int session_route(struct nat *n, struct session_half *half)
 	half->next_hop = r.next_hop;
 	half->mtu = r.mtu;
 	half->resolved = n->tick;
+	if (r.unknown_hop)
+		half->resolved -= ROUTE_TICKS + 1;
 	return 0;
+}
+
+/* On the kernel's way: another interface than the last packet's. */
+static __always_inline int session_leaves(struct nat *n,
+					  struct session_half *half)
+{
+	return half->ifindex == n->skb->ifindex ? 0 : session_route(n, half);
+}
+
+/* The stack path: of what comes from inside, hairpins alone are translated. */
+static __always_inline bool session_takes_stack(const struct nat *n,
+						const struct session_half *half)
+{
+	return n->stack && n->zone != NAT_ZONE_OUTSIDE &&
+	       !(half->flags & HALF_HAIRPIN);
 }
 
 /* What must go the kernel's way instead of straight outside. */
@@ -294,13 +313,33 @@ static __always_inline int send_to_neighbour(const struct session_half *half)
 	return bpf_redirect_neigh(ifindex, &next, sizeof(next), 0);
 }
 
+/*
+ * From outside to an inside host, by the kernel's way: its routing and the
+ * host's FORWARD rules. The nft table `ip conenat` sets the destination address,
+ * which it takes from the mark, after raw PREROUTING: what Docker drops there, as
+ * sent to a container's own address, did come so from outside.
+ */
+static __always_inline bool session_enters(const struct nat *n,
+					   const struct session_half *half)
+{
+	return n->stack && n->zone == NAT_ZONE_OUTSIDE &&
+	       half->target != TARGET_HOST;
+}
+
+static __always_inline void rewrite_for_stack(struct nat *n, struct rewrite *to)
+{
+	n->skb->mark = addr_to_mark(to->daddr);
+	to->daddr = n->p.daddr;
+}
+
 /* Sends a translated packet where its half says; sets the action. */
 static __always_inline int session_send(struct nat *n,
 					const struct session_half *half)
 {
 	struct __sk_buff *skb = n->skb;
 
-	if (n->egress || half->target == TARGET_HOST) {
+	if (n->egress || half->target == TARGET_HOST ||
+	    session_enters(n, half)) {
 		n->action = VERDICT_NEXT;
 		return 0;
 	}
@@ -324,7 +363,7 @@ static __always_inline int session_reason(const struct nat *n,
 		return -REASON_TRANSLATED_HAIRPIN;
 	if (half->target == TARGET_HOST)
 		return -REASON_TRANSLATED_HOST;
-	if (n->egress)
+	if (n->egress || session_enters(n, half))
 		return -REASON_TRANSLATED_STACK;
 	if (half->target == TARGET_OUTSIDE)
 		return -REASON_TRANSLATED_OUTBOUND;
@@ -335,7 +374,8 @@ static __always_inline int session_reason(const struct nat *n,
 static __always_inline bool session_routes(const struct nat *n,
 					   const struct session_half *half)
 {
-	return !n->egress && half->target != TARGET_HOST;
+	return !n->egress && half->target != TARGET_HOST &&
+	       !session_enters(n, half);
 }
 
 /* Rewrites a packet as its half says and sends it on. */
@@ -353,6 +393,8 @@ static __always_inline int session_translate(struct nat *n,
 
 	if (to.decrement_ttl && n->p.ttl <= 1)
 		return -REASON_DROPPED_TTL;
+	if (session_enters(n, half))
+		rewrite_for_stack(n, &to);
 	rc = rewrite_packet(n, &to);
 	if (rc < 0)
 		return rc;
@@ -360,13 +402,26 @@ static __always_inline int session_translate(struct nat *n,
 	return rc < 0 ? rc : session_reason(n, half);
 }
 
+/* Whether a bridge port is just the one of the inside host with that address. */
+static __always_inline bool port_is_owners(const struct session_key *key,
+					   __u32 port)
+{
+	struct nat_owner *owner = owner_of(key->zone, key->saddr);
+	struct nat_link *link = link_get(port);
+
+	return owner && owner->ifindex == port && link &&
+	       link->kind == LINK_INSIDE_PORT && link->flags & LINK_PEER;
+}
+
 /*
  * The return path leads to the port that the session was opened from. A packet
  * of the session from elsewhere (a container started anew, or a spoofer): from
- * now on the bridge's own tables say where the address is.
+ * now on the bridge's own tables say where the address is, unless the port is
+ * known for the address's own. A session that was opened from outside learns its
+ * port by its first packet.
  */
 NAT_GLOBAL int session_port_changed(const struct session_key *key,
-				    struct session_half *half)
+				    struct session_half *half, __u32 port)
 {
 	struct session_half *other;
 	struct session_key reverse;
@@ -374,26 +429,37 @@ NAT_GLOBAL int session_port_changed(const struct session_key *key,
 
 	if (!key || !half)
 		return 0;
-	half->port_ifindex = 0;
+	half->port_ifindex = port;
 	session_reverse_key(key, half, &reverse);
 	other = session_find(&reverse);
 	zone = zone_get(key->zone);
-	if (!other || !zone || other->target != TARGET_PORT)
+	if (!other || !zone)
 		return 0;
-	other->ifindex = zone->ifindex;
-	other->next_hop = key->saddr;
-	other->target = TARGET_DEVICE;
+	if (port_is_owners(key, port)) {
+		other->ifindex = port;
+		other->next_hop = key->saddr;
+		other->target = TARGET_PORT;
+	} else if (other->target == TARGET_PORT) {
+		other->ifindex = zone->ifindex;
+		other->next_hop = key->saddr;
+		other->target = TARGET_DEVICE;
+	}
 	return 0;
 }
 
-static __always_inline void session_check_port(const struct nat *n,
-					       const struct session_key *key,
-					       struct session_half *half)
+/* At the bridge device itself, and at egress, nobody knows the port. */
+static __always_inline int session_check_port(const struct nat *n,
+					      const struct session_key *key,
+					      struct session_half *half)
 {
-	if (!half->port_ifindex || n->egress)
-		return;
-	if (half->port_ifindex != n->skb->ifindex)
-		session_port_changed(key, half);
+	__u32 port = n->from_port ? n->skb->ifindex : 0;
+
+	if (n->zone == NAT_ZONE_OUTSIDE || n->egress ||
+	    half->port_ifindex == port)
+		return 0;
+	if (source_is_stolen(n))
+		return -REASON_DROPPED_SPOOFED;
+	return session_port_changed(key, half, port);
 }
 
 /* A packet of a known session. */
@@ -403,8 +469,9 @@ static __always_inline int session_forward(struct nat *n,
 {
 	int rc;
 
-	if (half->target == TARGET_OUTSIDE && !n->egress) {
-		rc = session_exceptions(n, half);
+	if (half->target == TARGET_OUTSIDE) {
+		rc = n->egress ? session_leaves(n, half) :
+				 session_exceptions(n, half);
 		if (rc < 0) {
 			/* Egress translates it, and needs the session. */
 			if (rc == -REASON_PASSED_STACK)
@@ -413,7 +480,9 @@ static __always_inline int session_forward(struct nat *n,
 		}
 	}
 	/* Not before: what passes here comes to the bridge device, too. */
-	session_check_port(n, key, half);
+	rc = session_check_port(n, key, half);
+	if (rc < 0)
+		return rc;
 	session_touch(n, key, half);
 	return session_translate(n, half);
 }
@@ -504,9 +573,10 @@ static __always_inline __u32 plan_last_seen(const struct session_plan *plan)
 	struct nat_binding *b = binding_at(plan->ref.binding);
 	const struct session_key *key = &plan->key;
 
-	if (plan->ifindex || key->proto != IPPROTO_UDP || !b ||
+	if (!plan->from_outside || key->proto != IPPROTO_UDP || !b ||
 	    b->flags & BINDING_STATIC ||
-	    filtering_of(key->zone, key->proto) != NAT_ENDPOINT_INDEPENDENT)
+	    filtering_of(key->zone, key->saddr, key->proto) !=
+		    NAT_ENDPOINT_INDEPENDENT)
 		return clock_tick();
 	return b->outbound;
 }
@@ -532,7 +602,7 @@ static __always_inline void plan_primary(const struct session_plan *plan,
 	half->created = clock_seconds();
 	/* Opened from outside: its first packet out looks for the route. */
 	half->resolved = clock_tick();
-	if (!half->ifindex)
+	if (plan->unrouted)
 		half->resolved -= ROUTE_TICKS + 1;
 }
 
@@ -631,7 +701,7 @@ static __always_inline int plan_permission(struct session_plan *plan)
 {
 	int rc;
 
-	if (filtering_of(plan->key.zone, plan->key.proto) !=
+	if (filtering_of(plan->key.zone, plan->key.saddr, plan->key.proto) !=
 	    NAT_ADDRESS_DEPENDENT)
 		return 0;
 	rc = permission_hold(&plan->ref, plan->key.daddr);

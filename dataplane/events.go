@@ -131,16 +131,10 @@ func (d *Dataplane) ReadEvent(ctx context.Context) (Event, error) {
 	return d.eventOf(raw, known), nil
 }
 
-// zoneName reads one element, not the whole table, for each event.
+// zoneName is what a zone is called now.
 func (d *Dataplane) zoneName(id uint16) (string, error) {
-	if id == bpf.ZoneHost {
-		return HostNetwork, nil
-	}
-	var z bpf.Zone
-	if err := d.objs.Zones4.Lookup(uint32(id), &z); err != nil {
-		return "", fmt.Errorf("read network %d: %w", id, err)
-	}
-	return nameOf(z.Name), nil
+	known, err := d.names()
+	return known.zone(id), err
 }
 
 func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {

@@ -74,7 +74,7 @@ func (d *Dataplane) addForward(f Forward) (Binding, error) {
 			return Binding{}, fmt.Errorf("endpoint %s: want an IPv4 address and a port from 1 to 65535", e)
 		}
 	}
-	zone, name, err := d.forwardZone(f)
+	zone, name, err := d.zoneOf(f.Network, f.Internal.Addr())
 	if err != nil {
 		return Binding{}, err
 	}
@@ -97,34 +97,36 @@ func (d *Dataplane) addForward(f Forward) (Binding, error) {
 		Static: true, Created: time.Now()}, nil
 }
 
-// forwardZone is the network that the internal address lies in; it must be the named one, if one is named.
-func (d *Dataplane) forwardZone(f Forward) (uint16, string, error) {
+// zoneOf is the network that an internal address lies in; it must be the named one, if one is named, by name or
+// label. shown is what it is called.
+func (d *Dataplane) zoneOf(network string, internal netip.Addr) (id uint16, shown string, err error) {
 	known, err := d.names()
 	if err != nil {
 		return 0, "", err
 	}
-	if id, _ := known.zoneID(f.Network); f.Network != "" && id == 0 {
-		return 0, "", fmt.Errorf("network %s: %w", f.Network, ErrNotFound)
-	}
+	found := network == ""
 	for id, z := range known.zones {
-		if z.Name[0] == 0 || (f.Network != "" && nameOf(z.Name) != f.Network) {
+		if z.Name[0] == 0 || (network != "" && nameOf(z.Name) != network && shownZone(z) != network) {
 			continue
 		}
-		n := networkOf(z)
-		for _, p := range n.Prefixes {
-			if !p.Contains(f.Internal.Addr()) {
+		found = true
+		for _, p := range networkOf(z).Prefixes {
+			if !p.Contains(internal) {
 				continue
 			}
-			if !isHostAddress(p, f.Internal.Addr()) {
-				return 0, "", fmt.Errorf("internal address %s is the network or broadcast address of %s", f.Internal.Addr(), p)
+			if !isHostAddress(p, internal) {
+				return 0, "", fmt.Errorf("internal address %s is the network or broadcast address of %s", internal, p)
 			}
-			return uint16(id), n.Name, nil
+			return uint16(id), shownZone(z), nil
 		}
 	}
-	if f.Network != "" {
-		return 0, "", fmt.Errorf("internal address %s does not lie in network %s: %w", f.Internal.Addr(), f.Network, ErrNotFound)
+	switch {
+	case !found:
+		return 0, "", fmt.Errorf("network %s: %w", network, ErrNotFound)
+	case network != "":
+		return 0, "", fmt.Errorf("internal address %s does not lie in network %s: %w", internal, network, ErrNotFound)
 	}
-	return 0, "", fmt.Errorf("internal address %s lies in no network of conenat's: %w", f.Internal.Addr(), ErrNotFound)
+	return 0, "", fmt.Errorf("internal address %s lies in no network of conenat's: %w", internal, ErrNotFound)
 }
 
 // isHostAddress: of a prefix shorter than /31, the first address is the network's and the last one broadcast.
@@ -137,18 +139,61 @@ func isHostAddress(p netip.Prefix, a netip.Addr) bool {
 
 // RemoveForward ends a static binding and its sessions. Error: ErrNotFound, also for a dynamic binding.
 func (d *Dataplane) RemoveForward(p Protocol, external netip.AddrPort) error {
-	defer d.writes.hold()()
-	found := false
-	err := d.kill(func(b binding) bool {
-		match := b.Flags&bpf.BindingStatic != 0 && Protocol(b.Proto) == p && endpoint(b.External, b.ExternalPort) == external
-		found = found || match
-		return match
-	})
-	if err == nil && !found {
+	n, err := d.RemoveForwards([]Forward{{Protocol: p, External: external}})
+	if err == nil && n == 0 {
 		err = ErrNotFound
 	}
 	if err != nil {
 		return fmt.Errorf("remove forward %s/%s: %w", p, external, err)
+	}
+	return nil
+}
+
+// RemoveForwards ends many static bindings and their sessions at once, and says how many of them there were.
+// Protocol and External are read.
+func (d *Dataplane) RemoveForwards(list []Forward) (int, error) {
+	type id struct {
+		protocol Protocol
+		external netip.AddrPort
+	}
+	ids, found := map[id]bool{}, map[id]bool{}
+	for _, f := range list {
+		ids[id{f.Protocol, f.External}] = true
+	}
+	defer d.writes.hold()()
+	err := d.kill(func(b binding) bool {
+		i := id{Protocol(b.Proto), endpoint(b.External, b.ExternalPort)}
+		match := b.Flags&bpf.BindingStatic != 0 && ids[i]
+		found[i] = found[i] || match
+		return match
+	})
+	n := 0
+	for _, match := range found {
+		if match {
+			n++
+		}
+	}
+	return n, err
+}
+
+// IndexForwards makes static bindings the ones of what their internal endpoints send, where a dynamic binding was
+// that has ended since.
+func (d *Dataplane) IndexForwards() error {
+	defer d.writes.hold()()
+	live, err := d.liveBindings()
+	if err != nil {
+		return err
+	}
+	for _, b := range live {
+		if b.Flags&bpf.BindingStatic == 0 || b.Flags&bpf.BindingIndexed != 0 {
+			continue
+		}
+		r := bpf.Request{Command: bpf.CommandIndex}
+		r.Binding.Binding, r.Binding.Generation = b.index, uint32(b.Word>>32)
+		err := d.request(&r)
+		if err != nil && !errors.Is(err, ErrPortTaken) && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("index forward %s: %w", endpoint(b.External, b.ExternalPort), err)
+		}
 	}
 	return nil
 }

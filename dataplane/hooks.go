@@ -197,9 +197,22 @@ func (d *Dataplane) detachHooks(ifindex int) error {
 	return nil
 }
 
-// mechanism says by what an interface's ingress hook is attached now; "" when it is not.
-func (d *Dataplane) mechanism(ifindex int) (string, error) {
-	if pinned, err := link.LoadPinnedLink(d.hookPin(ifindex, "ingress"), nil); err == nil {
+// mechanism says by what an interface's hooks are attached now; "" when one of them is not: somebody else took it
+// away, or the interface is gone.
+func (d *Dataplane) mechanism(l Link) (string, error) {
+	by := ""
+	for _, h := range d.hooksOf(l.Kind) {
+		m, err := d.hookMechanism(l.IfIndex, h)
+		if err != nil || m == "" {
+			return "", err
+		}
+		by = m
+	}
+	return by, nil
+}
+
+func (d *Dataplane) hookMechanism(ifindex int, h hook) (string, error) {
+	if pinned, err := link.LoadPinnedLink(d.hookPin(ifindex, h.name), nil); err == nil {
 		defer pinned.Close()
 		info, err := pinned.Info()
 		if err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == ifindex {
@@ -211,7 +224,7 @@ func (d *Dataplane) mechanism(ifindex int) (string, error) {
 	if err != nil {
 		return "", nil // it is gone, and its hooks with it
 	}
-	own, _, err := ownFilters(dev, netlink.HANDLE_MIN_INGRESS)
+	own, _, err := ownFilters(dev, h.parent)
 	if err != nil || len(own) == 0 {
 		return "", err
 	}

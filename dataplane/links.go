@@ -68,6 +68,9 @@ func (d *Dataplane) rawLink(l Link) (bpf.Link, error) {
 	if l.Layer3 {
 		raw.Flags |= bpf.LinkLayer3
 	}
+	if l.Stack {
+		raw.Flags |= bpf.LinkStack
+	}
 	if l.Kind == OutsideLink {
 		id, _ := known.realmID(l.Owner)
 		if id < 0 {
@@ -195,20 +198,21 @@ func (d *Dataplane) Links() ([]Link, error) {
 			IfIndex: int(r.Ifindex),
 			Peer:    r.Flags&bpf.LinkPeer != 0,
 			Layer3:  r.Flags&bpf.LinkLayer3 != 0,
+			Stack:   r.Flags&bpf.LinkStack != 0,
 		}
 		for kind, k := range linkKinds {
 			if k == r.Kind {
 				l.Kind = kind
 			}
 		}
-		l.Owner = known.zone(r.Owner)
+		l.Owner = known.zoneName(r.Owner)
 		if l.Kind == OutsideLink {
 			l.Owner = nameOf(known.realms[r.Owner%bpf.Realms].Name)
 		}
 		if dev, err := net.InterfaceByIndex(l.IfIndex); err == nil {
 			l.Name = dev.Name
 		}
-		if l.Mechanism, err = d.mechanism(l.IfIndex); err != nil {
+		if l.Mechanism, err = d.mechanism(l); err != nil {
 			return nil, err
 		}
 		out = append(out, l)

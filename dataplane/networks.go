@@ -18,13 +18,38 @@ const HostNetwork = "host"
 // maxName is NAT_NAME_LEN less the final 0.
 const maxName = 15
 
-// names is a picture of zones and realms.
+// maxLabel is NAT_LABEL_LEN less the final 0.
+const maxLabel = bpf.LabelLen - 1
+
+// names is a picture of zones, realms and owners.
 type names struct {
 	zones  []bpf.Zone
 	realms []bpf.Realm
+	owners map[bpf.OwnerKey]bpf.Owner
 }
 
+// names are read once until something of them changes: this process is the only one that writes them.
 func (d *Dataplane) names() (names, error) {
+	d.knownMu.Lock()
+	defer d.knownMu.Unlock()
+	if d.known != nil {
+		return *d.known, nil
+	}
+	n, err := d.readNames()
+	if err == nil {
+		d.known = &n
+	}
+	return n, err
+}
+
+// forgetNames is called after each write of zones, realms or owners.
+func (d *Dataplane) forgetNames() {
+	d.knownMu.Lock()
+	defer d.knownMu.Unlock()
+	d.known = nil
+}
+
+func (d *Dataplane) readNames() (names, error) {
 	var n names
 	var err error
 	if n.zones, err = dumpArray[bpf.Zone](d.objs.Zones4, bpf.Zones); err != nil {
@@ -33,10 +58,16 @@ func (d *Dataplane) names() (names, error) {
 	if n.realms, err = dumpArray[bpf.Realm](d.objs.Realms4, bpf.Realms); err != nil {
 		return n, fmt.Errorf("read outsides: %w", err)
 	}
+	if n.owners, err = dumpHash[bpf.OwnerKey, bpf.Owner](d.objs.Owners4); err != nil {
+		return n, fmt.Errorf("read owners: %w", err)
+	}
 	return n, nil
 }
 
-func nameOf(raw [16]int8) string {
+func nameOf(raw [16]int8) string { return text(raw[:]) }
+
+// text is a C string.
+func text(raw []int8) string {
 	var b []byte
 	for _, c := range raw {
 		if c == 0 {
@@ -54,6 +85,7 @@ func rawName(s string) (raw [16]int8) {
 	return raw
 }
 
+// zone is what a zone is called in bindings, sessions and events.
 func (n names) zone(id uint16) string {
 	if id == bpf.ZoneHost {
 		return HostNetwork
@@ -61,12 +93,34 @@ func (n names) zone(id uint16) string {
 	if int(id) >= len(n.zones) {
 		return ""
 	}
+	return shownZone(n.zones[id])
+}
+
+func shownZone(z bpf.Zone) string {
+	if z.Label[0] != 0 {
+		return text(z.Label[:])
+	}
+	return nameOf(z.Name)
+}
+
+func (n names) zoneName(id uint16) string {
+	if int(id) >= len(n.zones) {
+		return ""
+	}
 	return nameOf(n.zones[id].Name)
 }
 
-func (n names) filtering(zone uint16, l4 int) Behavior {
+// filtering is filtering_of of owner.h.
+func (n names) filtering(zone uint16, internal uint32, l4 int) Behavior {
+	if zone == bpf.ZoneHost {
+		return AddressDependent
+	}
 	if int(zone) >= len(n.zones) {
 		return AddressAndPortDependent
+	}
+	owner := n.owners[bpf.OwnerKey{Address: internal, Zone: zone}]
+	if owner.Flags&bpf.OwnerFiltering != 0 {
+		return Behavior(owner.Filtering[l4])
 	}
 	return Behavior(n.zones[zone].Filtering[l4])
 }
@@ -128,11 +182,21 @@ func (d *Dataplane) PutNetwork(n Network) error {
 	if err := d.objs.Zones4.Put(uint32(id), zone); err != nil {
 		return fmt.Errorf("write network %s: %w", n.Name, err)
 	}
+	d.forgetNames()
 	return nil
 }
 
 func rawZone(n Network) (bpf.Zone, error) {
 	zone := bpf.Zone{Name: rawName(n.Name), Ifindex: uint32(n.IfIndex), Prefixes: uint8(len(n.Prefixes))}
+	if len(n.Label) > maxLabel {
+		return zone, fmt.Errorf("label %q: want at most %d bytes", n.Label, maxLabel)
+	}
+	for i := range len(n.Label) {
+		zone.Label[i] = int8(n.Label[i])
+	}
+	if n.Isolated {
+		zone.Flags |= bpf.ZoneIsolated
+	}
 	if len(n.Prefixes) == 0 || len(n.Prefixes) > bpf.Prefixes {
 		return zone, fmt.Errorf("has %d prefixes; want 1 to %d", len(n.Prefixes), bpf.Prefixes)
 	}
@@ -184,7 +248,7 @@ func (d *Dataplane) Networks() ([]Network, error) {
 }
 
 func networkOf(z bpf.Zone) Network {
-	n := Network{Name: nameOf(z.Name), IfIndex: int(z.Ifindex)}
+	n := Network{Name: nameOf(z.Name), Label: text(z.Label[:]), IfIndex: int(z.Ifindex), Isolated: z.Flags&bpf.ZoneIsolated != 0}
 	if z.Mac != [6]uint8{} {
 		n.Gateway = append(n.Gateway, z.Mac[:]...)
 	}
@@ -214,9 +278,13 @@ func (d *Dataplane) RemoveNetwork(name string) error {
 	if err := d.kill(func(b binding) bool { return b.Zone == id }); err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
+	if err := d.removeOwners(id); err != nil {
+		return fmt.Errorf("remove network %s: %w", name, err)
+	}
 	if err := d.objs.Zones4.Put(uint32(id), bpf.Zone{}); err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
+	d.forgetNames()
 	return nil
 }
 
@@ -265,6 +333,7 @@ func (d *Dataplane) PutOutside(o Outside) error {
 	if err := d.objs.Realms4.Put(uint32(id), realm); err != nil {
 		return fmt.Errorf("write outside %s: %w", o.Name, err)
 	}
+	d.forgetNames()
 	return nil
 }
 
@@ -366,6 +435,7 @@ func (d *Dataplane) RemoveOutside(name string) error {
 	if err := d.objs.Realms4.Put(uint32(id), bpf.Realm{}); err != nil {
 		return fmt.Errorf("remove outside %s: %w", name, err)
 	}
+	d.forgetNames()
 	return nil
 }
 

@@ -50,6 +50,9 @@ type Dataplane struct {
 	events   *eventReader
 	writes   writeLock
 
+	knownMu sync.Mutex
+	known   *names // nil: to be read
+
 	epochMu sync.Mutex
 	epoch   time.Time // wall time of 0 of the monotonic clock
 }

@@ -22,27 +22,20 @@ var stateNames = [bpf.StateCount]string{
 	bpf.StateTrans:       "trans",
 }
 
-// Bits of SessionHalf.Seen: SEEN_* of abi.h.
-const (
-	seenSYN = 1 << iota
-	seenFIN
-	seenRST
-)
-
 // sessionState is session_state of session.h: a function of both halves.
 func sessionState(proto Protocol, inside, outside uint8) uint8 {
 	switch {
 	case proto != TCP:
 		return bpf.StateActive
-	case (inside|outside)&seenRST != 0:
+	case (inside|outside)&bpf.SeenRST != 0:
 		return bpf.StateTrans
-	case inside&outside&seenFIN != 0:
+	case inside&outside&bpf.SeenFIN != 0:
 		return bpf.StateFinBoth
-	case inside&seenFIN != 0:
+	case inside&bpf.SeenFIN != 0:
 		return bpf.StateFinInside
-	case outside&seenFIN != 0:
+	case outside&bpf.SeenFIN != 0:
 		return bpf.StateFinOutside
-	case inside != 0 && outside != 0 && (inside^outside)&seenSYN == 0:
+	case inside != 0 && outside != 0 && (inside^outside)&bpf.SeenSYN == 0:
 		return bpf.StateEstablished
 	case inside != 0:
 		return bpf.StateInitInside
@@ -139,5 +132,5 @@ func (t *sessionTable) inboundRefreshes(key bpf.SessionKey, half bpf.SessionHalf
 	if Protocol(key.Proto) != UDP || half.Flags&bpf.HalfHairpin != 0 {
 		return true
 	}
-	return t.names.filtering(key.Zone, FilteringUDP) != EndpointIndependent
+	return t.names.filtering(key.Zone, key.Saddr, FilteringUDP) != EndpointIndependent
 }

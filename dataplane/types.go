@@ -121,11 +121,21 @@ func DefaultSettings() Settings {
 
 // Network is one inside network (a zone): what shares one address space behind the NAT.
 type Network struct {
-	Name      string           // unique, at most 15 bytes; the interface's name unless Docker names it
+	Name      string           // its identity: the interface's name, at most 15 bytes
+	Label     string           // what bindings and events call it, at most 63 bytes, as Docker's name; empty: Name
 	IfIndex   int              // the bridge, or the plain interface, that holds the gateway address
 	Gateway   net.HardwareAddr // destination MAC of what is routed; nil where the link has no Ethernet header
 	Prefixes  []netip.Prefix   // at most 4; a source outside of them is spoofed and dropped
 	Filtering [3]Behavior      // for UDP, TCP, ICMP, in this order
+	Isolated  bool             // its hosts do not reach each other (icc=false): hairpins go to static bindings alone
+}
+
+// Shown is the network's name in bindings, sessions and events.
+func (n Network) Shown() string {
+	if n.Label != "" {
+		return n.Label
+	}
+	return n.Name
 }
 
 // Indices of Network.Filtering.
@@ -173,7 +183,8 @@ type Link struct {
 	Owner     string // Network.Name or Outside.Name
 	Peer      bool   // InsidePort: a veth whose other end is in another network namespace (bpf_redirect_peer)
 	Layer3    bool   // packets carry no Ethernet header
-	Mechanism string // "tcx" or "clsact"; filled by Links
+	Stack     bool   // packets go the kernel's way: path stack
+	Mechanism string // "tcx" or "clsact"; filled by Links; empty: a hook is missing
 }
 
 // Binding is an endpoint-independent mapping of an internal to an external endpoint (RFC 4787).
@@ -204,7 +215,7 @@ type Session struct {
 // Forward asks for a static binding.
 type Forward struct {
 	Protocol       Protocol
-	Network        string // empty: the network whose prefix holds Internal
+	Network        string // name or label; empty: the network whose prefix holds Internal
 	External       netip.AddrPort
 	Internal       netip.AddrPort
 	OverHostSocket bool // bind although a socket of the host listens there (static bindings win)
@@ -225,6 +236,7 @@ const (
 	QuotaExceeded   EventType = "quota.exceeded"
 	InboundFiltered EventType = "inbound.filtered"
 	EventsLost      EventType = "events.lost"
+	LinkReattached  EventType = "link.reattached"
 )
 
 // Event is a hint that something changed; the maps are the truth.
@@ -232,7 +244,8 @@ type Event struct {
 	Time     time.Time
 	Type     EventType
 	Protocol Protocol
-	Network  string
+	Network  string // Network.Shown
+	Link     string // link.reattached: the interface
 	Internal netip.AddrPort
 	External netip.AddrPort
 	Remote   netip.AddrPort // session events and inbound.filtered

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Whom an inside address belongs to. Where somebody vouches for it (Docker knows
+ * its containers), nobody else may send from it, it may be left to the host's own
+ * NAT, and it may have a filtering of its own.
+ */
+#ifndef CONENAT_OWNER_H
+#define CONENAT_OWNER_H
+
+#include "route.h"
+
+static __always_inline struct nat_owner *owner_of(__u32 zone, nat_addr address)
+{
+	struct owner_key key = {};
+
+	key.address = address;
+	key.zone = zone;
+	return bpf_map_lookup_elem(&owners, &key);
+}
+
+/* Filtering behaviour (RFC 4787 section 5) of an inside host's bindings. */
+static __noinline enum nat_behavior filtering_of(__u32 zone, nat_addr internal,
+						 __u8 proto)
+{
+	struct nat_owner *owner;
+	struct nat_zone *z;
+	int l4 = l4_index(proto);
+
+	/* The host's own bindings have no network to ask: as its default. */
+	if (zone > NAT_ZONE_LAST)
+		return NAT_ADDRESS_DEPENDENT;
+	z = zone_get(zone);
+	if (!z || l4 < 0 || l4 >= NAT_PROTOCOLS)
+		return NAT_ADDRESS_AND_PORT_DEPENDENT;
+	owner = owner_of(zone, internal);
+	if (owner && owner->flags & OWNER_FILTERING)
+		return owner->filtering[l4];
+	return z->filtering[l4];
+}
+
+/* Of an interface that is gone, nobody can tell the MTU. */
+static __always_inline bool interface_exists(struct __sk_buff *skb,
+					     __u32 ifindex)
+{
+	__u32 mtu = 0;
+
+	return bpf_check_mtu(skb, ifindex, &mtu, 0, 0) >= 0;
+}
+
+/*
+ * Whether the source address is that of an inside host at another bridge port. An
+ * owner whose port is gone says nothing: a container that has started since may
+ * have its address.
+ */
+static __noinline bool source_is_stolen(const struct nat *n)
+{
+	struct nat_owner *owner;
+
+	if (!n->from_port)
+		return false;
+	owner = owner_of(n->zone, n->p.saddr);
+	return owner && owner->ifindex && owner->ifindex != n->skb->ifindex &&
+	       interface_exists(n->skb, owner->ifindex);
+}
+
+/*
+ * Anti-spoofing: what comes out of a network has an address of it, and nobody
+ * else's. 0, -REASON_DROPPED_SPOOFED or -REASON_PASSED_EXCLUDED.
+ */
+static __noinline int source_admitted(const struct nat *n)
+{
+	struct nat_owner *owner;
+
+	if (!address_in_zone(n->zone, n->p.saddr) || source_is_stolen(n))
+		return -REASON_DROPPED_SPOOFED;
+	owner = owner_of(n->zone, n->p.saddr);
+	return owner && owner->flags & OWNER_EXCLUDED ?
+		       -REASON_PASSED_EXCLUDED :
+		       0;
+}
+
+#endif /* CONENAT_OWNER_H */

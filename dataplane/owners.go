@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+// Owner is an inside host that somebody vouches for: a container with its address in a network. Nobody at another
+// bridge port may send from the address then.
+type Owner struct {
+	Network   string // Network.Name
+	Address   netip.Addr
+	ID        uint64       // of the container; another one with the same address inherits nothing
+	Port      int          // ifindex of its bridge port; 0: not known
+	Excluded  bool         // not translated: the host's own NAT has it
+	Filtering *[3]Behavior // as Network.Filtering; nil: the network's
+}
+
+// PutOwner says whose an address is, or changes what is known of it. Whoever had the address before keeps its
+// bindings until RemoveOwner. Errors: ErrNotFound (no such network), ErrFull.
+func (d *Dataplane) PutOwner(o Owner) error {
+	defer d.writes.hold()()
+	if err := d.putOwner(o); err != nil {
+		return fmt.Errorf("owner of %s in network %s: %w", o.Address, o.Network, err)
+	}
+	return nil
+}
+
+func (d *Dataplane) putOwner(o Owner) error {
+	key, err := d.ownerKey(o.Network, o.Address)
+	if err != nil {
+		return err
+	}
+	raw := bpf.Owner{Id: o.ID, Ifindex: uint32(o.Port)}
+	if o.Excluded {
+		raw.Flags |= bpf.OwnerExcluded
+	}
+	if o.Filtering != nil {
+		raw.Flags |= bpf.OwnerFiltering
+		for i, b := range o.Filtering {
+			if b > AddressAndPortDependent {
+				return fmt.Errorf("unknown filtering %d", b)
+			}
+			raw.Filtering[i] = uint8(b)
+		}
+	}
+	defer d.forgetNames()
+	return d.objs.Owners4.Put(key, raw)
+}
+
+func (d *Dataplane) ownerKey(network string, address netip.Addr) (bpf.OwnerKey, error) {
+	known, err := d.names()
+	if err != nil {
+		return bpf.OwnerKey{}, err
+	}
+	id, _ := known.zoneID(network)
+	if id == 0 {
+		return bpf.OwnerKey{}, fmt.Errorf("network %s: %w", network, ErrNotFound)
+	}
+	if !address.Is4() {
+		return bpf.OwnerKey{}, fmt.Errorf("address %s is not IPv4", address)
+	}
+	return bpf.OwnerKey{Address: rawAddr(address), Zone: id}, nil
+}
+
+// RemoveOwner forgets whose an address is, and ends its bindings and sessions. Error: ErrNotFound.
+func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
+	defer d.writes.hold()()
+	key, err := d.ownerKey(network, address)
+	if err == nil {
+		err = d.objs.Owners4.Delete(key)
+		d.forgetNames()
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		err = ErrNotFound
+	}
+	if err == nil {
+		err = d.kill(func(b binding) bool { return b.Zone == key.Zone && b.Internal == key.Address })
+	}
+	if err != nil {
+		return fmt.Errorf("remove owner of %s in network %s: %w", address, network, err)
+	}
+	return nil
+}
+
+// Owners are those that were put and not removed, in no order.
+func (d *Dataplane) Owners() ([]Owner, error) {
+	known, err := d.names()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Owner, 0, len(known.owners))
+	for key, raw := range known.owners {
+		o := Owner{Network: known.zoneName(key.Zone), Address: addrOf(key.Address), ID: raw.Id, Port: int(raw.Ifindex),
+			Excluded: raw.Flags&bpf.OwnerExcluded != 0}
+		if raw.Flags&bpf.OwnerFiltering != 0 {
+			o.Filtering = new([3]Behavior)
+			for i, b := range raw.Filtering {
+				o.Filtering[i] = Behavior(b)
+			}
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}
+
+// removeOwners forgets all of a network that goes.
+func (d *Dataplane) removeOwners(zone uint16) error {
+	known, err := d.names()
+	if err != nil {
+		return err
+	}
+	defer d.forgetNames()
+	for key := range known.owners {
+		if key.Zone != zone {
+			continue
+		}
+		if err := d.objs.Owners4.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("remove owner of %s: %w", addrOf(key.Address), err)
+		}
+	}
+	return nil
+}
