@@ -13,4 +13,5 @@
 //
 // NewFigure3 builds the topology of nearly every test, after the figure 3 of Amirante and Romano (IEEE Internet
 // Computing, 2020): containers on a bridge, a host, a router, two peers, and a third behind a symmetric NAT.
+// AddUplink gives the host further ways to the peers, by an interface of another kind or a router of its own.
 package topo

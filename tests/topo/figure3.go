@@ -41,14 +41,17 @@ type Figure3 struct {
 	Host, Router, Peer1, Peer2 *NS
 	SymmetricNAT, Peer3        *NS   // nil without SymmetricPeer
 	Containers, Net2           []*NS // eth0 in each
+
+	uplinkMTU int
+	uplinks   []*Uplink // that AddUplink made
 }
 
 // NewFigure3 builds Figure 3 in t. Neither the router nor the host translates anything yet.
 func NewFigure3(t *Topo, cfg Figure3Config) (*Figure3, error) {
-	f := &Figure3{Topo: t}
+	f := &Figure3{Topo: t, uplinkMTU: cfg.UplinkMTU}
 	steps := []func() error{
 		f.namespaces,
-		func() error { return f.uplink(cfg.UplinkMTU) },
+		func() error { return f.Uplink().Restore() },
 		func() error { return f.peer(f.Peer1, Peer1Addr) },
 		func() error { return f.peer(f.Peer2, Peer2Addr) },
 		func() (err error) {
@@ -92,16 +95,6 @@ func (f *Figure3) namespaces() error {
 		f.Router.Sysctl("net.ipv4.ip_forward=1"),
 		f.Router.AddBridge("lan", "203.0.113.254/24"),
 	)
-}
-
-func (f *Figure3) uplink(mtu int) error {
-	err := f.Link(
-		End{NS: f.Host, Name: "eth0", Addr: HostAddr.String() + "/24"},
-		End{NS: f.Router, Name: "wan", Addr: RouterAddr.String() + "/24"}, mtu)
-	if err != nil {
-		return err
-	}
-	return f.Host.AddRoute("default", RouterAddr.String())
 }
 
 // peer puts a namespace into the peers' network, routed by the router.

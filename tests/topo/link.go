@@ -3,6 +3,7 @@
 package topo
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -147,4 +148,10 @@ func (ns *NS) AddRoute(dst, via string) error {
 		return fmt.Errorf("add route %s via %s in namespace %s: %w", dst, via, ns.Name, err)
 	}
 	return nil
+}
+
+// IP runs ip(8) in the namespace, each line of commands one command: "rule add from 172.18.0.0/16 lookup 100".
+func (ns *NS) IP(ctx context.Context, commands string) error {
+	_, err := ns.Run(ctx, commands, "ip", "-batch", "-")
+	return err
 }

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topo
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func TestUplinks(t *testing.T) {
+	for _, cfg := range []UplinkConfig{
+		{Name: "eth1"},
+		{Name: "eth1", OwnRouter: true, MTU: 1300},
+		{Name: "tun0", Tun: true},
+		{Name: "tun0", Tun: true, OwnRouter: true, MTU: 1300},
+		{Name: "bond0.100", VLANOnBond: true, OwnRouter: true},
+	} {
+		t.Run(fmt.Sprintf("%+v", cfg), func(t *testing.T) {
+			f := Figure3ForTest(t, Figure3Config{})
+			u, err := f.AddUplink(cfg)
+			if MissingFeature(err) != "" {
+				t.Skip(err)
+			}
+			must(t, err)
+			must(t, f.Host.IP(t.Context(), fmt.Sprintf("rule add from %s lookup 100\nroute add default via %s table 100\n", u.Host, u.Gateway)))
+			f.echo(t, u.Host)
+			f.echo(t, HostAddr)
+			before, err := f.Host.IfIndex(u.Name)
+			must(t, err)
+			must(t, u.Delete())
+			must(t, u.Restore())
+			must(t, f.Host.IP(t.Context(), fmt.Sprintf("route add default via %s table 100\n", u.Gateway)))
+			if after, err := f.Host.IfIndex(u.Name); err != nil || after == before {
+				t.Errorf("index %d after %d: %v", after, before, err)
+			}
+			f.echo(t, u.Host)
+			must(t, u.SetMTU(1400))
+			f.echo(t, u.Host)
+		})
+	}
+}
+
+func TestFirstUplinkMadeAnew(t *testing.T) {
+	f := Figure3ForTest(t, Figure3Config{UplinkMTU: 1400})
+	u := f.Uplink()
+	must(t, u.Delete())
+	must(t, u.Restore())
+	f.echo(t, HostAddr)
+	if link, err := f.Host.link(u.Name); err != nil || link.Attrs().MTU != 1400 {
+		t.Errorf("MTU of %v: %v", link, err)
+	}
+}
+
+// echo sends a datagram to a peer from one of the host's addresses, and hears it come back.
+func (f *Figure3) echo(t *testing.T, from netip.Addr) {
+	t.Helper()
+	server, err := f.Peer1.ListenUDP(netip.AddrPort{})
+	must(t, err)
+	defer server.Close()
+	client, err := f.Host.DialUDP(netip.AddrPortFrom(from, 0), netip.AddrPortFrom(Peer1Addr, port(server)))
+	must(t, err)
+	defer client.Close()
+	_, err = client.Write(make([]byte, 1000))
+	must(t, err)
+	must(t, server.SetReadDeadline(time.Now().Add(2*time.Second)))
+	packet := make([]byte, 2000)
+	n, source, err := server.ReadFromUDPAddrPort(packet)
+	must(t, err)
+	if source.Addr().Unmap() != from {
+		t.Errorf("peer saw %v, want %v", source, from)
+	}
+	_, err = server.WriteToUDPAddrPort(packet[:n], source)
+	must(t, err)
+	must(t, client.SetReadDeadline(time.Now().Add(2*time.Second)))
+	if n, err := client.Read(packet); err != nil || n != 1000 {
+		t.Errorf("answer of %d bytes: %v", n, err)
+	}
+}
+
+func port(s interface{ LocalAddr() net.Addr }) uint16 {
+	return s.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
