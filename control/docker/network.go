@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/docker/docker/api/types/network"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+// Options of the bridge driver (libnetwork/netlabel and drivers/bridge/labels.go).
+const (
+	optionName       = "com.docker.network.bridge.name"
+	optionDefault    = "com.docker.network.bridge.default_bridge"
+	optionICC        = "com.docker.network.bridge.enable_icc"
+	optionMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
+	optionGateway    = "com.docker.network.bridge.gateway_mode_ipv4"
+)
+
+// newNetwork has no endpoints yet. base is the daemon's filtering.
+func newNetwork(n network.Summary, base [3]dataplane.Behavior) (Network, []string) {
+	l, problems := parseLabels("network "+n.Name, n.Labels)
+	w := Network{
+		ID: n.ID, Name: n.Name, Driver: n.Driver, Interface: bridgeName(n), ICC: option(n, optionICC, true), Subnets: subnets(n),
+	}
+	if l.filtering != nil {
+		w.Filtering = l.filtering.over(base)
+	}
+	w.LeftAlone = leftAlone(n, w, l)
+	return w, problems
+}
+
+// bridgeName: a network without the option has a bridge named after its ID.
+func bridgeName(n network.Summary) string {
+	switch {
+	case n.Driver != "bridge" || n.ConfigOnly:
+		return ""
+	case n.Options[optionName] != "":
+		return n.Options[optionName]
+	case option(n, optionDefault, false):
+		return "docker0"
+	}
+	return "br-" + n.ID[:min(12, len(n.ID))]
+}
+
+// option is a switch of the bridge driver; Docker itself refuses values that are none.
+func option(n network.Summary, name string, otherwise bool) bool {
+	value, err := strconv.ParseBool(n.Options[name])
+	if err != nil {
+		return otherwise
+	}
+	return value
+}
+
+func subnets(n network.Summary) (out []netip.Prefix) {
+	for _, c := range n.IPAM.Config {
+		if p, err := netip.ParsePrefix(c.Subnet); err == nil && p.Addr().Is4() {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
+var otherDrivers = map[string]string{
+	"host":    "its containers use the host's own network",
+	"null":    "its containers have no network",
+	"macvlan": "its containers are on the uplink's own network",
+	"ipvlan":  "its containers are on the uplink's own network",
+	"overlay": "swarm translates it",
+}
+
+// leftAlone is the first reason not to translate a network.
+func leftAlone(n network.Summary, w Network, l labels) string {
+	mode := n.Options[optionGateway]
+	switch {
+	case n.ConfigOnly:
+		return "config-only: a template for other networks"
+	case n.Ingress || n.Name == "docker_gwbridge":
+		return "swarm's own network"
+	case n.Driver != "bridge" && otherDrivers[n.Driver] != "":
+		return fmt.Sprintf("driver %s: %s", n.Driver, otherDrivers[n.Driver])
+	case n.Driver != "bridge":
+		return fmt.Sprintf("driver %s: only bridge networks are translated", n.Driver)
+	case n.Internal:
+		return "internal: it has no way outside"
+	case !option(n, optionMasquerade, true):
+		return fmt.Sprintf("masquerade is off (%s=false)", optionMasquerade)
+	case mode == "routed" || mode == "isolated":
+		return fmt.Sprintf("gateway mode %s (%s)", mode, optionGateway)
+	case len(w.Subnets) == 0:
+		return "no IPv4"
+	case l.disabled:
+		return "label conenat.enable=false"
+	}
+	return ""
+}

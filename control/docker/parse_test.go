@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package docker
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/go-connections/nat"
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+var base = [3]dataplane.Behavior{dataplane.AddressDependent, dataplane.AddressDependent, dataplane.AddressDependent}
+
+func TestLabels(t *testing.T) {
+	const (
+		eif = dataplane.EndpointIndependent
+		adf = dataplane.AddressDependent
+		apf = dataplane.AddressAndPortDependent
+	)
+	for _, tt := range []struct {
+		name, key, value string
+		disabled         bool
+		filtering        *[3]dataplane.Behavior
+		problem          string
+	}{
+		{name: "none", key: "com.example.team", value: "a"},
+		{name: "disabled", key: "conenat.enable", value: "false", disabled: true},
+		{name: "enabled", key: "conenat.enable", value: "true"},
+		{name: "enable_what", key: "conenat.enable", value: "no", problem: `container x: ignore label conenat.enable="no": want true or false`},
+		{name: "all", key: "conenat.filtering", value: "endpoint-independent", filtering: &[3]dataplane.Behavior{eif, eif, eif}},
+		{name: "one", key: "conenat.filtering", value: "udp=endpoint-independent", filtering: &[3]dataplane.Behavior{eif, adf, adf}},
+		{
+			name: "each", key: "conenat.filtering", value: "icmp=endpoint-independent, tcp=address-and-port-dependent,udp=address-dependent",
+			filtering: &[3]dataplane.Behavior{adf, apf, eif},
+		},
+		{
+			name: "bad_behaviour", key: "conenat.filtering", value: "cone",
+			problem: `container x: ignore label conenat.filtering="cone": unknown behaviour "cone": want endpoint-independent, address-dependent or address-and-port-dependent`,
+		},
+		{
+			name: "bad_protocol", key: "conenat.filtering", value: "sctp=address-dependent",
+			problem: `container x: ignore label conenat.filtering="sctp=address-dependent": unknown protocol "sctp": want udp, tcp or icmp`,
+		},
+		{
+			name: "twice", key: "conenat.filtering", value: "udp=address-dependent,udp=address-dependent",
+			problem: `container x: ignore label conenat.filtering="udp=address-dependent,udp=address-dependent": udp is given twice`,
+		},
+		{name: "mapping", key: "conenat.mapping", value: "endpoint-independent"},
+		{
+			name: "later_mapping", key: "conenat.mapping", value: "address-dependent",
+			problem: `container x: ignore label conenat.mapping="address-dependent": address-dependent mapping arrives with a later version: this one knows endpoint-independent`,
+		},
+		{
+			name: "external", key: "conenat.external", value: "198.51.100.2",
+			problem: `container x: ignore label conenat.external="198.51.100.2": external addresses of one object arrive with a later version`,
+		},
+		{
+			name: "typo", key: "conenat.filterin", value: "a",
+			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping or conenat.external`,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, problems := parseLabels("container x", map[string]string{tt.key: tt.value})
+			var want []string
+			if tt.problem != "" {
+				want = []string{tt.problem}
+			}
+			if diff := cmp.Diff(want, problems); diff != "" {
+				t.Error(diff)
+			}
+			var filtering *[3]dataplane.Behavior
+			if l.filtering != nil {
+				filtering = l.filtering.over(base)
+			}
+			if diff := cmp.Diff(tt.filtering, filtering); diff != "" || l.disabled != tt.disabled {
+				t.Errorf("disabled %v\n%s", l.disabled, diff)
+			}
+		})
+	}
+}
+
+func TestProblemsAreInOrder(t *testing.T) {
+	_, problems := parseLabels("network n", map[string]string{"conenat.z": "", "conenat.external": "", "conenat.a": ""})
+	for i, prefix := range []string{"network n: ignore label conenat.a=", "network n: ignore label conenat.external=", "network n: ignore label conenat.z="} {
+		if i >= len(problems) || problems[i][:len(prefix)] != prefix {
+			t.Errorf("%q", problems)
+		}
+	}
+}
+
+func TestNetworks(t *testing.T) {
+	const id = "0123456789abcdef0123"
+	ipam := network.IPAM{Config: []network.IPAMConfig{{Subnet: "fd00::/64"}, {Subnet: "172.18.5.1/16"}}}
+	options := func(kv ...string) map[string]string { return map[string]string{kv[0]: kv[1]} }
+	for _, tt := range []struct {
+		name      string
+		in        network.Summary
+		leftAlone string
+		device    string
+		noICC     bool
+	}{
+		{name: "default", in: network.Summary{Driver: "bridge", IPAM: ipam, Options: options(optionDefault, "true")}, device: "docker0"},
+		{name: "user", in: network.Summary{Driver: "bridge", IPAM: ipam}, device: "br-0123456789ab"},
+		{name: "named", in: network.Summary{Driver: "bridge", IPAM: ipam, Options: options(optionName, "br9")}, device: "br9"},
+		{name: "no_icc", in: network.Summary{Driver: "bridge", IPAM: ipam, Options: options(optionICC, "false")}, device: "br-0123456789ab", noICC: true},
+		{name: "nat", in: network.Summary{Driver: "bridge", IPAM: ipam, Options: options(optionGateway, "nat-unprotected")}, device: "br-0123456789ab"},
+		{
+			name: "routed", in: network.Summary{Driver: "bridge", IPAM: ipam, Options: options(optionGateway, "routed")},
+			device: "br-0123456789ab", leftAlone: "gateway mode routed (com.docker.network.bridge.gateway_mode_ipv4)",
+		},
+		{
+			name: "isolated", in: network.Summary{Driver: "bridge", IPAM: ipam, Options: options(optionGateway, "isolated")},
+			device: "br-0123456789ab", leftAlone: "gateway mode isolated (com.docker.network.bridge.gateway_mode_ipv4)",
+		},
+		{
+			name: "no_masquerade", in: network.Summary{Driver: "bridge", IPAM: ipam, Options: options(optionMasquerade, "false")},
+			device: "br-0123456789ab", leftAlone: "masquerade is off (com.docker.network.bridge.enable_ip_masquerade=false)",
+		},
+		{
+			name: "internal", in: network.Summary{Driver: "bridge", IPAM: ipam, Internal: true},
+			device: "br-0123456789ab", leftAlone: "internal: it has no way outside",
+		},
+		{
+			name: "IPv6_only", in: network.Summary{Driver: "bridge", IPAM: network.IPAM{Config: ipam.Config[:1]}},
+			device: "br-0123456789ab", leftAlone: "no IPv4",
+		},
+		{
+			name: "disabled", in: network.Summary{Driver: "bridge", IPAM: ipam, Labels: options("conenat.enable", "false")},
+			device: "br-0123456789ab", leftAlone: "label conenat.enable=false",
+		},
+		{name: "macvlan", in: network.Summary{Driver: "macvlan", IPAM: ipam}, leftAlone: "driver macvlan: its containers are on the uplink's own network"},
+		{name: "ipvlan", in: network.Summary{Driver: "ipvlan", IPAM: ipam}, leftAlone: "driver ipvlan: its containers are on the uplink's own network"},
+		{name: "overlay", in: network.Summary{Driver: "overlay", IPAM: ipam}, leftAlone: "driver overlay: swarm translates it"},
+		{name: "ingress", in: network.Summary{Driver: "overlay", Ingress: true}, leftAlone: "swarm's own network"},
+		{name: "docker_gwbridge", in: network.Summary{Driver: "bridge", IPAM: ipam}, device: "br-0123456789ab", leftAlone: "swarm's own network"},
+		{name: "plugin", in: network.Summary{Driver: "weave:latest", IPAM: ipam}, leftAlone: "driver weave:latest: only bridge networks are translated"},
+		{name: "config_only", in: network.Summary{Driver: "bridge", ConfigOnly: true}, leftAlone: "config-only: a template for other networks"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.in.Name, tt.in.ID = tt.name, id
+			got, problems := newNetwork(tt.in, base)
+			if got.LeftAlone != tt.leftAlone || got.Interface != tt.device || got.ICC == tt.noICC || problems != nil {
+				t.Errorf("%+v %q", got, problems)
+			}
+			if tt.leftAlone == "" && !cmp.Equal(got.Subnets, []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}, compare) {
+				t.Errorf("subnets %v", got.Subnets)
+			}
+		})
+	}
+}
+
+func TestPublished(t *testing.T) {
+	got, refused := published(nat.PortMap{
+		"80/tcp":    {{HostIP: "0.0.0.0", HostPort: "8080"}, {HostIP: "::", HostPort: "8080"}, {HostIP: "10.0.0.1", HostPort: "80"}},
+		"81/tcp":    {{HostIP: "", HostPort: "81"}, {HostIP: "0.0.0.0", HostPort: "81"}}, // once, though said twice
+		"82/tcp":    nil,                                                                 // exposed alone
+		"83/tcp":    {{HostIP: "0.0.0.0", HostPort: ""}, {HostIP: "0.0.0.0", HostPort: "0"}, {HostIP: "fd00::1", HostPort: "83"}},
+		"53/udp":    {{HostIP: "::ffff:10.0.0.2", HostPort: "53"}},
+		"5000/sctp": {{HostIP: "0.0.0.0", HostPort: "5000"}, {HostIP: "::", HostPort: "5000"}},
+	})
+	want := []Published{
+		{dataplane.TCP, netip.Addr{}, 81, 81}, {dataplane.TCP, netip.Addr{}, 8080, 80}, {dataplane.TCP, netip.MustParseAddr("10.0.0.1"), 80, 80},
+		{dataplane.UDP, netip.MustParseAddr("10.0.0.2"), 53, 53},
+	}
+	if diff := cmp.Diff(want, got, compare); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"1 published sctp ports stay with Docker's own rules: conenat binds ports of tcp and udp"}, refused); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestGateway(t *testing.T) {
+	_, all, _ := net.ParseCIDR("0.0.0.0/0")
+	_, some, _ := net.ParseCIDR("10.0.0.0/8")
+	routes := []netlink.Route{
+		{Dst: some, Gw: net.IPv4(192, 0, 2, 1)}, {Dst: all, Gw: net.IPv4(192, 0, 2, 2), Priority: 100},
+		{Dst: all, LinkIndex: 3}, {Gw: net.IPv4(192, 0, 2, 3), Priority: 50},
+	}
+	if got := gateway(routes); got != netip.MustParseAddr("192.0.2.3") {
+		t.Errorf("gateway %v", got)
+	}
+	if got := gateway(routes[:1]); got.IsValid() {
+		t.Errorf("gateway %v without a default route", got)
+	}
+}
