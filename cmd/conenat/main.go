@@ -103,7 +103,8 @@ func rootCommand(e env) *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.AddCommand(runCommand(e), statusCommand(e), bindingsCommand(e), sessionsCommand(e), networksCommand(e),
-		eventsCommand(e), forwardCommand(e), detachCommand(e), versionCommand(e))
+		eventsCommand(e), forwardCommand(e), detachCommand(e), versionCommand(e),
+		checkCommand(e), stunServerCommand(e))
 	root.AddCommand(laterCommands()...)
 	return root
 }

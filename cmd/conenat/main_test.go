@@ -171,8 +171,6 @@ func TestWrongUsage(t *testing.T) {
 		{"forward remove", "accepts 1 arg(s)"},
 		{"forward remove 8080", "want PROTOCOL/ADDR:PORT"},
 		{"detach --state-dir rel", "want an absolute path"},
-		{"check --server x", "conenat check arrives with a later version"},
-		{"stun-server --primary x", "conenat stun-server arrives with a later version"},
 		{"lab up", "conenat lab arrives with a later version"},
 	}
 	for _, tt := range tests {

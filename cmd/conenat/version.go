@@ -39,9 +39,7 @@ func versionCommand(e env) *cobra.Command {
 // laterCommands are in the contract and not in this version.
 func laterCommands() (out []*cobra.Command) {
 	for name, short := range map[string]string{
-		"check":       "Test the NAT from where it runs (RFC 5780; arrives with a later version)",
-		"stun-server": "Run an RFC 5780 server (arrives with a later version)",
-		"lab":         "NAT laboratory in network namespaces (arrives with a later version)",
+		"lab": "NAT laboratory in network namespaces (arrives with a later version)",
 	} {
 		out = append(out, &cobra.Command{
 			Use: name, Short: short, DisableFlagParsing: true,
