@@ -8,10 +8,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 
 	"github.com/conenat/conenat/tests/build"
 	"github.com/conenat/conenat/tests/probe"
@@ -71,10 +74,16 @@ func (d *Daemon) probeImage(ctx context.Context) error {
 // Spec is what `docker run` would be given.
 type Spec struct {
 	Name    string
-	Network string            // empty: the default bridge
-	Addr    string            // a fixed address, for networks made by a user; empty: Docker chooses
-	Publish map[string]string // container's port ("80/tcp") to "ADDR:PORT" or ":PORT"
+	Network string // empty: the default bridge
+	Addr    string // a fixed address, for networks made by a user; empty: Docker chooses
+	// Publish has the container's port or ports ("80/tcp", "8000-8009/udp") and where on the host, separated by
+	// commas: "ADDR:PORT", ":PORT" (every address), ":9000-9009" (as many), ":" (Docker chooses).
+	Publish map[string]string
 	Labels  map[string]string
+	Restart string // restart policy: "always", "unless-stopped", …; empty: none
+	// Idle: without a cnprobe, which would end with dockerd. Container.Client is nil; probe.In(Container.NS) acts
+	// in its place.
+	Idle bool
 }
 
 // Container is a running container with a cnprobe in it, by which it is a probe.Host.
@@ -82,9 +91,10 @@ type Container struct {
 	*probe.Client
 	ID   string
 	Name string
-	PID  int // in this process's PID namespace
-	Addr netip.Addr
+	PID  int        // in this process's PID namespace
+	Addr netip.Addr // in the network that it was started in; the zero Addr: it has none there
 	NS   *topo.NS
+	spec Spec
 	d    *Daemon
 }
 
@@ -100,67 +110,176 @@ func (d *Daemon) Run(ctx context.Context, spec Spec) (*Container, error) {
 	if err := d.probeImage(ctx); err != nil {
 		return nil, fmt.Errorf("make image %s: %w", ProbeImage, err)
 	}
-	c := &Container{Name: spec.Name, d: d}
-	if err := c.start(ctx, spec); err != nil {
+	if spec.Network == "" {
+		spec.Network = "bridge"
+	}
+	c := &Container{Name: spec.Name, spec: spec, d: d}
+	err := c.create(ctx)
+	if err == nil {
+		err = c.Start(ctx)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("run container %s: %w", spec.Name, err)
 	}
 	return c, nil
 }
 
-func (c *Container) start(ctx context.Context, spec Spec) error {
-	var created struct{ ID string }
-	query := ""
-	if spec.Name != "" {
-		query = "?" + url.Values{"name": {spec.Name}}.Encode()
-	}
-	if err := c.d.api.call(ctx, "POST", "/containers/create"+query, spec.body(), &created); err != nil {
+func (c *Container) create(ctx context.Context) error {
+	body, err := c.spec.body()
+	if err != nil {
 		return err
 	}
+	var created struct{ ID string }
+	query := ""
+	if c.spec.Name != "" {
+		query = "?" + url.Values{"name": {c.spec.Name}}.Encode()
+	}
+	err = c.d.api.call(ctx, "POST", "/containers/create"+query, body, &created)
 	c.ID = created.ID
+	return err
+}
+
+// Start starts the container after Stop, with a new probe.
+func (c *Container) Start(ctx context.Context) error {
+	if err := c.attach(ctx); err != nil {
+		return err
+	}
+	if err := c.post(ctx, "/start", nil); err != nil {
+		return err
+	}
+	return c.Inspect(ctx)
+}
+
+// Stop is `docker stop`.
+func (c *Container) Stop(ctx context.Context) error { return c.post(ctx, "/stop", nil) }
+
+// Restart is `docker restart`, with a new probe.
+func (c *Container) Restart(ctx context.Context) error {
+	if err := c.post(ctx, "/restart", nil); err != nil {
+		return err
+	}
+	if err := c.attach(ctx); err != nil {
+		return err
+	}
+	return c.Inspect(ctx)
+}
+
+// Connect is `docker network connect`; an empty address leaves the choice to Docker.
+func (c *Container) Connect(ctx context.Context, network, addr string) error {
+	body := map[string]any{"Container": c.ID}
+	if addr != "" {
+		body["EndpointConfig"] = endpoint{IPAMConfig: &ipam{addr}}
+	}
+	return c.d.api.call(ctx, "POST", "/networks/"+network+"/connect", body, nil)
+}
+
+// Disconnect is `docker network disconnect`.
+func (c *Container) Disconnect(ctx context.Context, network string) error {
+	return c.d.api.call(ctx, "POST", "/networks/"+network+"/disconnect", map[string]any{"Container": c.ID}, nil)
+}
+
+func (c *Container) post(ctx context.Context, what string, body any) error {
+	return c.d.api.call(ctx, "POST", "/containers/"+c.ID+what, body, nil)
+}
+
+// attach connects the container's probe.
+func (c *Container) attach(ctx context.Context) error {
+	if c.spec.Idle {
+		return nil
+	}
 	stream, err := c.d.api.attach(ctx, c.ID)
 	if err != nil {
 		return err
 	}
 	c.Client = probe.Remote(stream)
 	c.d.topo.Defer("close probe of container "+c.Name, c.Client.Close)
-	if err := c.d.api.call(ctx, "POST", "/containers/"+c.ID+"/start", nil, nil); err != nil {
-		return err
-	}
-	return c.inspect(ctx, spec.Network)
+	return nil
 }
 
-func (s Spec) body() map[string]any {
-	network := s.Network
-	if network == "" {
-		network = "bridge"
+func (s Spec) body() (map[string]any, error) {
+	exposed, bindings := map[string]any{}, map[string][]binding{}
+	for ports, external := range s.Publish {
+		for _, to := range strings.Split(external, ",") {
+			if err := publish(bindings, ports, to); err != nil {
+				return nil, fmt.Errorf("publish %s to %q: %w", ports, to, err)
+			}
+		}
 	}
-	exposed, bindings := map[string]any{}, map[string]any{}
-	for port, external := range s.Publish {
-		host, hostPort := splitHostPort(external)
+	for port := range bindings {
 		exposed[port] = struct{}{}
-		bindings[port] = []map[string]string{{"HostIp": host, "HostPort": hostPort}}
 	}
 	body := map[string]any{
-		"Image": ProbeImage, "Cmd": []string{"/bin/cnprobe"}, "Labels": s.Labels,
-		"OpenStdin": true, "StdinOnce": true, "AttachStdin": true, "AttachStdout": true, "AttachStderr": true,
-		"ExposedPorts": exposed,
-		"HostConfig":   map[string]any{"NetworkMode": network, "PortBindings": bindings},
+		"Image": ProbeImage, "Cmd": []string{"/bin/cnprobe"}, "Labels": s.Labels, "ExposedPorts": exposed,
+		"HostConfig": map[string]any{
+			"NetworkMode": s.Network, "PortBindings": bindings, "RestartPolicy": map[string]any{"Name": s.Restart},
+		},
+	}
+	if s.Idle {
+		body["Cmd"] = []string{"/bin/busybox", "sleep", "1000000"}
+		body["StopSignal"] = "SIGKILL" // as process 1 of its namespace it has no other
+	} else {
+		for _, key := range []string{"OpenStdin", "StdinOnce", "AttachStdin", "AttachStdout", "AttachStderr"} {
+			body[key] = true
+		}
 	}
 	if s.Addr != "" {
-		body["NetworkingConfig"] = map[string]any{"EndpointsConfig": map[string]endpoint{network: {IPAMConfig: &ipam{s.Addr}}}}
+		body["NetworkingConfig"] = map[string]any{"EndpointsConfig": map[string]endpoint{s.Network: {IPAMConfig: &ipam{s.Addr}}}}
 	}
-	return body
+	return body, nil
 }
 
-// splitHostPort also takes ":PORT", which means every address.
-func splitHostPort(s string) (host, port string) {
-	if a, err := netip.ParseAddrPort(s); err == nil {
-		return a.Addr().String(), fmt.Sprint(a.Port())
-	}
-	return "", s[1:]
+type binding struct {
+	HostIP   string `json:"HostIp"`
+	HostPort string
 }
 
-func (c *Container) inspect(ctx context.Context, network string) error {
+// publish adds the bindings of a port or range.
+func publish(bindings map[string][]binding, ports, to string) error {
+	ports, protocol, _ := strings.Cut(ports, "/")
+	first, count, err := portRange(ports)
+	if err != nil {
+		return err
+	}
+	i := strings.LastIndexByte(to, ':')
+	if i < 0 {
+		return errors.New("want ADDR:PORT")
+	}
+	host, hostCount := 0, count
+	if to[i+1:] != "" {
+		if host, hostCount, err = portRange(to[i+1:]); err != nil {
+			return err
+		}
+	}
+	if hostCount != count {
+		return fmt.Errorf("%d ports on %d", count, hostCount)
+	}
+	for n := range count {
+		key, b := fmt.Sprintf("%d/%s", first+n, protocol), binding{HostIP: to[:i]}
+		if host != 0 {
+			b.HostPort = strconv.Itoa(host + n)
+		}
+		bindings[key] = append(bindings[key], b)
+	}
+	return nil
+}
+
+// portRange reads "80" or "8000-8009".
+func portRange(s string) (first, count int, err error) {
+	low, high, ranged := strings.Cut(s, "-")
+	if !ranged {
+		high = low
+	}
+	first, err = strconv.Atoi(low)
+	if err != nil {
+		return 0, 0, err
+	}
+	last, err := strconv.Atoi(high)
+	return first, last - first + 1, err
+}
+
+// Inspect reads PID, NS and Addr anew, as after a restart that a policy made. The address is that of another
+// network if the first has none.
+func (c *Container) Inspect(ctx context.Context) error {
 	var state struct {
 		Name            string
 		State           struct{ Pid int }
@@ -169,14 +288,17 @@ func (c *Container) inspect(ctx context.Context, network string) error {
 	if err := c.d.api.call(ctx, "GET", "/containers/"+c.ID+"/json", nil, &state); err != nil {
 		return err
 	}
-	if network == "" {
-		network = "bridge"
+	c.Name, c.PID, c.Addr = state.Name[1:], state.State.Pid, netip.Addr{}
+	if c.PID == 0 {
+		return fmt.Errorf("container %s does not run", c.Name)
+	}
+	if addr := state.NetworkSettings.Networks[c.spec.Network].IPAddress; addr != "" {
+		var err error
+		if c.Addr, err = netip.ParseAddr(addr); err != nil {
+			return fmt.Errorf("address in network %s: %w", c.spec.Network, err)
+		}
 	}
 	var err error
-	c.Name, c.PID = state.Name[1:], state.State.Pid
-	if c.Addr, err = netip.ParseAddr(state.NetworkSettings.Networks[network].IPAddress); err != nil {
-		return fmt.Errorf("address in network %s: %w", network, err)
-	}
 	c.NS, err = c.d.topo.OpenNS(c.Name, fmt.Sprintf("/proc/%d/ns/net", c.PID))
 	return err
 }
@@ -187,9 +309,45 @@ func (c *Container) Remove(ctx context.Context) error { return c.d.remove(ctx, c
 // NewNetwork makes a bridge network as `docker network create` does; the bridge gets the given name. The
 // subnet is a prefix.
 func (d *Daemon) NewNetwork(ctx context.Context, name, bridge, subnet string) error {
+	return d.CreateNetwork(ctx, NetworkSpec{Name: name, Bridge: bridge, Subnet: subnet})
+}
+
+// NetworkSpec is what `docker network create` would be given.
+type NetworkSpec struct {
+	Name     string
+	Driver   string // empty: bridge
+	Bridge   string // the bridge's name; empty: Docker's choice
+	Subnet   string // a prefix; empty: Docker's choice
+	IPv6     string // a prefix; empty: none
+	Internal bool
+	Options  map[string]string // the driver's: "com.docker.network.bridge.enable_icc": "false", "parent": "eth0"
+	Labels   map[string]string
+}
+
+// CreateNetwork is `docker network create`.
+func (d *Daemon) CreateNetwork(ctx context.Context, spec NetworkSpec) error {
+	options := map[string]string{}
+	maps.Copy(options, spec.Options)
+	if spec.Bridge != "" {
+		options["com.docker.network.bridge.name"] = spec.Bridge
+	}
+	var subnets []map[string]string
+	for _, prefix := range []string{spec.Subnet, spec.IPv6} {
+		if prefix != "" {
+			subnets = append(subnets, map[string]string{"Subnet": prefix})
+		}
+	}
+	driver := spec.Driver
+	if driver == "" {
+		driver = "bridge"
+	}
 	return d.api.call(ctx, "POST", "/networks/create", map[string]any{
-		"Name": name, "Driver": "bridge", "CheckDuplicate": true,
-		"Options": map[string]string{"com.docker.network.bridge.name": bridge},
-		"IPAM":    map[string]any{"Config": []map[string]string{{"Subnet": subnet}}},
+		"Name": spec.Name, "Driver": driver, "CheckDuplicate": true, "Internal": spec.Internal, "EnableIPv6": spec.IPv6 != "",
+		"Options": options, "Labels": spec.Labels, "IPAM": map[string]any{"Config": subnets},
 	}, nil)
+}
+
+// RemoveNetwork is `docker network rm`.
+func (d *Daemon) RemoveNetwork(ctx context.Context, name string) error {
+	return d.api.call(ctx, "DELETE", "/networks/"+name, nil, nil)
 }

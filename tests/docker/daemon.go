@@ -3,12 +3,14 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -24,6 +26,8 @@ type Daemon struct {
 	dir     string
 	api     *api
 	process *topo.Process
+	args    []string // dockerd and its flags
+	mounts  *os.File // its mount namespace, which holds the sockets of the containers' shims
 	images  map[string]bool
 }
 
@@ -65,21 +69,44 @@ func start(ctx context.Context, t *topo.Topo, host *topo.NS, cfg Config, storage
 		return nil, err
 	}
 	t.Defer("remove docker's cgroups", d.removeCgroups)
-	args := append([]string{"--mount", "sh", "-c", privateMounts, dir, "dockerd",
+	t.Defer("end what a dockerd that was stopped left running", d.removeProcesses)
+	d.args = append([]string{"dockerd",
 		"--config-file", config,
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "-H", "unix://" + d.Socket,
 		"--storage-driver", storage, "--cgroup-parent", "/" + t.Name(), "--bip", "172.17.0.1/16"}, cfg.Args...)
-	if err := d.run(ctx, host.Command(context.Background(), "unshare", args...)); err != nil {
+	unshare := append([]string{"--mount", "sh", "-c", privateMounts, dir}, d.args...)
+	if err := d.run(ctx, host.Command(context.Background(), "unshare", unshare...)); err != nil {
 		return nil, fmt.Errorf("dockerd in namespace %s: %w", host.Name, err)
 	}
+	if d.mounts, err = os.Open(fmt.Sprintf("/proc/%d/ns/mnt", d.PID())); err != nil {
+		return nil, err
+	}
+	t.Defer("close the mount namespace of dockerd", d.mounts.Close)
 	return d, nil
+}
+
+// Stop ends dockerd by SIGTERM. Its containers end with it unless it has --live-restore.
+func (d *Daemon) Stop() error { return d.process.Stop(30 * time.Second) }
+
+// Kill is kill -9. Containers live on, and the next dockerd ends them or, with --live-restore, takes them over.
+func (d *Daemon) Kill() error { return d.process.Kill() }
+
+// StartAgain starts dockerd after Stop or Kill, with the same flags, data and mounts, and waits until its API
+// answers. By then containers with a restart policy run again.
+func (d *Daemon) StartAgain(ctx context.Context) error {
+	mounts := fmt.Sprintf("--mount=/proc/%d/fd/%d", os.Getpid(), d.mounts.Fd())
+	args := append([]string{mounts, "--"}, d.args...)
+	if err := d.run(ctx, d.Host.Command(context.Background(), "nsenter", args...)); err != nil {
+		return fmt.Errorf("start dockerd again in namespace %s: %w", d.Host.Name, err)
+	}
+	return nil
 }
 
 // run starts the daemon and waits until it is ready.
 func (d *Daemon) run(ctx context.Context, cmd *exec.Cmd) error {
 	logPath := filepath.Join(d.dir, "log")
-	log, err := os.Create(logPath)
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -143,7 +170,7 @@ func (d *Daemon) CLI(ctx context.Context, args ...string) (string, error) {
 func (d *Daemon) removeContainers() error {
 	select {
 	case <-d.process.Done():
-		return nil // removeCgroups kills what is left
+		return nil // removeProcesses and removeCgroups kill what is left
 	default:
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -165,6 +192,28 @@ func (d *Daemon) remove(ctx context.Context, id string) error {
 		return nil
 	}
 	return err
+}
+
+// removeProcesses ends the containers' shims, which outlive their dockerd, and are known by its directory.
+func (d *Daemon) removeProcesses() error {
+	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range entries {
+		cmdline, readErr := os.ReadFile(path)
+		pid, notPID := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if readErr == nil && notPID == nil && bytes.Contains(cmdline, []byte(d.dir+"/exec/")) {
+			err = errors.Join(err, killAndWait(pid))
+		}
+	}
+	return err
+}
+
+func killAndWait(pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	return topo.Poll(context.Background(), 5*time.Second, fmt.Sprintf("wait for the end of process %d", pid), func() (bool, error) {
+		return !topo.Alive(pid), nil
+	})
 }
 
 // removeCgroups removes what dockerd leaves: its parent cgroup in every hierarchy.
