@@ -32,6 +32,7 @@ type Network struct {
 
 // Endpoint is a running container's place on a network.
 type Endpoint struct {
+	ID        string                 // of this attachment: another one each time that the container starts or connects
 	Container string                 // ID
 	Name      string                 // the container's
 	Address   netip.Addr             // IPv4

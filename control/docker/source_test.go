@@ -185,7 +185,7 @@ func TestFirstPicture(t *testing.T) {
 				ID: w.network(s, "bridge").ID, Name: "bridge", Driver: "bridge", Interface: "docker0", ICC: true,
 				Subnets: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")},
 				Endpoints: []Endpoint{{
-					Container: id, Name: "web", Address: netip.MustParseAddr("172.17.0.2"), NetNSID: 3,
+					ID: w.network(s, "bridge").Endpoints[0].ID, Container: id, Name: "web", Address: netip.MustParseAddr("172.17.0.2"), NetNSID: 3,
 					Published: []Published{
 						{dataplane.TCP, netip.Addr{}, 8080, 80},
 						{dataplane.UDP, netip.MustParseAddr("127.0.0.1"), 54, 53},
@@ -217,14 +217,15 @@ func TestFollow(t *testing.T) {
 	w.kernel.set(1, Namespace{ID: 1, Addresses: []netip.Addr{netip.MustParseAddr("172.18.0.3")}})
 	w.untilPlaces("back/a 172.18.0.3", "back/b 172.18.0.2")
 	w.engine.Rename("a", "z")
-	w.untilPlaces("back/b 172.18.0.2", "back/z 172.18.0.3")
+	s := w.untilPlaces("back/b 172.18.0.2", "back/z 172.18.0.3")
+	before := w.network(s, "back").Endpoints[1].ID
 	w.engine.Stop("z")
 	w.untilPlaces("back/b 172.18.0.2")
 	w.kernel.set(9, Namespace{ID: 9, Addresses: []netip.Addr{netip.MustParseAddr("172.18.0.3")}})
 	w.engine.Start("z", 9)
-	s := w.untilPlaces("back/b 172.18.0.2", "back/z 172.18.0.3")
-	if id := w.network(s, "back").Endpoints[1].NetNSID; id != 9 {
-		t.Errorf("network namespace %d of a restarted container, want 9", id)
+	s = w.untilPlaces("back/b 172.18.0.2", "back/z 172.18.0.3")
+	if e := w.network(s, "back").Endpoints[1]; e.NetNSID != 9 || e.ID == before || e.ID == "" {
+		t.Errorf("network namespace %d of a restarted container, want 9; endpoint %q, before %q", e.NetNSID, e.ID, before)
 	}
 	w.engine.Remove("z")
 	w.engine.Remove("b")

@@ -90,7 +90,23 @@ func start(ctx context.Context, t *topo.Topo, host *topo.NS, cfg Config, storage
 func (d *Daemon) Stop() error { return d.process.Stop(30 * time.Second) }
 
 // Kill is kill -9. Containers live on, and the next dockerd ends them or, with --live-restore, takes them over.
-func (d *Daemon) Kill() error { return d.process.Kill() }
+// It returns when containerd, which dies of it, has been reaped: a dockerd that finds its PID waits for it in vain.
+func (d *Daemon) Kill() error {
+	content, err := os.ReadFile(filepath.Join(d.dir, "exec", "containerd", "containerd.pid"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(content)))
+	if err != nil {
+		return fmt.Errorf("read containerd.pid: %w", err)
+	}
+	if err := d.process.Kill(); err != nil {
+		return err
+	}
+	return topo.Poll(context.Background(), 10*time.Second, "wait for the end of containerd", func() (bool, error) {
+		return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH), nil
+	})
+}
 
 // StartAgain starts dockerd after Stop or Kill, with the same flags, data and mounts, and waits until its API
 // answers. By then containers with a restart policy run again.
