@@ -47,7 +47,11 @@ func forwarding(lines string) string {
 }
 
 func inTable(name, lines string) string {
-	return "*" + name + "\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n" + lines + "\nCOMMIT\n"
+	forward := ":FORWARD ACCEPT\n"
+	if name == "nat" {
+		forward = ""
+	}
+	return "*" + name + "\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n" + forward + ":OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n" + lines + "\nCOMMIT\n"
 }
 
 // cases are rules in iptables' words, each of which TestDecide decides as text, and TestIptables as the

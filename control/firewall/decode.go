@@ -3,6 +3,7 @@
 package firewall
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 
@@ -18,6 +19,8 @@ type decoder struct {
 	rule      rule
 	registers [registerCount]loaded
 	branches  []rule // of a verdict map
+	from      []byte // the beginning of a range whose end is the next expression,
+	fromSreg  []byte // and the register that both compare
 }
 
 // Registers are 20 of 32 bits; NFT_REG_1 to 4 are the first 16 in fours (linux/netfilter/nf_tables.h).
@@ -46,10 +49,14 @@ func (d *decoder) decode(expressions []byte) ([]rule, error) {
 				body = data
 			}
 		}
+		if name != "cmp" {
+			d.flush()
+		}
 		if err := d.expression(name, fields(body)); err != nil {
 			return nil, err
 		}
 	}
+	d.flush()
 	if len(d.branches) > 0 && d.rule.verdict == none && len(d.rule.effects) == 0 {
 		return d.branches, nil
 	}
@@ -87,7 +94,7 @@ func (d *decoder) expression(name string, f map[uint16][]byte) error {
 	case "match":
 		d.rule.match(text(f[unix.NFTA_MATCH_NAME]), number(f[unix.NFTA_MATCH_REV]), f[unix.NFTA_MATCH_INFO])
 	case "target":
-		d.rule.extension(text(f[unix.NFTA_TARGET_NAME]))
+		d.rule.extension(text(f[unix.NFTA_TARGET_NAME]), f[unix.NFTA_TARGET_INFO])
 	case "limit", "quota", "connlimit":
 		d.rule.partial = true
 		d.extra(name)
@@ -216,17 +223,29 @@ func maskBits(mask []byte) (bits int, ok bool) {
 func (d *decoder) cmp(f map[uint16][]byte) {
 	sreg, data := f[unix.NFTA_CMP_SREG], value(f[unix.NFTA_CMP_DATA])
 	zero, ones := make([]byte, len(data)), slices.Repeat([]byte{0xff}, len(data))
+	if number(f[unix.NFTA_CMP_OP]) == unix.NFT_CMP_LTE && bytes.Equal(sreg, d.fromSreg) {
+		zero, d.fromSreg = d.from, nil
+	}
+	d.flush()
 	switch op := number(f[unix.NFTA_CMP_OP]); op {
 	case unix.NFT_CMP_EQ, unix.NFT_CMP_NEQ:
 		d.span(sreg, op == unix.NFT_CMP_NEQ, data, data)
 	case unix.NFT_CMP_LTE:
 		d.span(sreg, false, zero, data)
 	case unix.NFT_CMP_GTE:
-		d.span(sreg, false, data, ones)
+		d.from, d.fromSreg = data, sreg
 	case unix.NFT_CMP_LT:
 		d.span(sreg, true, data, ones)
 	case unix.NFT_CMP_GT:
 		d.span(sreg, true, zero, data)
+	}
+}
+
+// flush is for a range that has no end.
+func (d *decoder) flush() {
+	if sreg := d.fromSreg; sreg != nil {
+		d.fromSreg = nil
+		d.span(sreg, false, d.from, slices.Repeat([]byte{0xff}, len(d.from)))
 	}
 }
 
@@ -272,10 +291,15 @@ func (d *decoder) lookup(f map[uint16][]byte) error {
 // anything at the next moment, and many thousands of addresses.
 func (d *decoder) worth(s *set, key int) bool {
 	l := d.registers[key]
-	if !s.concat && (l.field == source || l.field == destination) {
+	if !d.concat(s, key) && (l.field == source || l.field == destination) {
 		return s.anonymous
 	}
-	return l.field != unknown || s.concat
+	return l.field != unknown || d.concat(s, key)
+}
+
+// concat says whether a key is of more than the one field that its first register holds.
+func (d *decoder) concat(s *set, key int) bool {
+	return s.concat || int(s.length) > (d.registers[key].length+3)&^3
 }
 
 // member is a match against a set; of a concatenation, what each part must be by itself.
@@ -333,7 +357,7 @@ func (d *decoder) parts(s *set, key int, elements []element) (out []part) {
 		return nil
 	}
 	length := len(elements[0].low)
-	if !s.concat {
+	if !d.concat(s, key) {
 		return []part{{d.registers[key], elements}}
 	}
 	for at := 0; at < length && key+at/4 < registerCount; {

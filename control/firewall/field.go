@@ -93,8 +93,13 @@ func (d *decoder) conntrack(f map[uint16][]byte) {
 		return
 	}
 	l := loaded{length: 4, text: "ct"}
-	if number(f[unix.NFTA_CT_KEY]) == unix.NFT_CT_STATE {
+	switch number(f[unix.NFTA_CT_KEY]) {
+	case unix.NFT_CT_STATE:
 		l.field, l.text = connState, "ct state"
+	case unix.NFT_CT_STATUS:
+		l.text = "ct status"
+	case unix.NFT_CT_MARK:
+		l.text = "ct mark"
 	}
 	d.set(f[unix.NFTA_CT_DREG], l)
 }
@@ -344,7 +349,11 @@ func (d *decoder) unknownMatch(l loaded, negated bool, low, high []byte) string 
 		return "ct state " + not(negated, "!= ") + strings.Join(list, ",")
 	}
 	d.rule.partial = true
-	out := strings.TrimSpace(l.text + " " + not(negated, "!= "))
+	out := l.text
+	if l.mask != nil {
+		out += fmt.Sprintf(" & 0x%x", l.mask)
+	}
+	out += not(negated, " !=")
 	if bytes.Equal(low, high) {
 		return fmt.Sprintf("%s 0x%x", out, low)
 	}
@@ -354,7 +363,7 @@ func (d *decoder) unknownMatch(l loaded, negated bool, low, high []byte) string 
 // lookupText names the set, as nft does.
 func (d *decoder) lookupText(s *set, key int, negated bool) string {
 	what := "key"
-	if key >= 0 && !s.concat {
+	if key >= 0 && !d.concat(s, key) {
 		what = fieldText(d.registers[key])
 	}
 	return what + " " + not(negated, "!= ") + "@" + s.id.name

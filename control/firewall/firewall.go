@@ -32,7 +32,7 @@ func (f Finding) String() string { return f.Where + ": " + f.Rule }
 // Diverted is a range of destination ports that a nat rule translates in prerouting.
 type Diverted struct {
 	Protocol  dataplane.Protocol // TCP or UDP
-	Low, High uint16             // the range, both included; 0-65535: every port
+	Low, High uint16             // the range, both included; 0-65535: every port, or the rule does not tell
 	Address   netip.Addr         // of the destination; zero: not one single address
 	Prefix    netip.Prefix       // of the destination; zero: any
 	Docker    bool               // a port that Docker itself publishes

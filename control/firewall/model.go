@@ -101,7 +101,7 @@ type rule struct {
 	extra     []string // matches that decide nothing here, as text
 	effects   []string // statements beside the verdict, as text
 	verdict   verdict
-	target    string // the chain of a jump, or what others do, as text
+	target    string // the chain of a jump, what others do, or how a reject says so, as text
 	partial   bool   // the texts are not the whole rule
 	comment   string // as text
 	raw       string // the rule as its tool printed it, if it did

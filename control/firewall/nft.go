@@ -33,8 +33,8 @@ type set struct {
 	id        setID
 	anonymous bool
 	interval  bool
-	isMap     bool
-	concat    bool
+	concat    bool   // of intervals
+	length    uint32 // of a key, in bytes
 }
 
 // element is a range of keys, both ends included, and what a verdict map has for them.
@@ -253,7 +253,9 @@ func (r *nftReader) addSet(family uint8, b []byte) error {
 		case unix.NFTA_SET_FLAGS:
 			flags := number(data)
 			s.anonymous, s.interval = flags&unix.NFT_SET_ANONYMOUS != 0, flags&unix.NFT_SET_INTERVAL != 0
-			s.isMap, s.concat = flags&unix.NFT_SET_MAP != 0, flags&setConcat != 0
+			s.concat = flags&setConcat != 0
+		case unix.NFTA_SET_KEY_LEN:
+			s.length = number(data)
 		}
 	}
 	r.sets[s.id] = s

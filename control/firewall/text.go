@@ -80,7 +80,7 @@ func (r *rule) iptablesVerdict() string {
 	case drops:
 		return "-j DROP"
 	case rejects:
-		return "-j REJECT"
+		return "-j REJECT" + r.target
 	case returns:
 		return "-j RETURN"
 	case gotos:

@@ -107,14 +107,24 @@ func (r *rule) conntrackState(info []byte) bool {
 }
 
 // extension is one target extension; those that nftables has a verdict for are none.
-func (r *rule) extension(name string) {
+func (r *rule) extension(name string, info []byte) {
 	r.target = name
 	switch name {
 	case "REJECT":
-		r.verdict = rejects
+		r.verdict, r.target = rejects, rejectOption(info)
 	case "DNAT", "REDIRECT", "NETMAP":
 		r.verdict, r.partial = diverts, true
 	default:
 		r.verdict, r.partial = others, true
 	}
+}
+
+// rejectOption reads struct ipt_reject_info: enum ipt_reject_with (linux/netfilter_ipv4/ipt_REJECT.h).
+func rejectOption(info []byte) string {
+	names := []string{"icmp-net-unreachable", "icmp-host-unreachable", "icmp-proto-unreachable", "icmp-port-unreachable",
+		"", "icmp-net-prohibited", "icmp-host-prohibited", "tcp-reset", "icmp-admin-prohibited"}
+	if len(info) < 4 || int(binary.NativeEndian.Uint32(info)) >= len(names) {
+		return ""
+	}
+	return " --reject-with " + names[binary.NativeEndian.Uint32(info)]
 }
