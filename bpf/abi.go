@@ -197,11 +197,13 @@ const (
 	HalfSelf         = 1 << 2
 	BindingStatic    = 1 << 0
 	BindingIndexed   = 1 << 1
+	BindingPublished = 1 << 2
 	BindingDying     = 1 << 31
 	ClaimHost        = 0xffffffff
 	EventFlagStatic  = 1 << 0
 	EventFlagHairpin = 1 << 1
 	BindOverSocket   = 1 << 0
+	BindPublished    = 1 << 1
 )
 
 // Names of maps and programs in the object.

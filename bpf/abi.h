@@ -306,6 +306,7 @@ struct binding_ref {
 
 #define BINDING_STATIC (1 << 0)
 #define BINDING_INDEXED (1 << 1) /* found by its internal endpoint too */
+#define BINDING_PUBLISHED (1 << 2) /* static, and Docker's, not an operator's */
 
 /* Set in binding4.word: no new session; the sweeper ends what there is. */
 #define BINDING_DYING (1ULL << 31)
@@ -429,6 +430,7 @@ enum nat_command {
 };
 
 #define BIND_OVER_SOCKET (1 << 0) /* although the host listens there */
+#define BIND_PUBLISHED (1 << 1) /* BINDING_PUBLISHED */
 
 struct nat_request4 {
 	__u8 command;

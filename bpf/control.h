@@ -70,7 +70,7 @@ static __noinline int control_take_over(const struct binding_want *want)
 	if (!b || b->flags & BINDING_STATIC || !want_is_of(want, b) ||
 	    binding_hold(&ref, BINDING_DYING - 1) < 0)
 		return ANSWER_TAKEN;
-	b->flags |= BINDING_STATIC;
+	b->flags |= want->flags;
 	event_binding(b, EVENT_BINDING_CHANGED);
 	return ANSWER_OK;
 }
@@ -112,6 +112,8 @@ static __noinline int control_bind(struct __sk_buff *skb,
 	if (rc != ANSWER_OK)
 		return rc;
 	want.flags = BINDING_STATIC;
+	if (r->flags & BIND_PUBLISHED)
+		want.flags |= BINDING_PUBLISHED;
 	want.over_socket = r->flags & BIND_OVER_SOCKET;
 	port = port_exactly(skb, &want);
 	if (port == -ANSWER_TAKEN)
@@ -236,8 +238,10 @@ static __always_inline int control_sweep(__u32 cursor, __u32 *next)
 	return rc < 0 ? ANSWER_FAILED : ANSWER_OK;
 }
 
+/* The host uses an endpoint, or still does. */
 static __noinline int control_reserve(const struct nat_request *r)
 {
+	struct nat_claim *claim;
 	struct claim_key key;
 
 	if (l4_index(r->proto) < 0 || !r->external_port)
@@ -245,9 +249,14 @@ static __noinline int control_reserve(const struct nat_request *r)
 	if (!bpf_map_lookup_elem(&addresses, &r->external))
 		return ANSWER_NO_ADDRESS;
 	claim_key_of(r->external, r->external_port, r->proto, &key);
-	if (bpf_map_lookup_elem(&claims, &key))
+	claim = bpf_map_lookup_elem(&claims, &key);
+	if (!claim) {
+		host_claim(&key, clock_tick());
+		return ANSWER_OK;
+	}
+	if (claim->binding != CLAIM_HOST)
 		return ANSWER_TAKEN;
-	host_claim(&key, clock_tick());
+	claim->last_seen = clock_tick();
 	return ANSWER_OK;
 }
 

@@ -101,8 +101,9 @@ static __noinline int host_open(const struct nat *n)
 		return -REASON_PASSED_HOST;
 	if (answers_dnat(n->skb, &n->p))
 		return -REASON_PASSED_CONNTRACK;
-	if (n->p.seen & SEEN_RST)
-		return -REASON_DROPPED_TCP_NO_SESSION;
+	/* A connection that was there before the binding: it goes on as it is. */
+	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
+		return -REASON_PASSED_HOST;
 	rc = want_of_sender(n, address->realm, &want);
 	if (rc < 0)
 		return rc;
@@ -116,6 +117,25 @@ static __noinline int host_open(const struct nat *n)
 	return rc == -LOOK_AGAIN ? 0 : rc;
 }
 
+/*
+ * Whether a forwarded packet is already what its session makes of it: netfilter
+ * still translates a connection that conenat has taken over from it.
+ */
+static __always_inline bool is_translated(const struct nat *n)
+{
+	struct session_half *half;
+	struct session_key key = {};
+
+	key.saddr = n->p.daddr;
+	key.daddr = n->p.saddr;
+	key.sport = n->p.dport;
+	key.dport = n->p.sport;
+	key.proto = n->p.proto;
+	key.zone = NAT_ZONE_OUTSIDE;
+	half = session_find(&key);
+	return half && half->target != TARGET_HOST;
+}
+
 /* The host's packet whose source port a binding holds: of which session? */
 static __always_inline int host_translate(struct nat *n)
 {
@@ -123,6 +143,8 @@ static __always_inline int host_translate(struct nat *n)
 	struct session_key key;
 	int rc;
 
+	if (n->skb->ingress_ifindex && is_translated(n))
+		return -REASON_PASSED_TRANSLATED;
 	n->zone = NAT_ZONE_HOST;
 	packet_key(&n->p, n->zone, &key);
 	half = session_find(&key);

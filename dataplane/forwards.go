@@ -90,11 +90,14 @@ func (d *Dataplane) addForward(f Forward) (Binding, error) {
 	if f.OverHostSocket {
 		r.Flags |= bpf.BindOverSocket
 	}
+	if f.Published {
+		r.Flags |= bpf.BindPublished
+	}
 	if err := d.request(&r); err != nil {
 		return Binding{}, err
 	}
 	return Binding{Protocol: f.Protocol, Network: name, Internal: f.Internal, External: f.External,
-		Static: true, Created: time.Now()}, nil
+		Static: true, Published: f.Published, Created: time.Now()}, nil
 }
 
 // zoneOf is the network that an internal address lies in; it must be the named one, if one is named, by name or

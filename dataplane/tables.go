@@ -201,6 +201,35 @@ func (d *Dataplane) liveBindings() ([]binding, error) {
 	return live, nil
 }
 
+// Held is what the external addresses are held by.
+type Held struct {
+	Forwards []Forward          // the static bindings, in no order; OverHostSocket is not kept
+	Dynamic  map[netip.Addr]int // how many dynamic bindings live on an external address
+}
+
+// Held reads the bindings alone, not the sessions: for a loop that wants to know often.
+func (d *Dataplane) Held() (Held, error) {
+	live, err := d.liveBindings()
+	if err != nil {
+		return Held{}, err
+	}
+	known, err := d.names()
+	if err != nil {
+		return Held{}, err
+	}
+	h := Held{Dynamic: map[netip.Addr]int{}}
+	for _, b := range live {
+		if b.Flags&bpf.BindingStatic == 0 {
+			h.Dynamic[addrOf(b.External)]++
+			continue
+		}
+		h.Forwards = append(h.Forwards, Forward{Protocol: Protocol(b.Proto), Network: known.zone(b.Zone),
+			External: endpoint(b.External, b.ExternalPort), Internal: endpoint(b.Internal, b.InternalPort),
+			Published: b.Flags&bpf.BindingPublished != 0})
+	}
+	return h, nil
+}
+
 // Bindings are those that live now, in no order.
 func (d *Dataplane) Bindings() ([]Binding, error) {
 	live, err := d.liveBindings()
@@ -218,13 +247,14 @@ func (d *Dataplane) Bindings() ([]Binding, error) {
 	out := make([]Binding, 0, len(live))
 	for _, b := range live {
 		v := Binding{
-			Protocol: Protocol(b.Proto),
-			Network:  sessions.names.zone(b.Zone),
-			Internal: endpoint(b.Internal, b.InternalPort),
-			External: endpoint(b.External, b.ExternalPort),
-			Static:   b.Flags&bpf.BindingStatic != 0,
-			Sessions: b.sessions(),
-			Created:  sessions.clock.wallAt(uint64(b.Created) * uint64(time.Second)),
+			Protocol:  Protocol(b.Proto),
+			Network:   sessions.names.zone(b.Zone),
+			Internal:  endpoint(b.Internal, b.InternalPort),
+			External:  endpoint(b.External, b.ExternalPort),
+			Static:    b.Flags&bpf.BindingStatic != 0,
+			Published: b.Flags&bpf.BindingPublished != 0,
+			Sessions:  b.sessions(),
+			Created:   sessions.clock.wallAt(uint64(b.Created) * uint64(time.Second)),
 		}
 		if !v.Static {
 			v.ExpiresIn = expires[b.index]

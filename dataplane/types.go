@@ -194,6 +194,7 @@ type Binding struct {
 	Internal  netip.AddrPort
 	External  netip.AddrPort
 	Static    bool
+	Published bool // static, and Docker's
 	Sessions  int
 	Created   time.Time     // to the second, rounded down
 	ExpiresIn time.Duration // until the last session expires if no packet comes; 0 for a static binding
@@ -219,6 +220,7 @@ type Forward struct {
 	External       netip.AddrPort
 	Internal       netip.AddrPort
 	OverHostSocket bool // bind although a socket of the host listens there (static bindings win)
+	Published      bool // Docker's, not an operator's
 }
 
 // EventType is the event's name in the API.

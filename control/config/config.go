@@ -23,9 +23,11 @@ const (
 
 // Config is a configuration that makes sense by itself.
 type Config struct {
-	Inside    []string              // interfaces; at least one
-	Outside   []string              // interfaces; empty: the default route's
-	External  netip.Addr            // not valid: the outside interface's first address
+	Inside    []string   // interfaces; at least one, but with Docker
+	Outside   []string   // interfaces; empty: the default route's
+	External  netip.Addr // not valid: the outside interface's first address
+	Docker    bool       // follow Docker's networks and published ports
+	Path      Path
 	Filtering [3]dataplane.Behavior // indices as in dataplane.Network
 	Settings  dataplane.Settings
 	Capacity  dataplane.Capacity // zero where nothing is said: the dataplane's default
@@ -35,6 +37,17 @@ type Config struct {
 	Warnings  []string // what is allowed but against an RFC's MUST
 }
 
+// Path is which way packets go between inside and outside.
+type Path string
+
+// The paths: straight from interface to interface, or by the host's own routing and netfilter rules; auto is direct
+// unless that would bypass somebody's firewall.
+const (
+	PathAuto   Path = "auto"
+	PathDirect Path = "direct"
+	PathStack  Path = "stack"
+)
+
 // Build checks every value of a layer and gives the configuration. Every wrong value is reported, not the
 // first one only.
 func Build(l Layer) (Config, error) {
@@ -43,6 +56,8 @@ func Build(l Layer) (Config, error) {
 		Inside:   b.interfaces(l.Inside),
 		Outside:  b.interfaces(l.Outside),
 		External: b.address(l.External),
+		Docker:   b.boolean(l.Docker),
+		Path:     b.pathChoice(l.Path),
 		Settings: dataplane.DefaultSettings(),
 		Capacity: dataplane.Capacity{
 			Sessions: b.number(l.Capacity.Sessions, 0, 64, 1<<24),
@@ -55,7 +70,6 @@ func Build(l Layer) (Config, error) {
 	c.Filtering = b.filtering(l.Filtering)
 	b.settings(&c.Settings, l)
 	b.onlyValue(l.Mapping, "mapping", "endpoint-independent", "address-dependent", "address-and-port-dependent")
-	b.onlyValue(l.Path, "path", "direct", "auto", "stack")
 	b.roles(l)
 	c.Warnings = b.warnings
 	if err := errors.Join(b.errs...); err != nil {
@@ -92,8 +106,8 @@ func (b *builder) interfaces(values []Value) (names []string) {
 
 // roles: somebody is inside, and nobody is inside and outside at once.
 func (b *builder) roles(l Layer) {
-	if len(l.Inside) == 0 {
-		b.errs = append(b.errs, errors.New("no inside interface: name one by --inside, or by inside: in the configuration file"))
+	if len(l.Inside) == 0 && l.Docker.Text != "true" {
+		b.errs = append(b.errs, errors.New("no inside interface: follow Docker's networks by --docker, or name one by --inside, or by inside: in the configuration file"))
 	}
 	for _, out := range l.Outside {
 		if slices.ContainsFunc(l.Inside, func(in Value) bool { return in.Text == out.Text }) {
@@ -116,6 +130,24 @@ func (b *builder) address(v Value) netip.Addr {
 		b.refuse(v, "external address %s cannot be reached from outside: give a unicast address of the outside interface", addr)
 	}
 	return addr
+}
+
+func (b *builder) boolean(v Value) bool {
+	if v.Given() && v.Text != "true" && v.Text != "false" {
+		b.refuse(v, "%q: want true or false", v.Text)
+	}
+	return v.Text == "true"
+}
+
+func (b *builder) pathChoice(v Value) Path {
+	switch p := Path(v.Text); {
+	case !v.Given():
+		return PathAuto
+	case p == PathAuto, p == PathDirect, p == PathStack:
+		return p
+	}
+	b.refuse(v, "path %q: want auto, direct or stack", v.Text)
+	return PathAuto
 }
 
 // onlyValue: this version knows one value of the option, and later ones more.

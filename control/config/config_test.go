@@ -49,6 +49,7 @@ state_dir: /sys/fs/bpf/x/
 	want := Config{
 		Inside: []string{"docker0", "br-a"}, Outside: []string{"eth0"},
 		External:  netip.MustParseAddr("198.51.100.1"),
+		Path:      PathDirect,
 		Filtering: [3]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressAndPortDependent, dataplane.AddressDependent},
 		Settings: dataplane.Settings{UDPTimeout: 2 * time.Minute, TCPEstablishedTimeout: 3 * time.Hour, TCPPartialOpenTimeout: 5 * time.Minute,
 			TCPClosingTimeout: 6 * time.Minute, ICMPTimeout: 61 * time.Second, SweepPeriod: 500 * time.Millisecond,
@@ -71,7 +72,7 @@ func TestBuildDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	ad := dataplane.AddressDependent
-	want := Config{Inside: []string{"br0"}, Filtering: [3]dataplane.Behavior{ad, ad, ad}, Settings: dataplane.DefaultSettings(),
+	want := Config{Inside: []string{"br0"}, Path: PathAuto, Filtering: [3]dataplane.Behavior{ad, ad, ad}, Settings: dataplane.DefaultSettings(),
 		Socket: "/run/conenat/conenat.sock", StateDir: "/sys/fs/bpf/conenat"}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {
 		t.Error(diff)
@@ -111,8 +112,8 @@ func TestRefusals(t *testing.T) {
 		{"behaviour", in + "filtering: full-cone", Layer{}, `c.yaml:2:12: unknown behaviour "full-cone"`},
 		{"behaviour_flag", in, Layer{Filtering: Filtering{All: Flag("filtering", "x")}}, `--filtering: unknown behaviour "x"`},
 		{"mapping", in, Layer{Mapping: Flag("mapping", "address-dependent")}, "--mapping: mapping \"address-dependent\" arrives with a later version"},
-		{"path_unknown", in, Layer{Path: Flag("path", "sideways")}, "--path: path \"sideways\": want direct"},
-		{"path_auto", in, Layer{Path: Flag("path", "auto")}, "--path: path \"auto\" arrives with a later version"},
+		{"path_unknown", in, Layer{Path: Flag("path", "sideways")}, "--path: path \"sideways\": want auto, direct or stack"},
+		{"docker_odd", in, Layer{Docker: Value{Text: "maybe", Origin: "c.yaml:1:9"}}, "c.yaml:1:9: \"maybe\": want true or false"},
 		{"ports_low", in + "ports: 80-2000", Layer{}, "c.yaml:2:8: ports \"80-2000\": want LOW-HIGH"},
 		{"ports_swapped", in, Layer{Ports: Flag("ports", "3000-2000")}, "--ports: "},
 		{"ports_high", in, Layer{Ports: Flag("ports", "3000-65536")}, "--ports: "},

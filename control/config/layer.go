@@ -49,6 +49,7 @@ type Layer struct {
 	Inside    []Value   `yaml:"inside"`
 	Outside   []Value   `yaml:"outside"`
 	External  Value     `yaml:"external"`
+	Docker    Value     `yaml:"docker"`
 	Mapping   Value     `yaml:"mapping"`
 	Filtering Filtering `yaml:"filtering"`
 	Path      Value     `yaml:"path"`
@@ -188,7 +189,7 @@ func Merge(base, over Layer) Layer {
 func (l *Layer) values() []*Value {
 	t, c := &l.Timeouts, &l.Capacity
 	return []*Value{
-		&l.External, &l.Mapping, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
+		&l.External, &l.Docker, &l.Mapping, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
 		&t.UDP, &t.TCPEstablished, &t.TCPPartialOpen, &t.TCPClosing, &t.ICMP, &t.Sweep,
 		&c.Sessions, &c.Bindings, &c.SessionsPerBinding,
 	}

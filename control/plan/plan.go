@@ -18,6 +18,7 @@ type State struct {
 	Settings dataplane.Settings
 	Outsides []dataplane.Outside
 	Networks []dataplane.Network
+	Owners   []dataplane.Owner
 	Forwards []dataplane.Forward // a desired one may leave Network empty
 	Links    []dataplane.Link
 
@@ -33,11 +34,13 @@ type Verb string
 const (
 	Detach        Verb = "detach"
 	RemoveForward Verb = "remove forward"
+	RemoveOwner   Verb = "remove container"
 	RemoveNetwork Verb = "remove network"
 	RemoveOutside Verb = "remove outside"
 	Configure     Verb = "configure"
 	PutOutside    Verb = "put outside"
 	PutNetwork    Verb = "put network"
+	PutOwner      Verb = "put container"
 	AddForward    Verb = "add forward"
 	Attach        Verb = "attach"
 )
@@ -48,6 +51,7 @@ type Action struct {
 	Settings dataplane.Settings
 	Outside  dataplane.Outside
 	Network  dataplane.Network
+	Owner    dataplane.Owner
 	Forward  dataplane.Forward
 	Link     dataplane.Link
 }
@@ -59,6 +63,8 @@ func (a Action) String() string {
 		return fmt.Sprintf("%s %s hooks, interface %s (index %d)", a.Verb, a.Link.Kind, a.Link.Name, a.Link.IfIndex)
 	case RemoveForward, AddForward:
 		return fmt.Sprintf("%s %s", a.Verb, ForwardID(a.Forward.Protocol, a.Forward.External))
+	case RemoveOwner, PutOwner:
+		return fmt.Sprintf("%s %s of network %s", a.Verb, a.Owner.Address, a.Owner.Network)
 	case RemoveNetwork, PutNetwork:
 		return fmt.Sprintf("%s %s", a.Verb, a.Network.Name)
 	case RemoveOutside, PutOutside:
@@ -129,6 +135,7 @@ func remove(desired, actual State) (p []Action) {
 			p = append(p, Action{Verb: RemoveForward, Forward: f})
 		}
 	}
+	p = append(p, removeOwners(desired, actual)...)
 	networks := index(desired.Networks, networkKey)
 	for _, n := range inOrder(actual.Networks, compareNetworks) {
 		if _, ok := networks[n.Name]; !ok {
@@ -139,6 +146,31 @@ func remove(desired, actual State) (p []Action) {
 	for _, o := range inOrder(actual.Outsides, compareOutsides) {
 		if _, ok := outsides[o.Name]; !ok {
 			p = append(p, Action{Verb: RemoveOutside, Outside: o})
+		}
+	}
+	return p
+}
+
+// removeOwners: whoever gets the address of a container that is gone inherits nothing, so another container with the
+// same address is put after the one before was removed. A network that goes takes its owners along.
+func removeOwners(desired, actual State) (p []Action) {
+	want, networks := index(desired.Owners, ownerKey), index(desired.Networks, networkKey)
+	for _, o := range inOrder(actual.Owners, compareOwners) {
+		if _, stays := networks[o.Network]; !stays {
+			continue
+		}
+		if w, ok := want[ownerKey(o)]; !ok || w.ID != o.ID {
+			p = append(p, Action{Verb: RemoveOwner, Owner: o})
+		}
+	}
+	return p
+}
+
+func putOwners(desired, actual State) (p []Action) {
+	have := index(actual.Owners, ownerKey)
+	for _, o := range inOrder(desired.Owners, compareOwners) {
+		if is, ok := have[ownerKey(o)]; !ok || !sameOwner(is, o) {
+			p = append(p, Action{Verb: PutOwner, Owner: o})
 		}
 	}
 	return p
@@ -157,6 +189,7 @@ func put(desired, actual State) (p []Action) {
 			p = append(p, Action{Verb: PutNetwork, Network: n})
 		}
 	}
+	p = append(p, putOwners(desired, actual)...)
 	forwards := index(actual.Forwards, forwardKey)
 	for _, f := range inOrder(desired.Forwards, compareForwards) {
 		if is, ok := forwards[forwardKey(f)]; !ok || !sameForward(is, f) {
@@ -168,12 +201,21 @@ func put(desired, actual State) (p []Action) {
 
 func sameNetwork(a, b dataplane.Network) bool {
 	return a.IfIndex == b.IfIndex && bytes.Equal(a.Gateway, b.Gateway) && a.Filtering == b.Filtering &&
+		a.Label == b.Label && a.Isolated == b.Isolated &&
 		slices.Equal(inOrder(a.Prefixes, netip.Prefix.Compare), inOrder(b.Prefixes, netip.Prefix.Compare))
 }
 
 // sameLink leaves out Name, which is for messages, and Mechanism, which the dataplane chooses.
 func sameLink(a, b dataplane.Link) bool {
-	return a.IfIndex == b.IfIndex && a.Kind == b.Kind && a.Owner == b.Owner && a.Peer == b.Peer && a.Layer3 == b.Layer3
+	return a.IfIndex == b.IfIndex && a.Kind == b.Kind && a.Owner == b.Owner && a.Peer == b.Peer && a.Layer3 == b.Layer3 &&
+		a.Stack == b.Stack
+}
+
+func sameOwner(a, b dataplane.Owner) bool {
+	if (a.Filtering == nil) != (b.Filtering == nil) || (a.Filtering != nil && *a.Filtering != *b.Filtering) {
+		return false
+	}
+	return a.ID == b.ID && a.Port == b.Port && a.Excluded == b.Excluded
 }
 
 // sameForward leaves out OverHostSocket, which only matters while a forward is made.
@@ -185,6 +227,17 @@ func linkKey(l dataplane.Link) int          { return l.IfIndex }
 func networkKey(n dataplane.Network) string { return n.Name }
 func outsideKey(o dataplane.Outside) string { return o.Name }
 func forwardKey(f dataplane.Forward) string { return ForwardID(f.Protocol, f.External) }
+
+type ownerID struct {
+	network string
+	address netip.Addr
+}
+
+func ownerKey(o dataplane.Owner) ownerID { return ownerID{o.Network, o.Address} }
+
+func compareOwners(a, b dataplane.Owner) int {
+	return cmp.Or(cmp.Compare(a.Network, b.Network), a.Address.Compare(b.Address))
+}
 
 // compareLinks puts outsides first and bridges last, so that ports are covered before their bridge is.
 func compareLinks(a, b dataplane.Link) int {

@@ -25,6 +25,7 @@ type Dataplane struct {
 	settings dataplane.Settings
 	networks map[string]dataplane.Network
 	outsides map[string]dataplane.Outside
+	owners   map[ownerKey]dataplane.Owner
 	links    map[int]dataplane.Link
 	bindings map[bindingKey]dataplane.Binding
 	sessions map[sessionKey]dataplane.Session
@@ -50,6 +51,11 @@ type bindingKey struct {
 	external netip.AddrPort
 }
 
+type ownerKey struct {
+	network string
+	address netip.Addr
+}
+
 type sessionKey struct {
 	bindingKey
 	remote netip.AddrPort
@@ -61,6 +67,7 @@ func New() *Dataplane {
 		settings: dataplane.DefaultSettings(),
 		networks: map[string]dataplane.Network{},
 		outsides: map[string]dataplane.Outside{},
+		owners:   map[ownerKey]dataplane.Owner{},
 		links:    map[int]dataplane.Link{},
 		bindings: map[bindingKey]dataplane.Binding{},
 		sessions: map[sessionKey]dataplane.Session{},
@@ -75,6 +82,7 @@ func (d *Dataplane) Reopen() *Dataplane {
 	n := New()
 	n.adopted = true
 	n.settings, n.networks, n.outsides, n.links = d.settings, d.networks, d.outsides, d.links
+	n.owners = d.owners
 	n.bindings, n.sessions, n.queue, n.lost = d.bindings, d.sessions, d.queue, d.lost
 	return n
 }
@@ -151,8 +159,14 @@ func (d *Dataplane) RemoveNetwork(name string) error {
 		if _, ok := d.networks[name]; !ok {
 			return dataplane.ErrNotFound
 		}
+		shown := d.networks[name].Shown()
 		delete(d.networks, name)
-		d.endBindings(func(b dataplane.Binding) bool { return b.Network == name })
+		for key := range d.owners {
+			if key.network == name {
+				delete(d.owners, key)
+			}
+		}
+		d.endBindings(func(b dataplane.Binding) bool { return b.Network == shown })
 		return nil
 	})
 }
@@ -243,12 +257,13 @@ func (d *Dataplane) Sessions() ([]dataplane.Session, error) {
 
 // AddForward makes a static binding.
 func (d *Dataplane) AddForward(f dataplane.Forward) (dataplane.Binding, error) {
-	b := dataplane.Binding{Protocol: f.Protocol, Network: f.Network, Internal: f.Internal, External: f.External, Static: true}
+	b := dataplane.Binding{Protocol: f.Protocol, Network: f.Network, Internal: f.Internal, External: f.External, Static: true,
+		Published: f.Published}
 	err := d.do(fmt.Sprintf("add forward %s/%s", f.Protocol, f.External), func() error {
 		if b.Network == "" {
 			b.Network = d.networkOf(f.Internal.Addr())
 		}
-		if _, ok := d.networks[b.Network]; !ok {
+		if !d.hasNetwork(b.Network) {
 			return fmt.Errorf("network of %s: %w", f.Internal, dataplane.ErrNotFound)
 		}
 		if !d.hasOutside(f.External.Addr()) {
@@ -270,6 +285,85 @@ func (d *Dataplane) RemoveForward(p dataplane.Protocol, external netip.AddrPort)
 			return dataplane.ErrNotFound
 		}
 		d.endBinding(bindingKey{p, external})
+		return nil
+	})
+}
+
+// RemoveForwards ends many at once.
+func (d *Dataplane) RemoveForwards(list []dataplane.Forward) (n int, err error) {
+	err = d.do(fmt.Sprintf("remove %d forwards", len(list)), func() error {
+		for _, f := range list {
+			key := bindingKey{f.Protocol, f.External}
+			if b, ok := d.bindings[key]; ok && b.Static {
+				d.endBinding(key)
+				n++
+			}
+		}
+		return nil
+	})
+	return n, err
+}
+
+// IndexForwards does nothing: the fake sends no packets.
+func (d *Dataplane) IndexForwards() error { return nil }
+
+// Held counts the bindings.
+func (d *Dataplane) Held() (dataplane.Held, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := dataplane.Held{Dynamic: map[netip.Addr]int{}}
+	for _, b := range d.bindings {
+		if !b.Static {
+			h.Dynamic[b.External.Addr()]++
+			continue
+		}
+		h.Forwards = append(h.Forwards, dataplane.Forward{Protocol: b.Protocol, Network: b.Network, External: b.External,
+			Internal: b.Internal, Published: b.Published})
+	}
+	return h, nil
+}
+
+// PutOwner remembers whose an address is.
+func (d *Dataplane) PutOwner(o dataplane.Owner) error {
+	return d.do(fmt.Sprintf("put owner %s %s", o.Network, o.Address), func() error {
+		if _, ok := d.networks[o.Network]; !ok {
+			return dataplane.ErrNotFound
+		}
+		d.owners[ownerKey{o.Network, o.Address}] = o
+		return nil
+	})
+}
+
+// RemoveOwner forgets it, and ends the address's bindings.
+func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
+	return d.do(fmt.Sprintf("remove owner %s %s", network, address), func() error {
+		if _, ok := d.owners[ownerKey{network, address}]; !ok {
+			return dataplane.ErrNotFound
+		}
+		delete(d.owners, ownerKey{network, address})
+		shown := d.networks[network].Shown()
+		d.endBindings(func(b dataplane.Binding) bool { return b.Network == shown && b.Internal.Addr() == address })
+		return nil
+	})
+}
+
+// Owners are those that were put, in no order.
+func (d *Dataplane) Owners() ([]dataplane.Owner, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return values(d.owners), nil
+}
+
+// ImportSession opens a session, and a binding where there is none.
+func (d *Dataplane) ImportSession(s dataplane.Session) error {
+	return d.do(fmt.Sprintf("import %s %s", s.External, s.Remote), func() error {
+		key := bindingKey{s.Protocol, s.External}
+		if b, ok := d.bindings[key]; ok && b.Internal != s.Internal {
+			return dataplane.ErrPortTaken
+		} else if !ok {
+			d.openBinding(dataplane.Binding{Protocol: s.Protocol, Network: s.Network, Internal: s.Internal, External: s.External})
+		}
+		d.sessions[sessionKey{key, s.Remote}] = s
 		return nil
 	})
 }
@@ -324,11 +418,20 @@ func (d *Dataplane) networkOf(addr netip.Addr) string {
 	for _, n := range sorted(d.networks) {
 		for _, p := range n.Prefixes {
 			if p.Contains(addr) {
-				return n.Name
+				return n.Shown()
 			}
 		}
 	}
 	return ""
+}
+
+func (d *Dataplane) hasNetwork(name string) bool {
+	for _, n := range d.networks {
+		if n.Name == name || n.Shown() == name {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *Dataplane) hasOutside(addr netip.Addr) bool {
