@@ -45,7 +45,9 @@ func TestDemo(t *testing.T) {
 		t.Errorf("demo: %v", err)
 	}
 	const verdict = "\nDocker's NAT: symmetric for 203.0.113.2; conenat: one endpoint for every peer\n"
-	for _, want := range []string{verdict, "through to the container: Docker's NAT: no; conenat: yes\n", "event ", "INTERNAL"} {
+	for _, want := range []string{verdict, "through to the container: Docker's NAT: no; conenat: yes\n", "event ", "INTERNAL",
+		"  stable         no, turns symmetric         yes\n", "  hairpin        no                          yes\n",
+		"  RFC 3489 type  port-restricted cone        restricted cone\n"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %q in the output", want)
 		}
@@ -92,6 +94,7 @@ func TestInterrupt(t *testing.T) {
 		{"DaemonStartsTwice", "2. conenat in its place", os.Interrupt, 3},
 		{"DaemonRuns", "binding.created", os.Interrupt, 1},
 		{"Terminated", "binding.created", syscall.SIGTERM, 1},
+		{"Check", "3. What `conenat check`", os.Interrupt, 1},
 		{"CallComes", "and the answer gets back", os.Interrupt, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

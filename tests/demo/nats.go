@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -64,6 +65,14 @@ const readyWithin = 30 * time.Second
 
 // start starts the daemon and, once it is ready, follows its events.
 func (d *daemon) start(ctx context.Context, f *topo.Figure3) error {
+	if err := d.run(ctx, f); err != nil {
+		return err
+	}
+	return d.follow(f)
+}
+
+// run starts the daemon and waits until it is ready.
+func (d *daemon) run(ctx context.Context, f *topo.Figure3) error {
 	bpffs, err := f.BPFFS()
 	if err != nil {
 		return err
@@ -76,25 +85,30 @@ func (d *daemon) start(ctx context.Context, f *topo.Figure3) error {
 	// Not bound to ctx: an interrupted demo stops the daemon by SIGTERM, as a user would.
 	cmd := f.Host.Command(context.Background(), d.binary, "run", "--inside", "docker0", "--outside", "eth0",
 		"--socket", d.socket, "--state-dir", d.stateDir)
+	return ready(ctx, f, "conenat run", cmd)
+}
+
+// ready starts a program and waits until it logs that it is ready.
+func ready(ctx context.Context, f *topo.Figure3, name string, cmd *exec.Cmd) error {
 	log := &watchLog{ready: make(chan struct{})}
 	cmd.Stderr = log
-	process, err := f.Start("conenat run", cmd)
+	process, err := f.Start(name, cmd)
 	if err != nil {
 		return err
 	}
 	select {
 	case <-log.ready:
+		return nil
 	case <-process.Done():
-		return fmt.Errorf("conenat run ended before it was ready:\n%s", log)
+		return fmt.Errorf("%s ended before it was ready:\n%s", name, log)
 	case <-time.After(readyWithin):
-		return fmt.Errorf("conenat run is not ready within %v:\n%s", readyWithin, log)
+		return fmt.Errorf("%s is not ready within %v:\n%s", name, readyWithin, log)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	return d.follow(f)
 }
 
-// watchLog keeps what the daemon logs and sees the line that says it is ready.
+// watchLog keeps what a program logs and sees the line that says it is ready.
 type watchLog struct {
 	mu    sync.Mutex
 	text  bytes.Buffer

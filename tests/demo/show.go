@@ -52,11 +52,15 @@ func (s *show) run(ctx context.Context) error {
 	}
 	s.say("\nMappings of Docker's NAT (conntrack)\n%s", table(docker.mappings))
 	s.say("Mappings of conenat (conenat sessions)\n%s", table(conenat.mappings))
-	s.say("%s", verdict(docker, conenat))
+	dockerCheck, conenatCheck, err := s.checks(ctx)
+	if err != nil {
+		return fmt.Errorf("conenat check: %w", err)
+	}
+	s.say("\n%s", verdict(docker, conenat))
 	s.say("The caller behind a symmetric NAT got through to the container: Docker's NAT: %s; conenat: %s",
 		yes(docker.call.Connected()), yes(conenat.call.Connected()))
 	s.say("Took %.1f s.", time.Since(began).Seconds())
-	return judge(docker, conenat)
+	return errors.Join(judge(docker, conenat), judgeChecks(dockerCheck, conenatCheck))
 }
 
 // act builds the topology, makes the experiment, and takes the topology away.
