@@ -4,11 +4,21 @@ package docker
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
+	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -470,16 +480,18 @@ func TestEventDuringInspection(t *testing.T) {
 	id := w.run("a", "bridge", "172.17.0.2", 1)
 	w.untilPlaces("bridge/a 172.17.0.2")
 	path := "/containers/" + id + "/json"
-	release := w.engine.Hold(path)
+	release := w.engine.Delay(path)
 	before := w.engine.Requests(path)
 	w.engine.Rename("a", "b")
 	err := topo.Poll(t.Context(), 5*time.Second, "question", func() (bool, error) { return w.engine.Requests(path) > before, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.engine.Stop("b") // its events come while the answer is held
+	w.engine.Stop("b")
+	w.run("c", "bridge", "172.17.0.3", 2) // heard after Stop, so that was heard too
+	w.until("c", func(s Snapshot) bool { return endpoint(s, "bridge", "c") != nil })
 	release()
-	w.until("stopped", func(s Snapshot) bool { return len(places(s)) == 0 })
+	w.untilPlaces("bridge/c 172.17.0.3")
 }
 
 func TestHungEngine(t *testing.T) {
@@ -611,4 +623,58 @@ func TestTLS(t *testing.T) {
 	if _, err := New(WithHost("tcp://127.0.0.1:2376")); err == nil || !strings.Contains(err.Error(), "DOCKER_CERT_PATH") {
 		t.Errorf("without certificates: %v", err)
 	}
+}
+
+// An Engine that wants TLS, and one whose certificate is nobody's that is known.
+func TestTLSEngine(t *testing.T) {
+	engine := dockerfake.ForTest(t)
+	server := httptest.NewUnstartedServer(engine)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it complains about the client
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	problem := func() string {
+		s, err := New(WithHost("tcp://" + server.Listener.Addr().String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &watched{Source: s, t: t, engine: engine}
+		w.watch()
+		return w.Snapshot().Problem
+	}
+	if p := problem(); !strings.Contains(p, "TLS: ") || !strings.Contains(p, "see DOCKER_TLS_VERIFY") {
+		t.Errorf("without TLS: %s", p)
+	}
+	t.Setenv("DOCKER_TLS_VERIFY", "1")
+	t.Setenv("DOCKER_CERT_PATH", certificates(t))
+	if p := problem(); !strings.Contains(p, "TLS: ") || !strings.Contains(p, "certificate signed by unknown authority") {
+		t.Errorf("unknown authority: %s", p)
+	}
+}
+
+// certificates makes a directory with an authority and a client's certificate that it did not sign.
+func certificates(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, block := range map[string]*pem.Block{
+		"ca.pem": {Type: "CERTIFICATE", Bytes: certificate}, "cert.pem": {Type: "CERTIFICATE", Bytes: certificate},
+		"key.pem": {Type: "EC PRIVATE KEY", Bytes: secret},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }

@@ -163,6 +163,11 @@ func (e *Engine) Hold(path string) (release func()) {
 	}
 }
 
+// Delay lets answers for a path wait after they are made, so that they are old when release is called.
+func (e *Engine) Delay(path string) (release func()) { return e.Hold(path + answered) }
+
+const answered = " answered"
+
 // Requests counts the requests for a path since the start, and those for all paths that begin so if it ends in *.
 func (e *Engine) Requests(path string) (n int) {
 	e.mu.Lock()

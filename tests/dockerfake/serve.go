@@ -110,6 +110,9 @@ func (e *Engine) answer(w http.ResponseWriter, r *http.Request, path string) {
 		refuse(w, http.StatusNotFound, "no such object: "+path)
 		return
 	}
+	if !e.wait(r, path+answered) {
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(body)
 }
