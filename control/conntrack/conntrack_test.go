@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conntrack
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+func TestMain(m *testing.M) { os.Exit(topo.Main(m)) }
+
+var compareIP = cmpopts.EquateComparable(netip.AddrPort{})
+
+func tuple(src, dst string) Tuple {
+	return Tuple{netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)}
+}
+
+// flow is of a connection that nobody translates.
+func flow(p dataplane.Protocol, src, dst string) Flow {
+	f := Flow{Protocol: p, Original: tuple(src, dst), Reply: tuple(dst, src), SeenReply: true, Assured: true, Timeout: 100 * time.Second}
+	if p == dataplane.TCP {
+		f.TCPState = established
+	}
+	return f
+}
+
+// inNamespace runs the test on a thread in a new network namespace, which ends with the thread.
+func inNamespace(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for a network namespace")
+	}
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test's goroutine
+	must(t, unix.Unshare(unix.CLONE_NEWNET))
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// listed is List without what changes by itself: the seconds that have passed.
+func listed(t testing.TB) []Flow {
+	t.Helper()
+	flows, err := List()
+	must(t, err)
+	for i, f := range flows {
+		if f.Timeout <= 95*time.Second || f.Timeout > 100*time.Second {
+			t.Errorf("%v expires in %v", f.Original, f.Timeout)
+		}
+		flows[i].Timeout = 100 * time.Second
+	}
+	slices.SortFunc(flows, func(a, b Flow) int { return a.Original.Src.Compare(b.Original.Src) })
+	return flows
+}
+
+func TestSeedIsListed(t *testing.T) {
+	inNamespace(t)
+	snat := flow(dataplane.TCP, "172.17.0.2:1003", "203.0.113.1:80")
+	snat.SourceNAT, snat.Reply.Dst = true, netip.MustParseAddrPort("198.51.100.1:40000")
+	dnat := flow(dataplane.UDP, "203.0.113.1:1004", "198.51.100.1:53")
+	dnat.DestinationNAT, dnat.Reply.Src = true, netip.MustParseAddrPort("172.17.0.2:5353")
+	both := flow(dataplane.TCP, "172.17.0.2:1005", "198.51.100.1:80") // hairpin
+	both.SourceNAT, both.DestinationNAT = true, true
+	both.Reply = tuple("172.17.0.3:8080", "172.17.0.1:1005")
+	closing := flow(dataplane.TCP, "172.17.0.2:1006", "203.0.113.1:80")
+	closing.TCPState = 4 // FIN_WAIT
+	want := []Flow{
+		flow(dataplane.TCP, "172.17.0.2:1001", "203.0.113.1:80"),
+		flow(dataplane.UDP, "172.17.0.2:1002", "203.0.113.1:53"),
+		snat, both, closing, dnat,
+	}
+	must(t, Seed(want))
+	if diff := cmp.Diff(want, listed(t), compareIP); diff != "" {
+		t.Error(diff)
+	}
+	must(t, Seed(want)) // once more
+	if diff := cmp.Diff(want, listed(t), compareIP); diff != "" {
+		t.Error(diff)
+	}
+	reversed := want[0]
+	reversed.Original, reversed.Reply = reversed.Reply, reversed.Original
+	must(t, Seed([]Flow{reversed})) // the same connection
+	if got := listed(t); len(got) != len(want) {
+		t.Errorf("%d entries, want %d", len(got), len(want))
+	}
+}
+
+func TestSeedDefaults(t *testing.T) {
+	inNamespace(t)
+	bare := func(p dataplane.Protocol) Flow {
+		return Flow{Protocol: p, Original: tuple("172.17.0.2:1001", "203.0.113.1:80"), Reply: tuple("203.0.113.1:80", "172.17.0.2:1001")}
+	}
+	must(t, Seed([]Flow{bare(dataplane.TCP), bare(dataplane.UDP)}))
+	flows, err := List()
+	must(t, err)
+	want := map[dataplane.Protocol]Flow{
+		dataplane.TCP: {TCPState: established, Timeout: defaultTimeoutTCP}, dataplane.UDP: {Timeout: defaultTimeoutUDP},
+	}
+	for _, f := range flows {
+		w := want[f.Protocol]
+		delete(want, f.Protocol)
+		if !f.SeenReply || !f.Assured || f.TCPState != w.TCPState || f.Timeout > w.Timeout || f.Timeout < w.Timeout-5*time.Second {
+			t.Errorf("%+v, want %+v", f, w)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("missing: %v", want)
+	}
+}
+
+// Those that can be made are made; the error says what of the others.
+func TestSeedThatFails(t *testing.T) {
+	good := flow(dataplane.UDP, "172.17.0.2:1001", "203.0.113.1:53")
+	late := flow(dataplane.UDP, "172.17.0.2:1002", "203.0.113.1:53")
+	taken := good
+	taken.SourceNAT, taken.Reply.Dst = true, netip.MustParseAddrPort("198.51.100.1:40000")
+	sameExternal := flow(dataplane.UDP, "172.17.0.3:1003", "203.0.113.1:53") // its reply is another one's
+	sameExternal.SourceNAT, sameExternal.Reply.Dst = true, good.Original.Src
+	icmp, ipv6, portless := good, good, good
+	icmp.Protocol = dataplane.ICMP
+	ipv6.Reply.Src = netip.MustParseAddrPort("[2001:db8::1]:53")
+	portless.Original.Src = netip.MustParseAddrPort("172.17.0.2:0")
+	tests := []struct {
+		name string
+		bad  Flow
+		is   error // nil: any
+	}{
+		{"other_translation", taken, ErrConflict},
+		{"other_connection_has_the_external_endpoint", sameExternal, ErrConflict},
+		{"icmp", icmp, nil},
+		{"ipv6", ipv6, nil},
+		{"no_port", portless, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			inNamespace(t)
+			must(t, Seed([]Flow{good}))
+			err := Seed([]Flow{tt.bad, late})
+			if err == nil || (tt.is != nil && !errors.Is(err, tt.is)) {
+				t.Errorf("error %v, want %v", err, tt.is)
+			}
+			if diff := cmp.Diff([]Flow{good, late}, listed(t), compareIP); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestWithoutPermission(t *testing.T) {
+	inNamespace(t)
+	header, data := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+	must(t, unix.Capget(&header, &data[0]))
+	data[0].Effective &^= 1 << unix.CAP_NET_ADMIN // of this thread, which ends with the test
+	must(t, unix.Capset(&header, &data[0]))
+	if _, err := List(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("List: %v", err)
+	}
+	many := make([]Flow, 10)
+	for i := range many {
+		many[i] = flow(dataplane.UDP, "172.17.0.2:1001", "203.0.113.1:53")
+	}
+	if err := Seed(many); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Seed: %v", err)
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	for errno, want := range map[unix.Errno]bool{
+		unix.EPERM: true, unix.EINVAL: true, unix.EPROTONOSUPPORT: true, unix.ENOMEM: false, unix.ENOBUFS: false,
+	} {
+		if err := unavailable(errno); errors.Is(err, ErrUnavailable) != want || !errors.Is(err, errno) {
+			t.Errorf("%v becomes %v", errno, err)
+		}
+	}
+	if err := unavailable(nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// What the kernel could never send is no flow, and no panic.
+func TestDecodeOfCutMessages(t *testing.T) {
+	var m message
+	m.add(flow(dataplane.TCP, "172.17.0.2:1001", "203.0.113.1:80"), 1)
+	whole := m.bytes[unix.SizeofNlMsghdr:]
+	if f, ok := decode(whole); !ok || f.Original != tuple("172.17.0.2:1001", "203.0.113.1:80") {
+		t.Fatalf("whole message: %+v %v", f, ok)
+	}
+	for n := range 60 {
+		if f, ok := decode(whole[:n]); ok {
+			t.Errorf("%d bytes are %+v", n, f)
+		}
+	}
+	for n := range whole {
+		broken := slices.Clone(whole)
+		broken[n] ^= 0xff
+		decode(broken) // whatever it is
+	}
+}
+
+// Flows of another zone or protocol are not this namespace's plain connections.
+func TestDecodeLeavesOut(t *testing.T) {
+	build := func(change func(m *message)) []byte {
+		m := message{bytes: header()}
+		m.flow(flow(dataplane.UDP, "172.17.0.2:1001", "203.0.113.1:53"))
+		change(&m)
+		return m.bytes
+	}
+	if _, ok := decode(build(func(*message) {})); !ok {
+		t.Error("plain flow left out")
+	}
+	if f, ok := decode(build(func(m *message) { m.number16(attrZone, 7) })); ok {
+		t.Errorf("zone 7: %+v", f)
+	}
+	sctp := message{bytes: header()}
+	sctp.flow(flow(132, "172.17.0.2:1001", "203.0.113.1:53"))
+	if f, ok := decode(sctp.bytes); ok {
+		t.Errorf("SCTP: %+v", f)
+	}
+}

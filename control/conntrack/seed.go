@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+const (
+	// Messages in one system call. Each may be answered by an error of some 800 bytes of receive buffer, of which
+	// there are 200 KB by default.
+	batchSize = 128
+	ackWithin = 10 * time.Second
+)
+
+// Seed makes entries, each of an established connection whatever SeenReply and Assured say: one without an answer
+// would be sent through NAT's rules by its next packet. TCPState 0 means ESTABLISHED, Timeout 0 netfilter's default.
+// Sequence numbers are not checked in them.
+//
+// A flow with SourceNAT and a Reply.Dst that differs from Original.Src is translated by netfilter from then on, to
+// just that endpoint, provided that the namespace has a NAT rule at all (nat chains do the translation); likewise
+// DestinationNAT. Any other flow is not, and no NAT rule will be applied to it.
+//
+// One that is there already is no error. The others are made even if some fail. Errors: ErrUnavailable; ErrConflict,
+// where one of the endpoints is another connection's.
+func Seed(flows []Flow) error {
+	if len(flows) == 0 {
+		return nil
+	}
+	s, err := newSeeder()
+	if err != nil {
+		return fmt.Errorf("make tracked connections: %w", unavailable(err))
+	}
+	defer s.socket.Close()
+	for start := 0; start < len(flows); start += batchSize {
+		if err := s.batch(flows[start:min(len(flows), start+batchSize)]); err != nil {
+			return fmt.Errorf("make tracked connections: %w", err)
+		}
+	}
+	return s.result(len(flows))
+}
+
+type seeder struct {
+	socket *nl.NetlinkSocket
+	exist  []Flow
+	failed int
+	first  error // of those that failed
+}
+
+func newSeeder() (*seeder, error) {
+	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	err = socket.SetReceiveTimeout(&unix.Timeval{Sec: int64(ackWithin / time.Second)})
+	if err == nil { // so that an error does not carry the request with it
+		err = unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	}
+	if err != nil {
+		socket.Close()
+		return nil, err
+	}
+	return &seeder{socket: socket}, nil
+}
+
+// batch sends requests in one system call. The kernel answers those that fail, and the last one; a message's sequence
+// number is its flow's place from 1.
+func (s *seeder) batch(flows []Flow) error {
+	var out message
+	last := 0
+	for i, f := range flows {
+		if err := f.check(); err != nil {
+			s.fail(f, err)
+			continue
+		}
+		last = i + 1
+		out.add(f, uint32(last))
+	}
+	if last == 0 {
+		return nil
+	}
+	out.acknowledge()
+	if err := unix.Sendto(s.socket.GetFd(), out.bytes, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return unavailable(err)
+	}
+	for {
+		answers, _, err := s.socket.Receive()
+		if err != nil {
+			return fmt.Errorf("read the kernel's answer: %w", err)
+		}
+		for _, a := range answers {
+			if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 || a.Header.Seq == 0 || int(a.Header.Seq) > len(flows) {
+				continue
+			}
+			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(a.Data)))
+			if errno == unix.EPERM { // of the batch: it is not looked at further
+				return unavailable(errno)
+			}
+			s.answer(flows[a.Header.Seq-1], errno)
+			if int(a.Header.Seq) == last {
+				return nil
+			}
+		}
+	}
+}
+
+func (s *seeder) answer(f Flow, errno unix.Errno) {
+	switch errno {
+	case 0:
+	case unix.EEXIST:
+		s.exist = append(s.exist, f)
+	default:
+		s.fail(f, errno)
+	}
+}
+
+func (s *seeder) fail(f Flow, err error) {
+	s.failed++
+	if s.first == nil {
+		s.first = fmt.Errorf("%s from %s to %s: %w", f.Protocol, f.Original.Src, f.Original.Dst, err)
+	}
+}
+
+// result tells flows that are there already from those whose endpoints others have.
+func (s *seeder) result(wanted int) error {
+	if len(s.exist) > 0 || errors.Is(s.first, unix.EINVAL) { // which a kernel without connection tracking answers, too
+		there, err := List()
+		if err != nil {
+			return err
+		}
+		s.compare(there)
+	}
+	if s.failed == 0 {
+		return nil
+	}
+	return fmt.Errorf("make %d of %d tracked connections: %w", s.failed, wanted, s.first)
+}
+
+func (s *seeder) compare(there []Flow) {
+	type key struct {
+		protocol dataplane.Protocol
+		original Tuple
+	}
+	replies := map[key]Tuple{}
+	for _, f := range there {
+		replies[key{f.Protocol, f.Original}] = f.Reply
+	}
+	for _, f := range s.exist {
+		openedHere := replies[key{f.Protocol, f.Original}] == f.Reply
+		openedThere := replies[key{f.Protocol, f.Reply}] == f.Original
+		if !openedHere && !openedThere {
+			s.fail(f, ErrConflict)
+		}
+	}
+}
+
+func (f Flow) check() error {
+	for _, a := range []netip.AddrPort{f.Original.Src, f.Original.Dst, f.Reply.Src, f.Reply.Dst} {
+		if !a.Addr().Is4() || a.Port() == 0 {
+			return fmt.Errorf("endpoint %s is none of IPv4 with a port", a)
+		}
+	}
+	if f.Protocol != dataplane.TCP && f.Protocol != dataplane.UDP {
+		return fmt.Errorf("protocol %s has no ports", f.Protocol)
+	}
+	return nil
+}
