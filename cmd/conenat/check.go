@@ -69,6 +69,9 @@ func parseServer(s string) (host string, port uint16, err error) {
 	if addr, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
 		return addr.String(), stunserver.DefaultPort, nil
 	}
+	if endpoint, err := netip.ParseAddrPort(s); err == nil && endpoint.Port() != 0 {
+		return endpoint.Addr().String(), endpoint.Port(), nil
+	}
 	host, text, err := net.SplitHostPort(s)
 	if err != nil {
 		host, text = s, strconv.Itoa(stunserver.DefaultPort)
