@@ -31,13 +31,13 @@ type walker struct {
 	links     []link
 	elsewhere []netip.Prefix // networks of the host's other links, and what is no unicast address
 	tables    []table
-	docker    map[backend]docker
+	docker    map[backend]dockerRules
 	findings  []Finding
 	found     map[*rule]bool
 }
 
 func newWalker(rs ruleset, t Traffic) *walker {
-	w := &walker{traffic: t, links: rs.links, tables: rs.tables, docker: map[backend]docker{}, found: map[*rule]bool{}}
+	w := &walker{traffic: t, links: rs.links, tables: rs.tables, docker: map[backend]dockerRules{}, found: map[*rule]bool{}}
 	w.names = append(slices.Clone(t.Inside), t.Outside...)
 	w.elsewhere = []netip.Prefix{loopback, multicast}
 	for _, l := range rs.links {
@@ -211,6 +211,9 @@ func translated(matches []protocols) bool {
 // Where a rule accepts, addresses are as routes have them; where it drops, a packet from outside may bear any.
 func (w *walker) possible(f flow, v verdict) bool {
 	n := len(w.traffic.Inside)
+	if n == 0 {
+		return false // nothing is carried
+	}
 	fromInside, fromOutside := slices.Contains(f.in[:n], true), slices.Contains(f.in[n:], true)
 	toInside, toOutside := slices.Contains(f.out[:n], true), slices.Contains(f.out[n:], true)
 	anySource := f.hook == postrouting // may be translated already

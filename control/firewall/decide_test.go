@@ -68,6 +68,9 @@ var cases = []struct {
 	{name: "docker_28", rules: docker28},
 	{name: "libvirt", rules: libvirt},
 	{name: "podman_cni", rules: podman},
+	{name: "podman_netavark", rules: netavark, want: []string{
+		"filter FORWARD -> NETAVARK_FORWARD: -A NETAVARK_FORWARD -m conntrack --ctstate INVALID -j DROP",
+	}},
 	{name: "ufw", rules: dockerUser(ufw), want: []string{
 		"filter FORWARD -> ufw-before-forward: -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
 		"filter FORWARD -> ufw-before-forward: -A ufw-before-forward -p icmp -m icmp --icmp-type 8 -j ACCEPT",
@@ -254,6 +257,49 @@ func TestDiverted(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.translated, lines(iptables, got.Translated)); diff != "" {
 				t.Error(diff)
+			}
+		})
+	}
+}
+
+// Without inside networks nothing is carried, and so nothing bypassed.
+func TestDecideWithoutTraffic(t *testing.T) {
+	rs := fromText(t, iptables, dockerUser(ufw)+inTable("mangle", "-A PREROUTING -j DROP"))
+	if got := decide(rs, Traffic{Outside: []string{"eth0"}}); len(got.Bypassed) != 0 {
+		t.Errorf("bypassed: %v", got.Bypassed)
+	}
+}
+
+func TestRanges(t *testing.T) {
+	got := allowed([]ports{{not: true, ranges: []portRange{{22, 22}, {80, 90}}}, {ranges: []portRange{{0, 100}, {60000, 65535}}}})
+	want := []portRange{{0, 21}, {23, 79}, {91, 100}, {60000, 65535}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(portRange{})); diff != "" {
+		t.Error(diff)
+	}
+	for text, r := range map[string][2]uint32{
+		"0.0.0.0/0": {0, 0xffffffff}, "10.0.0.1/32": {0x0a000001, 0x0a000001}, "10.0.0.0/30 10.0.0.4/32": {0x0a000000, 0x0a000004},
+		"255.255.255.254/31": {0xfffffffe, 0xffffffff},
+	} {
+		if got := join(rangePrefixes(r[0], r[1]), " "); got != text {
+			t.Errorf("%x: %s, want %s", r, got, text)
+		}
+	}
+}
+
+// What is no output of iptables-save is an error, never no rules.
+func TestParseSaveRefuses(t *testing.T) {
+	for name, text := range map[string]string{
+		"no_table":         "-A FORWARD -j DROP",
+		"no_chain":         "*filter\n-A FORWARD -j DROP",
+		"no_rule":          "*filter\n:FORWARD ACCEPT\nFORWARD -j DROP",
+		"bad_address":      "*filter\n:FORWARD ACCEPT\n-A FORWARD -s x/8 -j DROP",
+		"bad_port":         "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp --dport x -j DROP",
+		"a_quote_too_few":  "*filter\n:FORWARD ACCEPT\n-A FORWARD -m comment --comment \"x -j DROP",
+		"an_error_message": "iptables-save: no such thing",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tables, err := parseSave(iptablesLegacy, text); err == nil {
+				t.Errorf("no error, %d tables", len(tables))
 			}
 		})
 	}

@@ -31,15 +31,15 @@ func (t table) conenats() bool {
 	return t.backend == nft && (t.name == "conenat" || strings.HasPrefix(t.name, "conenat-"))
 }
 
-// docker is what Docker wrote into the tables of one back end of iptables.
-type docker struct {
+// dockerRules is what Docker wrote into the tables of one back end of iptables.
+type dockerRules struct {
 	present bool     // there are chains of Docker
 	bridges []string // that its rules name
 }
 
 // findDocker looks at the rules that can only be Docker's for the names of its bridges.
-func findDocker(tables []table, b backend, inside []string) docker {
-	d := docker{bridges: slices.Clone(inside)}
+func findDocker(tables []table, b backend, inside []string) dockerRules {
+	d := dockerRules{bridges: slices.Clone(inside)}
 	for _, t := range tables {
 		if t.backend != b {
 			continue
@@ -58,18 +58,18 @@ func findDocker(tables []table, b backend, inside []string) docker {
 	return d
 }
 
-func (d *docker) add(name string, ok bool) {
+func (d *dockerRules) add(name string, ok bool) {
 	if ok && name != "lo" && !slices.Contains(d.bridges, name) {
 		d.bridges = append(d.bridges, name)
 	}
 }
 
-func (d docker) bridge(name string, ok bool) bool {
+func (d dockerRules) bridge(name string, ok bool) bool {
 	return ok && (dockerBridge.MatchString(name) || slices.Contains(d.bridges, name))
 }
 
 // wrote says whether a rule of a base chain is Docker's, by its exact shape.
-func (d docker) wrote(t table, c *chain, r *rule) bool {
+func (d dockerRules) wrote(t table, c *chain, r *rule) bool {
 	switch {
 	case !d.present || t.backend == nft:
 		return false
@@ -87,7 +87,7 @@ func (d docker) wrote(t table, c *chain, r *rule) bool {
 //	-i BR ! -o BR -j ACCEPT
 //	-i BR -o BR -j ACCEPT (or DROP: icc=false)
 //	-m set --match-set docker-ext-bridges-v4 dst -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-func (d docker) forwards(r *rule) bool {
+func (d dockerRules) forwards(r *rule) bool {
 	if len(r.src)+len(r.dst)+len(r.protocols)+len(r.ports)+len(r.effects) > 0 || r.local {
 		return false
 	}
@@ -112,7 +112,7 @@ func (d docker) forwards(r *rule) bool {
 //
 //	-d ADDR ! -i BR [-p PROTOCOL --dport PORT] -j DROP
 //	-d 127.0.0.1 ! -i lo -p PROTOCOL --dport PORT -j DROP
-func (d docker) protects(r *rule) bool {
+func (d dockerRules) protects(r *rule) bool {
 	addr, ok := single(r.dst)
 	in, hasIn := only(r.in, true)
 	return ok && r.verdict == drops && len(r.src)+len(r.out)+len(r.extra)+len(r.effects) == 0 && !r.local &&
@@ -120,7 +120,7 @@ func (d docker) protects(r *rule) bool {
 }
 
 // trusts: what the bridge option trusted_host_interfaces adds before such a DROP: -d ADDR -i IF -j ACCEPT
-func (d docker) trusts(c *chain, r *rule) bool {
+func (d dockerRules) trusts(c *chain, r *rule) bool {
 	addr, ok := single(r.dst)
 	_, hasIn := only(r.in, false)
 	if !ok || !hasIn || r.verdict != accepts || len(r.src)+len(r.out)+len(r.ports)+len(r.extra)+len(r.effects) > 0 {

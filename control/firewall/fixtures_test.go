@@ -252,6 +252,22 @@ COMMIT
 COMMIT
 `
 
+// netavark is Podman 4.4 and later (netavark's test/100-bridge-iptables.bats): what it drops as invalid, it drops
+// of everybody's packets.
+const netavark = `*filter
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:NETAVARK_FORWARD -
+:NETAVARK_ISOLATION_2 -
+-A FORWARD -m comment --comment "netavark firewall rules" -j NETAVARK_FORWARD
+-A NETAVARK_FORWARD -m conntrack --ctstate INVALID -j DROP
+-A NETAVARK_FORWARD -d 10.88.0.0/16 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A NETAVARK_FORWARD -s 10.88.0.0/16 -j ACCEPT
+-A NETAVARK_ISOLATION_2 -o cni-podman0 -j DROP
+COMMIT
+`
+
 // podman is Podman 4.3 with CNI (plugins/meta/firewall 1.1), whose bridge is cni-podman0 on 10.88.0.0/16,
 // and a port of CNI's portmap.
 const podman = `*filter

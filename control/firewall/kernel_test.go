@@ -3,6 +3,8 @@
 package firewall
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -288,6 +290,7 @@ ip daddr != 172.16.0.0/12 oifname "docker0" drop`), []string{
 			`nft bridge t f: iifname "veth1" drop`, "nft bridge t o: policy drop",
 		}},
 		{"netdev_is_before_both_paths", "table netdev t { chain i { type filter hook ingress device eth0 priority 0; policy drop; } }", nil},
+		{"dormant", "table inet t { flags dormant; chain f { type filter hook forward priority 0; policy drop; } }", nil},
 		{"order", "table inet b { chain f { type filter hook forward priority 5; drop; } }\ntable inet a { chain f { type filter hook forward priority -5; drop; }\nchain p { type filter hook prerouting priority 100; drop; } }", []string{
 			"nft inet a p: drop", "nft inet a f: drop", "nft inet b f: drop",
 		}},
@@ -398,5 +401,64 @@ func TestPolicies(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// Who may not read the rules gets an error, never "no rules".
+func TestWithoutCapability(t *testing.T) {
+	inNamespace(t)
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&header, &none[0]); err != nil { // of this thread alone, which ends with the test
+		t.Fatal(err)
+	}
+	_, err := New().Inspect(onHost)
+	if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "grant CAP_NET_ADMIN") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A reader beside a writer sees every rule of a transaction, or none.
+func TestInspectBesideAWriter(t *testing.T) {
+	inNamespace(t)
+	addLinks(t)
+	const both = "table inet t { chain f { type filter hook forward priority 0; iifname \"eth0\" drop; iifname \"docker0\" drop; } }"
+	script := strings.ReplaceAll("add table inet t\ndelete table inet t\n"+both+"\n", "} }", "}\n}")
+	run(t, script, "nft", "-f", "-")
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	namespace, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer namespace.Close()
+	go func() { ended <- rewrite(namespace, script, stop) }()
+	for range 200 {
+		if got := inspect(t).Bypassed; len(got) != 2 {
+			t.Errorf("%d rules of a table that always has two: %v", len(got), got)
+		}
+	}
+	close(stop)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// rewrite loads a script again and again, in a namespace, until told to stop.
+func rewrite(namespace *os.File, script string, stop <-chan struct{}) error {
+	runtime.LockOSThread() // and never unlocked
+	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
 	}
 }

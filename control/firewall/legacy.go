@@ -69,10 +69,12 @@ func legacyTool() (string, error) {
 	return "", errors.New("cannot read the host's legacy iptables rules: install iptables-legacy-save (Debian: package iptables)")
 }
 
-// lookPath also looks where a service's PATH may not.
+// searched is where tools are: on the PATH, and where a service's PATH may not lead.
+var searched = []string{"", "/usr/sbin/", "/sbin/"}
+
 func lookPath(name string) string {
-	for _, candidate := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
-		if path, err := exec.LookPath(candidate); err == nil {
+	for _, dir := range searched {
+		if path, err := exec.LookPath(dir + name); err == nil {
 			return path
 		}
 	}
@@ -123,7 +125,7 @@ func (t *table) declare(line string) {
 			c.priority = 100
 		}
 	}
-	t.chains = append(t.chains, c)
+	t.add(c)
 }
 
 // append is a line like "-A FORWARD -i docker0 -j ACCEPT".

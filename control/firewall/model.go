@@ -37,14 +37,18 @@ type table struct {
 	family  string // ip, inet or bridge
 	name    string
 	chains  []*chain
+	byName  map[string]*chain
 }
 
-func (t table) chain(name string) *chain {
-	i := slices.IndexFunc(t.chains, func(c *chain) bool { return c.name == name })
-	if i < 0 {
-		return nil
+// chain is nil if there is none of this name.
+func (t table) chain(name string) *chain { return t.byName[name] }
+
+func (t *table) add(c *chain) {
+	if t.byName == nil {
+		t.byName = map[string]*chain{}
 	}
-	return t.chains[i]
+	t.chains = append(t.chains, c)
+	t.byName[c.name] = c
 }
 
 // label is the beginning of a Finding's Where.

@@ -145,13 +145,20 @@ type tableID struct {
 func (r *nftReader) tables() ([]table, error) {
 	byID := map[tableID]*table{}
 	var order []tableID
-	err := r.dump(unix.NFT_MSG_GETCHAIN, func(family uint8, b []byte) error {
+	dormant, err := r.dormant()
+	if err != nil {
+		return nil, err
+	}
+	err = r.dump(unix.NFT_MSG_GETCHAIN, func(family uint8, b []byte) error {
 		id, c := parseChain(family, b)
+		if dormant[id] {
+			return nil
+		}
 		if byID[id] == nil {
 			byID[id] = &table{backend: nft, family: families[family], name: id.name}
 			order = append(order, id)
 		}
-		byID[id].chains = append(byID[id].chains, c)
+		byID[id].add(c)
 		return nil
 	})
 	if err != nil {
@@ -171,6 +178,27 @@ func (r *nftReader) tables() ([]table, error) {
 		tables[i] = *byID[id]
 	}
 	return tables, nil
+}
+
+// dormant are the tables whose chains are not at their hooks.
+func (r *nftReader) dormant() (map[tableID]bool, error) {
+	const dormantFlag = 1 // NFT_TABLE_F_DORMANT
+	out := map[tableID]bool{}
+	err := r.dump(unix.NFT_MSG_GETTABLE, func(family uint8, b []byte) error {
+		id := tableID{family: family}
+		var flags uint32
+		for kind, data := range attributes(b) {
+			switch kind {
+			case unix.NFTA_TABLE_NAME:
+				id.name = text(data)
+			case unix.NFTA_TABLE_FLAGS:
+				flags = number(data)
+			}
+		}
+		out[id] = flags&dormantFlag != 0
+		return nil
+	})
+	return out, err
 }
 
 // dump lists the objects of all tables of the families.
