@@ -43,7 +43,7 @@ func detach(ctx context.Context, e env, stateDir, socket string) error {
 	// with nobody to translate it.
 	hadTable := false
 	removeTable := func() (err error) {
-		hadTable, err = e.table.Remove()
+		hadTable, err = e.table(stateDir).Remove()
 		return err
 	}
 	report, err := e.purge(stateDir, removeTable)

@@ -86,6 +86,9 @@ const eventTime = "2006-01-02T15:04:05.000000Z07:00"
 // eventText is one line for people.
 func eventText(ev api.Event) string {
 	head := fmt.Sprintf("%s  %-16s", ev.Time.Local().Format(eventTime), ev.Type)
+	if ev.Link != "" {
+		return head + "  " + ev.Link
+	}
 	if ev.Protocol == "" {
 		return head + "  " + countText(ev)
 	}

@@ -14,9 +14,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/control/conntrack"
 	"github.com/conenat/conenat/control/daemon"
+	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/exceptions"
+	"github.com/conenat/conenat/control/firewall"
 	"github.com/conenat/conenat/control/hostnet"
+	"github.com/conenat/conenat/control/reconcile"
 	"github.com/conenat/conenat/dataplane"
 )
 
@@ -27,9 +31,19 @@ type env struct {
 
 	open  func(dataplane.Options) (daemon.Dataplane, error)
 	purge func(stateDir string, before ...func() error) (dataplane.RemoveReport, error)
-	table daemon.Exceptions
+	table func(stateDir string) daemon.Exceptions
 	host  func() daemon.Host
+
+	docker    func(filtering [3]dataplane.Behavior) (daemon.Docker, error)
+	firewall  func() daemon.Firewall
+	conntrack reconcile.Conntrack // nil: none
 }
+
+// netfilter is conntrack of the network namespace that the process runs in.
+type netfilter struct{}
+
+func (netfilter) List() ([]conntrack.Flow, error)   { return conntrack.List() }
+func (netfilter) Seed(flows []conntrack.Flow) error { return conntrack.Seed(flows) }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -43,8 +57,13 @@ func main() {
 			return dp, nil
 		},
 		purge: dataplane.Remove,
-		table: exceptions.Table{},
+		table: func(stateDir string) daemon.Exceptions { return exceptions.New(stateDir) },
 		host:  func() daemon.Host { return hostnet.New() },
+		docker: func(filtering [3]dataplane.Behavior) (daemon.Docker, error) {
+			return docker.New(docker.WithFiltering(filtering))
+		},
+		firewall:  func() daemon.Firewall { return firewall.New() },
+		conntrack: netfilter{},
 	})
 	stop()
 	os.Exit(code)

@@ -21,7 +21,9 @@ import (
 
 	"github.com/conenat/conenat/control/api"
 	"github.com/conenat/conenat/control/daemon"
+	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/exceptions"
+	"github.com/conenat/conenat/control/firewall"
 	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/dataplane/dataplanetest"
@@ -49,6 +51,30 @@ type fakeTable struct{ there bool }
 func (t *fakeTable) Ensure([]exceptions.Pair) error { return nil }
 func (t *fakeTable) Remove() (bool, error)          { was := t.there; t.there = false; return was, nil }
 
+// fakeFirewall has the rules that a test wants.
+type fakeFirewall struct{ rules []firewall.Finding }
+
+func (f *fakeFirewall) Inspect(firewall.Traffic) (firewall.Report, error) {
+	return firewall.Report{Bypassed: f.rules}, nil
+}
+func (f *fakeFirewall) Changes() <-chan struct{} { return nil }
+func (f *fakeFirewall) Watch(ctx context.Context, ready chan<- struct{}, _ func(error)) error {
+	close(ready)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// fakeDocker is a picture that does not change.
+type fakeDocker struct{ picture docker.Snapshot }
+
+func (d fakeDocker) Snapshot() docker.Snapshot { return d.picture }
+func (d fakeDocker) Changes() <-chan struct{}  { return nil }
+func (d fakeDocker) Watch(ctx context.Context, ready chan<- struct{}) error {
+	close(ready)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 // locked is a buffer for a command that runs while the test reads.
 type locked struct {
 	mu sync.Mutex
@@ -64,6 +90,8 @@ type world struct {
 	opened   dataplane.Options
 	purgeErr error
 	table    fakeTable
+	firewall fakeFirewall
+	docker   fakeDocker
 	socket   string
 }
 
@@ -98,8 +126,10 @@ func (w *world) start(ctx context.Context, stdout, stderr *locked, args ...strin
 			}
 			return dataplane.RemoveReport{Links: 3, Pins: 9}, w.purgeErr
 		},
-		table: &w.table,
-		host:  func() daemon.Host { return fakeHost{} },
+		table:    func(string) daemon.Exceptions { return &w.table },
+		host:     func() daemon.Host { return fakeHost{} },
+		firewall: func() daemon.Firewall { return &w.firewall },
+		docker:   func([3]dataplane.Behavior) (daemon.Docker, error) { return w.docker, nil },
 	})
 }
 

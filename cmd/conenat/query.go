@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -121,9 +122,13 @@ func sessionsTable(w io.Writer, list []api.Session) {
 }
 
 func networksTable(w io.Writer, list []api.Network) {
-	fmt.Fprintln(w, "NAME\tDRIVER\tSTATE\tPREFIXES\tPORTS\tOUTSIDE\tMAPPING\tFILTERING")
+	fmt.Fprintln(w, "NAME\tINTERFACE\tDRIVER\tSTATE\tPREFIXES\tPORTS\tOUTSIDE\tMAPPING\tFILTERING")
 	for _, n := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), list1(n.Outside),
+		if n.Reason != "" {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s: %s\n", n.Name, dash(n.Interface), dash(n.Driver), n.State, n.Reason)
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), list1(n.Outside),
 			n.Mapping, filteringText(n.Filtering))
 	}
 }
@@ -161,6 +166,12 @@ func statusHead(w io.Writer, s api.Status) {
 	fmt.Fprintf(w, "version\t%s\n", s.Version)
 	fmt.Fprintf(w, "daemon\tpid %d, up %s\n", s.PID, seconds(s.UptimeS))
 	fmt.Fprintf(w, "kernel\t%s, %s hooks, %s path\n", s.Kernel, s.Mechanism, s.Path)
+	for _, reason := range s.PathReasons {
+		fmt.Fprintf(w, "path\t%s: %s\n", s.Path, reason)
+	}
+	if s.Docker != nil {
+		fmt.Fprintf(w, "docker\t%s\n", cmp.Or(s.Docker.Problem, s.Docker.Engine))
+	}
 	fmt.Fprintf(w, "state\t%s%s\n", s.StateDir, adopted)
 	for _, o := range s.Outsides {
 		fmt.Fprintf(w, "outside\t%s (index %d), external address %s, %s\n", o.Name, o.IfIndex, dash(o.Address), o.State)

@@ -35,20 +35,21 @@ func runCommand(e env) *cobra.Command {
 		Short: "Run the daemon",
 		Long: "Run the daemon: translate what leaves the inside interfaces. SIGTERM and Ctrl-C stop the daemon, and the\n" +
 			"dataplane goes on translating; `conenat detach` takes it away. Flags override the configuration file.",
-		Example: "  conenat run --inside docker0\n" +
+		Example: "  conenat run --docker\n" +
+			"  conenat run --inside docker0\n" +
 			"  conenat run --inside docker0 --inside br-web --outside eth0 --external 198.51.100.1 --filtering endpoint-independent\n" +
 			"  conenat run --config /etc/conenat.yaml",
 		Args: cobra.NoArgs,
 	}
 	f := cmd.Flags()
 	f.StringVar(&flags.file, "config", "", "YAML `FILE` to read the configuration from")
-	f.BoolVar(&flags.docker, "docker", false, "follow Docker's networks (arrives with a later version)")
+	f.BoolVar(&flags.docker, "docker", false, "follow Docker: its bridge networks, containers and published ports (DOCKER_HOST names another engine)")
 	f.StringArrayVar(&flags.inside, "inside", nil, "inside interface `IF`: a bridge, with all its ports, or a plain interface; repeatable")
 	f.StringArrayVar(&flags.outside, "outside", nil, "outside interface `IF`; repeatable (default: the default route's)")
 	f.StringArrayVar(&flags.external, "external", nil, "external address `ADDR`, one of the outside interface's (default: its first)")
 	f.String("mapping", "endpoint-independent", "mapping behaviour; this version knows endpoint-independent alone")
 	f.String("filtering", "address-dependent", "filtering behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
-	f.String("path", "direct", "packets' path; this version knows direct alone, which the host's FORWARD rules do not see (auto, and stack, arrive later)")
+	f.String("path", "auto", "packets' path: direct, which the host's FORWARD rules do not see; stack, which they do; auto is direct unless that bypasses somebody's rules")
 	f.String("ports", "1024-65535", "external ports, `LOW-HIGH`")
 	f.String("socket", config.DefaultSocket, "unix socket of the API")
 	f.String("state-dir", config.DefaultStateDir, "`DIR` on a bpffs where the dataplane is pinned")
@@ -70,9 +71,6 @@ func runCommand(e env) *cobra.Command {
 // configuration is file and flags together. A file that cannot be read is a failure; one that cannot be
 // understood is wrong usage, as a flag would be.
 func configuration(f *pflag.FlagSet, flags runFlags) (config.Config, error) {
-	if flags.docker {
-		return config.Config{}, errors.New("--docker arrives with a later version: name the bridge by --inside")
-	}
 	if len(flags.external) > 1 {
 		return config.Config{}, errors.New("several --external arrive with a later version: give one")
 	}
@@ -107,6 +105,9 @@ func layer(f *pflag.FlagSet, flags runFlags) (l config.Layer) {
 	l.Mapping, l.Path, l.Ports = given("mapping"), given("path"), given("ports")
 	l.Socket, l.StateDir = given("socket"), given("state-dir")
 	l.Filtering.All = given("filtering")
+	if flags.docker {
+		l.Docker = config.Flag("docker", "true")
+	}
 	for _, text := range flags.inside {
 		l.Inside = append(l.Inside, config.Flag("inside", text))
 	}
@@ -121,7 +122,7 @@ func layer(f *pflag.FlagSet, flags runFlags) (l config.Layer) {
 
 func runDaemon(cmd *cobra.Command, e env, cfg config.Config, flags runFlags) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
-	return daemon.Run(cmd.Context(), cfg, daemon.Deps{
+	deps := daemon.Deps{
 		Version: buildVersion(),
 		Log:     log,
 		Open: func() (daemon.Dataplane, error) {
@@ -133,6 +134,16 @@ func runDaemon(cmd *cobra.Command, e env, cfg config.Config, flags runFlags) err
 			return err
 		},
 		Host:       e.host(),
-		Exceptions: e.table,
-	})
+		Exceptions: e.table(cfg.StateDir),
+		Firewall:   e.firewall(),
+		Conntrack:  e.conntrack,
+	}
+	if cfg.Docker {
+		engine, err := e.docker(cfg.Filtering)
+		if err != nil {
+			return err
+		}
+		deps.Docker = engine
+	}
+	return daemon.Run(cmd.Context(), cfg, deps)
 }

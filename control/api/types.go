@@ -17,21 +17,30 @@ import (
 
 // Status is the daemon's state. GET /v1/status answers with an array of one.
 type Status struct {
-	Version    string        `json:"version"`
-	PID        int           `json:"pid"`
-	UptimeS    float64       `json:"uptime_s"`
-	Kernel     string        `json:"kernel"`
-	StateDir   string        `json:"state_dir"`
-	Adopted    bool          `json:"adopted"`   // the state was there when the daemon started
-	Path       string        `json:"path"`      // direct
-	Mechanism  string        `json:"mechanism"` // tcx or clsact
-	Outsides   []Outside     `json:"outsides"`
-	Capacity   Entries       `json:"capacity"`
-	Usage      Entries       `json:"usage"`
-	Counters   []Counter     `json:"counters"`
-	EventsLost uint64        `json:"events_lost"`
-	Settings   StatusSetting `json:"settings"`
-	Warnings   []string      `json:"warnings"`
+	Version     string        `json:"version"`
+	PID         int           `json:"pid"`
+	UptimeS     float64       `json:"uptime_s"`
+	Kernel      string        `json:"kernel"`
+	StateDir    string        `json:"state_dir"`
+	Adopted     bool          `json:"adopted"`          // the state was there when the daemon started
+	Path        string        `json:"path"`             // direct or stack
+	PathReasons []string      `json:"path_reasons"`     // why: the rules of others that decided, or the operator's word
+	Docker      *Docker       `json:"docker,omitempty"` // left out where Docker is not followed
+	Mechanism   string        `json:"mechanism"`        // tcx or clsact
+	Outsides    []Outside     `json:"outsides"`
+	Capacity    Entries       `json:"capacity"`
+	Usage       Entries       `json:"usage"`
+	Counters    []Counter     `json:"counters"`
+	EventsLost  uint64        `json:"events_lost"`
+	Settings    StatusSetting `json:"settings"`
+	Warnings    []string      `json:"warnings"`
+}
+
+// Docker is how it stands with the Engine.
+type Docker struct {
+	Connected bool   `json:"connected"`
+	Engine    string `json:"engine"`  // "20.10.24, API 1.41"; empty: it has never answered
+	Problem   string `json:"problem"` // why not connected, and what to do
 }
 
 // StatusSetting is what is configured, timeouts in seconds.
@@ -71,8 +80,9 @@ type Network struct {
 	Name       string    `json:"name"`
 	Interface  string    `json:"interface"`
 	IfIndex    int       `json:"ifindex"`
-	Driver     string    `json:"driver"` // the interface's kind: bridge, veth, …
-	State      string    `json:"state"`  // active, away, no-hooks
+	Driver     string    `json:"driver"`           // the interface's kind: bridge, veth, …
+	State      string    `json:"state"`            // active, away, no-hooks, left-alone
+	Reason     string    `json:"reason,omitempty"` // why it is left alone
 	Prefixes   []string  `json:"prefixes"`
 	GatewayMAC string    `json:"gateway_mac"` // empty: the link has no Ethernet header
 	Ports      []string  `json:"ports"`       // of a bridge, those with hooks
@@ -139,6 +149,7 @@ type Event struct {
 	Type       string    `json:"type"`
 	Protocol   string    `json:"protocol,omitempty"`
 	Network    string    `json:"network,omitempty"`
+	Link       string    `json:"link,omitempty"` // of link.reattached: the interface
 	Internal   string    `json:"internal,omitempty"`
 	External   string    `json:"external,omitempty"`
 	Remote     string    `json:"remote,omitempty"`
@@ -155,7 +166,7 @@ type Event struct {
 var eventTypes = []dataplane.EventType{
 	dataplane.BindingCreated, dataplane.BindingExpired, dataplane.BindingChanged,
 	dataplane.SessionCreated, dataplane.SessionState, dataplane.SessionClosed,
-	dataplane.PortExhausted, dataplane.QuotaExceeded, dataplane.InboundFiltered, dataplane.EventsLost,
+	dataplane.PortExhausted, dataplane.QuotaExceeded, dataplane.InboundFiltered, dataplane.EventsLost, dataplane.LinkReattached,
 }
 
 // ParseEventType takes the name of an event.
@@ -235,8 +246,12 @@ func SessionsOf(list []dataplane.Session) []Session {
 // EventOf is an event as the API shows it.
 func EventOf(ev dataplane.Event) Event {
 	out := Event{Time: ev.Time, Type: string(ev.Type)}
-	if ev.Type == dataplane.EventsLost {
+	switch ev.Type {
+	case dataplane.EventsLost:
 		out.Count = &ev.Count
+		return out
+	case dataplane.LinkReattached:
+		out.Link = ev.Link
 		return out
 	}
 	out.Protocol, out.Network = ev.Protocol.String(), ev.Network

@@ -40,7 +40,8 @@ func (d *daemon) Status() (api.Status, error) {
 	st := api.Status{
 		Version: d.deps.Version, PID: os.Getpid(), UptimeS: time.Since(d.since).Seconds(),
 		Kernel: d.dp.Features().KernelRelease, StateDir: d.cfg.StateDir, Adopted: d.dp.Adopted(),
-		Path: "direct", Mechanism: d.mechanism(), Outsides: outsides,
+		Path: view.Path.String(), PathReasons: nonNil(view.Path.Reasons), Docker: d.docker(view),
+		Mechanism: d.mechanism(), Outsides: outsides,
 		Capacity: api.Entries{Sessions: capacity.Sessions, Bindings: capacity.Bindings},
 		Usage:    api.Entries{Sessions: usage.Sessions, Bindings: usage.Bindings},
 		Counters: []api.Counter{}, EventsLost: usage.EventsLost,
@@ -50,6 +51,16 @@ func (d *daemon) Status() (api.Status, error) {
 		st.Counters = append(st.Counters, api.Counter{Name: c.Name, Verdict: c.Verdict, Packets: c.Packets})
 	}
 	return st, nil
+}
+
+func nonNil(list []string) []string { return append([]string{}, list...) }
+
+// docker is nil where Docker is not followed.
+func (d *daemon) docker(view reconcile.View) *api.Docker {
+	if d.deps.Docker == nil {
+		return nil
+	}
+	return &api.Docker{Connected: view.Docker.Connected, Engine: view.Docker.Engine, Problem: view.Docker.Problem}
 }
 
 func settingsOf(s dataplane.Settings) api.StatusSetting {
@@ -129,6 +140,15 @@ func (d *daemon) outsideNames() (names []string) {
 	return names
 }
 
+func (d *daemon) insideNames() (names []string) {
+	list, _ := d.dp.Networks() // for a log line
+	for _, n := range list {
+		names = append(names, n.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
 // Networks answers GET /v1/networks.
 func (d *daemon) Networks() ([]api.Network, error) {
 	list, err := d.dp.Networks()
@@ -144,12 +164,16 @@ func (d *daemon) Networks() ([]api.Network, error) {
 	for _, n := range list {
 		out = append(out, networkOf(n, links, host, outside))
 	}
+	for _, n := range d.loop.View().LeftAlone {
+		out = append(out, api.Network{Name: n.Name, Interface: n.Interface, Driver: n.Driver, State: "left-alone", Reason: n.Reason,
+			Prefixes: []string{}, Ports: []string{}, Outside: []string{}})
+	}
 	slices.SortFunc(out, func(a, b api.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
 func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
-	shown := api.Network{Name: n.Name, Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
+	shown := api.Network{Name: n.Shown(), Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
 		Prefixes: []string{}, Ports: []string{}, Mapping: dataplane.EndpointIndependent.String(), Outside: outside,
 		Filtering: api.Filtering{UDP: n.Filtering[dataplane.FilteringUDP].String(), TCP: n.Filtering[dataplane.FilteringTCP].String(),
 			ICMP: n.Filtering[dataplane.FilteringICMP].String()}}

@@ -37,6 +37,18 @@ type Host interface {
 	Watch(ctx context.Context, ready chan<- struct{}, failed func(error)) error
 }
 
+// Docker is what the daemon needs of the Engine.
+type Docker interface {
+	reconcile.Docker
+	Watch(ctx context.Context, ready chan<- struct{}) error
+}
+
+// Firewall is what the daemon needs of the host's rules.
+type Firewall interface {
+	reconcile.Firewall
+	Watch(ctx context.Context, ready chan<- struct{}, failed func(error)) error
+}
+
 // Exceptions is conenat's nftables table.
 type Exceptions interface {
 	reconcile.Exceptions
@@ -51,6 +63,9 @@ type Deps struct {
 	Remove     func() error // takes away what Open made
 	Host       Host
 	Exceptions Exceptions
+	Docker     Docker // nil without Docker
+	Firewall   Firewall
+	Conntrack  reconcile.Conntrack
 }
 
 // Run is the daemon. It returns nil when ctx ends it, and leaves the dataplane at work then.
@@ -81,8 +96,18 @@ func Run(ctx context.Context, cfg config.Config, deps Deps) error {
 
 // begin is the start: either everything runs then, or nothing does and nothing is left.
 func begin(ctx context.Context, group *errgroup.Group, cfg config.Config, deps Deps) (Dataplane, error) {
-	if err := follow(ctx, group, deps); err != nil {
+	if err := follow(ctx, group, deps.Log, "the host's network", deps.Host.Watch); err != nil {
 		return nil, err
+	}
+	if deps.Firewall != nil {
+		if err := follow(ctx, group, deps.Log, "the host's firewall rules", deps.Firewall.Watch); err != nil {
+			return nil, err
+		}
+	}
+	if deps.Docker != nil {
+		if err := followDocker(ctx, group, deps.Docker); err != nil {
+			return nil, err
+		}
 	}
 	host, err := deps.Host.Snapshot()
 	if err != nil {
@@ -106,22 +131,35 @@ func begin(ctx context.Context, group *errgroup.Group, cfg config.Config, deps D
 // errFailed marks what ended the daemon other than its context.
 var errFailed = errors.New("daemon failed")
 
-// follow listens to the host before anything is read from it, so that no change is missed.
-func follow(ctx context.Context, group *errgroup.Group, deps Deps) error {
+// follow listens to a part of the host before anything is read from it, so that no change is missed.
+func follow(ctx context.Context, group *errgroup.Group, log *slog.Logger, what string,
+	watch func(context.Context, chan<- struct{}, func(error)) error) error {
 	ready, failed := make(chan struct{}), make(chan error, 1)
 	report := func(err error) {
-		deps.Log.Error("following the host's network failed: trying again", "error", err)
+		log.Error("following "+what+" failed: trying again", "error", err)
 		select {
 		case failed <- err:
 		default:
 		}
 	}
-	group.Go(func() error { return deps.Host.Watch(ctx, ready, report) })
+	group.Go(func() error { return watch(ctx, ready, report) })
 	select {
 	case <-ready:
 		return nil
 	case err := <-failed:
 		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// followDocker waits for the first answer, or for the first failure to get one: the rest goes on without Docker.
+func followDocker(ctx context.Context, group *errgroup.Group, engine Docker) error {
+	ready := make(chan struct{})
+	group.Go(func() error { return engine.Watch(ctx, ready) })
+	select {
+	case <-ready:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -140,9 +178,8 @@ type daemon struct {
 
 // start makes the parts and the first pass.
 func start(cfg config.Config, deps Deps, dp Dataplane) (*daemon, error) {
-	d := &daemon{cfg: cfg, deps: deps, dp: dp, since: time.Now(),
-		loop:    reconcile.New(cfg, dp, deps.Host, deps.Exceptions, deps.Log),
-		watcher: watch.New(dp, watch.DefaultHistory, deps.Log)}
+	d := &daemon{cfg: cfg, deps: deps, dp: dp, since: time.Now(), watcher: watch.New(dp, watch.DefaultHistory, deps.Log)}
+	d.loop = reconcile.New(cfg, d.world())
 	var err error
 	if d.listener, err = api.Listen(cfg.Socket); err != nil {
 		return nil, err
@@ -155,6 +192,15 @@ func start(cfg config.Config, deps Deps, dp Dataplane) (*daemon, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+func (d *daemon) world() reconcile.World {
+	w := reconcile.World{Dataplane: d.dp, Host: d.deps.Host, Exceptions: d.deps.Exceptions, Firewall: d.deps.Firewall,
+		Conntrack: d.deps.Conntrack, Tell: d.watcher.Tell, Log: d.deps.Log}
+	if d.deps.Docker != nil { // not a nil pointer in an interface
+		w.Docker = d.deps.Docker
+	}
+	return w
 }
 
 // begin makes the first pass. Where it fails, and nothing was adopted, the table goes that it has made; before
@@ -193,5 +239,5 @@ func (d *daemon) serve(ctx context.Context, group *errgroup.Group) {
 	part("events", func() error { return d.watcher.Run(ctx) })
 	part("api", func() error { return api.Serve(ctx, d.listener, d, d.deps.Log) })
 	d.deps.Log.Info("ready", "version", d.deps.Version, "pid", os.Getpid(), "socket", d.cfg.Socket, "state_dir", d.cfg.StateDir,
-		"adopted", d.dp.Adopted(), "mechanism", d.mechanism(), "inside", d.cfg.Inside, "outside", d.outsideNames())
+		"adopted", d.dp.Adopted(), "mechanism", d.mechanism(), "inside", d.insideNames(), "outside", d.outsideNames(), "path", d.loop.View().Path.String())
 }

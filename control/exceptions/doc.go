@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package exceptions owns conenat's one nftables table, "ip conenat". Packets that only the kernel can handle
-// (IP options, DF=0 and larger than the MTU) leave an inside network through the host's stack, and are
-// translated at the outside interface's egress; the table's chain runs just before Docker's MASQUERADE and
-// translates their source to itself, so that MASQUERADE leaves them alone.
+// Package exceptions owns conenat's one nftables table: "ip conenat", or "ip conenat-" and eight digits for a daemon
+// with a state directory of its own. Its two chains let packets take the host's stack and yet be conenat's:
+//
+//   - postrouting, just before Docker's MASQUERADE, translates the source of packets from an inside network to
+//     itself, so that MASQUERADE leaves them alone: they are translated at the outside interface's egress.
+//   - prerouting, between the raw table and connection tracking, gives packets from outside the inside address that
+//     the outside interface's ingress left in their mark, and clears the mark. Docker 28 and later drop what is
+//     addressed to a container and comes from outside in the raw table, so it cannot have the address before that;
+//     connection tracking and the firewall must see it.
+//
+// Packets of addresses that a Pair excepts, and of an interface made anew that nobody told conenat of, match
+// nothing here, and are the host's own NAT's.
 //
 // It never touches another table, and never decides which networks and interfaces are concerned.
 //

@@ -3,6 +3,8 @@
 package exceptions
 
 import (
+	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -12,15 +14,85 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/topo"
 )
 
-func pair(prefix, out string) Pair { return Pair{netip.MustParsePrefix(prefix), out} }
+func TestMain(m *testing.M) { os.Exit(topo.Main(m)) }
+
+func pair(prefix, out string, index int) Pair {
+	return Pair{Inside: netip.MustParsePrefix(prefix), Name: out, Outside: index}
+}
+
+func addrs(texts ...string) (out []netip.Addr) {
+	for _, text := range texts {
+		out = append(out, netip.MustParseAddr(text))
+	}
+	return out
+}
 
 func TestNormalIsSortedAndWithoutDoubles(t *testing.T) {
-	got := comments(normal([]Pair{pair("172.18.0.0/16", "eth0"), pair("172.17.0.0/16", "eth1"), pair("172.17.0.0/16", "eth0"), pair("172.18.0.0/16", "eth0")}))
-	want := []string{"172.17.0.0/16 by eth0", "172.17.0.0/16 by eth1", "172.18.0.0/16 by eth0"}
+	excepting := func(except ...string) Pair {
+		p := pair("172.19.0.0/16", "eth0", 2)
+		p.Except = addrs(except...)
+		return p
+	}
+	got := comments(normal([]Pair{
+		pair("172.18.0.0/16", "eth0", 2), pair("172.17.0.0/16", "eth1", 3), pair("172.17.3.4/16", "eth0", 2), pair("172.18.0.0/16", "eth0", 2),
+		excepting("172.19.0.3", "172.19.0.2", "172.19.0.3"), excepting("172.19.0.2", "172.19.0.3"),
+	}))
+	want := []string{"172.17.0.0/16 by eth0 (2)", "172.17.0.0/16 by eth1 (3)", "172.18.0.0/16 by eth0 (2)",
+		excepting("172.19.0.2", "172.19.0.3").comment()}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Two rules that differ have different comments, for they are compared by them; and nft(8) takes them.
+func TestCommentSaysAll(t *testing.T) {
+	base := func(change func(*Pair)) string {
+		p := Pair{netip.MustParsePrefix("172.17.0.0/16"), 2, "eth0", netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9")}
+		change(&p)
+		return p.comment()
+	}
+	tests := map[string]func(*Pair){
+		"same":            func(*Pair) {},
+		"inside":          func(p *Pair) { p.Inside = netip.MustParsePrefix("172.17.0.0/17") },
+		"outside":         func(p *Pair) { p.Outside = 3 },
+		"external":        func(p *Pair) { p.External = netip.MustParseAddr("198.51.100.2") },
+		"no_external":     func(p *Pair) { p.External = netip.Addr{} },
+		"except":          func(p *Pair) { p.Except = addrs("172.17.0.8") },
+		"except_another":  func(p *Pair) { p.Except = addrs("172.17.0.8", "172.17.0.9") },
+		"nothing_except":  func(p *Pair) { p.Except = nil },
+		"longest_of_name": func(p *Pair) { p.Name, p.Outside = strings.Repeat("w", unix.IFNAMSIZ-1), 1<<31-1 },
+	}
+	seen := map[string]string{}
+	for name, change := range tests {
+		comment := base(change)
+		if other, ok := seen[comment]; ok {
+			t.Errorf("%s and %s have the comment %q", name, other, comment)
+		}
+		seen[comment] = name
+		if len(comment) >= 128 {
+			t.Errorf("%s: comment of %d bytes", name, len(comment))
+		}
+	}
+}
+
+func TestTablesOfStateDirectories(t *testing.T) {
+	tests := []struct{ dir, want string }{
+		{"/sys/fs/bpf/conenat", "conenat"},
+		{"/sys/fs/bpf//conenat/", "conenat"},
+		{"/sys/fs/bpf/other", "conenat-50519f47"},
+		{"/sys/fs/bpf/x/../other", "conenat-50519f47"},
+	}
+	for _, tt := range tests {
+		if got := New(tt.dir).Name(); got != tt.want {
+			t.Errorf("%s: table %s, want %s", tt.dir, got, tt.want)
+		}
+	}
+	if got := (Table{}).Name(); got != "conenat" {
+		t.Errorf("zero table %s", got)
 	}
 }
 
@@ -56,15 +128,26 @@ func TestTable(t *testing.T) {
 		}
 	}
 
-	ensure(pair("172.17.0.0/16", "eth0"), pair("10.0.0.5/32", "eth0"))
+	bridge := pair("172.17.0.0/16", "lo", 1)
+	bridge.External, bridge.Except = netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9", "172.17.0.8")
+	single := pair("10.0.0.5/32", "lo", 1)
+	ensure(bridge, single)
 	want := other + `table ip conenat {
+	chain prerouting {
+		type filter hook prerouting priority -250; policy accept;
+		meta mark 0x00000000 return comment "nothing for conenat"
+		meta mark & MASK == INSIDE iif "lo" ip daddr 198.51.100.1 ip daddr set meta mark meta mark set 0x00000000 comment "BRIDGE"
+	}
+
 	chain postrouting {
 		type nat hook postrouting priority 99; policy accept;
-		ip saddr 10.0.0.5 oifname "eth0" meta l4proto { icmp, tcp, udp } snat to ip saddr comment "10.0.0.5/32 by eth0"
-		ip saddr 172.17.0.0/16 oifname "eth0" meta l4proto { icmp, tcp, udp } snat to ip saddr comment "172.17.0.0/16 by eth0"
+		oif "lo" ip saddr 10.0.0.5 meta l4proto { icmp, tcp, udp } snat to ip saddr comment "10.0.0.5/32 by lo (1)"
+		oif "lo" ip saddr 172.17.0.0/16 ip saddr != { 172.17.0.8, 172.17.0.9 } meta l4proto { icmp, tcp, udp } snat to ip saddr comment "BRIDGE"
 	}
 }
 `
+	hex := func(bytes ...byte) string { return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(bytes)) }
+	want = strings.NewReplacer("MASK", hex(255, 255, 0, 0), "INSIDE", hex(172, 17, 0, 0), "BRIDGE", normal([]Pair{bridge})[0].comment()).Replace(want)
 	if diff := cmp.Diff(want, ruleset(t)); diff != "" {
 		t.Error(diff)
 	}
@@ -74,19 +157,30 @@ func TestTable(t *testing.T) {
 		return string(out)
 	}
 	before := handles()
-	ensure(pair("10.0.0.5/32", "eth0"), pair("172.17.0.0/16", "eth0"))
+	ensure(single, bridge)
 	if diff := cmp.Diff(before, handles()); diff != "" {
 		t.Errorf("the same pairs again wrote the table anew:\n%s", diff)
 	}
 
-	ensure(pair("172.17.0.0/16", "eth1"))
-	if got := ruleset(t); strings.Contains(got, "eth0") || !strings.Contains(got, `oifname "eth1"`) {
+	changed := bridge
+	changed.External = netip.MustParseAddr("198.51.100.2")
+	ensure(changed)
+	if got := ruleset(t); strings.Contains(got, "198.51.100.1") || !strings.Contains(got, "ip daddr 198.51.100.2") {
 		t.Errorf("after a change:\n%s", got)
 	}
 
-	for _, want := range []bool{true, false} {
-		if was, err := (Table{}).Remove(); err != nil || was != want {
-			t.Errorf("remove: %v %v, want %v", was, err, want)
+	another := New("/sys/fs/bpf/other")
+	if err := another.Ensure([]Pair{single}); err != nil {
+		t.Fatal(err)
+	}
+	if got := ruleset(t); !strings.Contains(got, "table ip "+another.Name()) || !strings.Contains(got, "ip daddr 198.51.100.2") {
+		t.Errorf("with another daemon's table:\n%s", got)
+	}
+	for _, table := range []Table{another, {}} {
+		for _, want := range []bool{true, false} {
+			if was, err := table.Remove(); err != nil || was != want {
+				t.Errorf("remove %s: %v %v, want %v", table.Name(), was, err, want)
+			}
 		}
 	}
 	if diff := cmp.Diff(other, ruleset(t)); diff != "" {

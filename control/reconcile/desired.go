@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/control/plan"
 	"github.com/conenat/conenat/dataplane"
@@ -19,53 +20,90 @@ import (
 // maxPrefixes is the bound of dataplane.Network.Prefixes.
 const maxPrefixes = 4
 
+// inputs are all that the desired state depends on.
+type inputs struct {
+	cfg      config.Config
+	host     hostnet.Snapshot
+	docker   docker.Snapshot // zero without Docker
+	actual   plan.State
+	forwards []dataplane.Forward   // the operators'
+	bound    func(netip.Addr) bool // whether dynamic bindings live on an external address
+}
+
 // target is what should be, and what is missing for more.
 type target struct {
 	plan.State
-	problems []string
+	problems  []string
+	leftAlone []LeftAlone
+}
+
+// LeftAlone is a network of Docker's that is not translated.
+type LeftAlone struct {
+	Name, Interface, Driver string
+	Reason                  string
 }
 
 func (t *target) problem(format string, args ...any) {
 	t.problems = append(t.problems, fmt.Sprintf(format, args...))
 }
 
-// desire is a pure function: the state that the configuration asks for on a host. Of an interface that is
+// desire is a pure function: the state that the configuration and Docker ask for on a host. Of an interface that is
 // away, what actual still holds is kept, so that its bindings live when it comes back.
-func desire(cfg config.Config, host hostnet.Snapshot, actual plan.State, forwards []dataplane.Forward) target {
-	t := target{State: plan.State{Settings: cfg.Settings, Forwards: forwards}}
-	for _, name := range outsideNames(&t, cfg, host, actual) {
-		t.outside(cfg, host, actual, name)
+func desire(in inputs) target {
+	t := target{State: plan.State{Settings: in.cfg.Settings, Forwards: in.forwards}}
+	insides := in.insides(&t)
+	in.cfg.Inside = nil
+	for _, n := range insides {
+		in.cfg.Inside = append(in.cfg.Inside, n.name)
 	}
-	for _, name := range cfg.Inside {
-		t.inside(cfg, host, actual, name)
+	for _, name := range outsideNames(&t, in) {
+		t.outside(in.cfg, in.host, in.actual, name)
+	}
+	for _, n := range insides {
+		t.inside(in, n)
+	}
+	for _, n := range insides {
+		t.publish(in, n)
 	}
 	return t
 }
 
-// outsideNames are the given outside interfaces, or the default route's, or, while there is no such route,
-// those that were.
-func outsideNames(t *target, cfg config.Config, host hostnet.Snapshot, actual plan.State) (names []string) {
-	if len(cfg.Outside) > 0 {
-		return cfg.Outside
+// outsideNames are the given outside interfaces, or those of the default routes and those that were in use and still
+// have what lives on them, or, while there is no such route, those that were.
+func outsideNames(t *target, in inputs) (names []string) {
+	if len(in.cfg.Outside) > 0 {
+		return in.cfg.Outside
 	}
-	for _, index := range host.Default {
-		l, ok := host.LinkAt(index)
+	for _, index := range in.host.Default {
+		l, ok := in.host.LinkAt(index)
 		switch {
 		case !ok || l.Loopback:
-		case slices.Contains(cfg.Inside, l.Name):
+		case slices.Contains(in.cfg.Inside, l.Name):
 			t.problem("the default route leaves by the inside interface %s: name the outside interface by --outside", l.Name)
 		default:
 			names = append(names, l.Name)
 		}
 	}
-	if len(names) > 0 {
-		return names
+	if len(names) == 0 {
+		t.problem("no default route by an interface that can be outside: waiting for one")
 	}
-	t.problem("no default route by an interface that can be outside: waiting for one")
-	for _, o := range actual.Outsides {
-		names = append(names, o.Name)
+	for _, o := range in.actual.Outsides {
+		if !slices.Contains(names, o.Name) && (len(names) == 0 || staysOutside(in, o)) {
+			names = append(names, o.Name)
+		}
 	}
 	return names
+}
+
+// staysOutside: the default route has moved elsewhere, maybe for a moment only. Where the interface still has the
+// address, or bindings wait on it for the interface to come back, and nobody else has the address, all of it stays.
+func staysOutside(in inputs, o dataplane.Outside) bool {
+	l, there := in.host.Link(o.Name)
+	if there && l.Has(o.Address) {
+		return true
+	}
+	elsewhere := slices.ContainsFunc(in.host.Links, func(other hostnet.Link) bool { return other.Has(o.Address) })
+	return !elsewhere && in.bound != nil && in.bound(o.Address)
 }
 
 func (t *target) outside(cfg config.Config, host hostnet.Snapshot, actual plan.State, name string) {
@@ -107,34 +145,36 @@ func (t *target) address(cfg config.Config, l hostnet.Link, was netip.Addr) neti
 	return l.Addresses[0].Addr()
 }
 
-func (t *target) inside(cfg config.Config, host hostnet.Snapshot, actual plan.State, name string) {
-	was, known := findNetwork(actual, name)
-	l, ok := host.Link(name)
+func (t *target) inside(in inputs, want inside) {
+	was, known := findNetwork(in.actual, want.name)
+	l, ok := in.host.Link(want.name)
 	if !ok {
-		t.problem("inside interface %s is away: waiting for it", name)
+		t.problem("inside interface %s is away: waiting for it", want.name)
 		if known {
 			t.Networks = append(t.Networks, was)
 		}
 		return
 	}
-	if err := refuseRole(cfg, host, l); err != nil {
+	if err := refuseRole(in.cfg, in.host, l); err != nil {
 		t.problem("%v", err)
 		return
 	}
-	n := dataplane.Network{Name: name, IfIndex: l.Index, Gateway: gateway(l), Prefixes: l.Prefixes(), Filtering: cfg.Filtering}
+	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: l.Prefixes(),
+		Filtering: want.filtering, Isolated: want.isolated}
 	if len(n.Prefixes) > maxPrefixes {
-		t.problem("inside interface %s has %d IPv4 prefixes: only %v are translated", name, len(n.Prefixes), n.Prefixes[:maxPrefixes])
+		t.problem("inside interface %s has %d IPv4 prefixes: only %v are translated", want.name, len(n.Prefixes), n.Prefixes[:maxPrefixes])
 		n.Prefixes = n.Prefixes[:maxPrefixes]
 	}
 	if len(n.Prefixes) == 0 {
-		t.problem("inside interface %s has no IPv4 address: waiting for one", name)
+		t.problem("inside interface %s has no IPv4 address: waiting for one", want.name)
 		if !known {
 			return
 		}
 		n.Prefixes = was.Prefixes
 	}
 	t.Networks = append(t.Networks, n)
-	t.insideLinks(host, l)
+	t.insideLinks(in.host, l)
+	t.Owners = append(t.Owners, want.owners(in, l)...)
 }
 
 func (t *target) insideLinks(host hostnet.Snapshot, l hostnet.Link) {
@@ -181,7 +221,7 @@ func Check(cfg config.Config, host hostnet.Snapshot) error {
 		errs = append(errs, checkInterface(cfg, host, "inside", name))
 	}
 	var t target
-	outsides := outsideNames(&t, cfg, host, plan.State{})
+	outsides := outsideNames(&t, inputs{cfg: cfg, host: host})
 	if len(outsides) == 0 {
 		errs = append(errs, fmt.Errorf("no outside interface: there is no default route to find it by: name it by --outside"))
 	}

@@ -13,7 +13,10 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/control/conntrack"
+	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/exceptions"
+	"github.com/conenat/conenat/control/firewall"
 	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/control/plan"
 	"github.com/conenat/conenat/dataplane"
@@ -33,9 +36,16 @@ type Dataplane interface {
 	Attach(dataplane.Link) error
 	Detach(ifindex int) error
 	Links() ([]dataplane.Link, error)
-	Bindings() ([]dataplane.Binding, error)
+	PutOwner(dataplane.Owner) error
+	RemoveOwner(network string, address netip.Addr) error
+	Owners() ([]dataplane.Owner, error)
+	Held() (dataplane.Held, error)
+	Sessions() ([]dataplane.Session, error)
+	ImportSession(dataplane.Session) error
 	AddForward(dataplane.Forward) (dataplane.Binding, error)
 	RemoveForward(dataplane.Protocol, netip.AddrPort) error
+	RemoveForwards([]dataplane.Forward) (int, error)
+	IndexForwards() error
 	ReserveHost(dataplane.Protocol, netip.AddrPort) error
 }
 
@@ -44,6 +54,24 @@ type Host interface {
 	Snapshot() (hostnet.Snapshot, error)
 	Sockets() ([]hostnet.Socket, error)
 	Changes() <-chan struct{}
+}
+
+// Docker is the Engine that is followed.
+type Docker interface {
+	Snapshot() docker.Snapshot
+	Changes() <-chan struct{}
+}
+
+// Firewall reads the host's rules.
+type Firewall interface {
+	Inspect(firewall.Traffic) (firewall.Report, error)
+	Changes() <-chan struct{}
+}
+
+// Conntrack is netfilter's table of connections.
+type Conntrack interface {
+	List() ([]conntrack.Flow, error)
+	Seed([]conntrack.Flow) error
 }
 
 // Exceptions keeps the host's own NAT off the packets that take the stack.
@@ -57,21 +85,40 @@ const (
 	retryLast    = 30 * time.Second
 )
 
+// World is what the loop follows and drives. Docker, Firewall and Conntrack may be nil: the host has none then, or it
+// is none of conenat's business.
+type World struct {
+	Dataplane  Dataplane
+	Host       Host
+	Exceptions Exceptions
+	Docker     Docker
+	Firewall   Firewall
+	Conntrack  Conntrack
+	Tell       func(dataplane.Event) // an event of the loop's own; nil: nobody listens
+	Log        *slog.Logger
+}
+
 // Reconciler is the loop. Its methods may be called from any goroutine.
 type Reconciler struct {
 	cfg        config.Config
 	dp         Dataplane
 	host       Host
 	exceptions Exceptions
+	docker     Docker
+	firewall   Firewall
+	conntrack  Conntrack
+	tell       func(dataplane.Event)
 	log        *slog.Logger
 
-	mu       sync.Mutex                   // one pass, or one change of forwards, at a time
-	forwards map[string]dataplane.Forward // wanted, by plan.ForwardID
-	stale    map[int]bool                 // interfaces to attach again
-	reserved []netip.Addr                 // external addresses that the host's sockets were reserved on
-	leftover bool                         // there may be static bindings that nobody wants
-	settings configured
-	pass     passState
+	mu        sync.Mutex                   // one pass, or one change of forwards, at a time
+	forwards  map[string]dataplane.Forward // the operators', by plan.ForwardID
+	published []dataplane.Forward          // Docker's
+	stale     map[int]bool                 // interfaces to attach again
+	lost      map[int]bool                 // those of them whose hooks somebody else took away
+	reserved  []netip.Addr                 // external addresses that the host's ports were reserved on
+	guard     guard
+	settings  configured
+	pass      passState
 
 	viewMu sync.Mutex
 	view   View
@@ -88,9 +135,12 @@ type passState struct {
 
 // View is the outcome of the last pass.
 type View struct {
-	Host     hostnet.Snapshot
-	Problems []string  // what is waited for
-	Failures []Failure // what did not succeed and is tried again
+	Host      hostnet.Snapshot
+	Docker    docker.Snapshot
+	Path      Path
+	LeftAlone []LeftAlone // by name
+	Problems  []string    // what is waited for
+	Failures  []Failure   // what did not succeed and is tried again
 }
 
 // Failure is an action that did not succeed.
@@ -102,9 +152,10 @@ type Failure struct {
 }
 
 // New is a loop that has done nothing yet.
-func New(cfg config.Config, dp Dataplane, host Host, exc Exceptions, log *slog.Logger) *Reconciler {
-	r := &Reconciler{cfg: cfg, dp: dp, host: host, exceptions: exc, log: log, leftover: true,
-		forwards: map[string]dataplane.Forward{}, stale: map[int]bool{}}
+func New(cfg config.Config, w World) *Reconciler {
+	r := &Reconciler{cfg: cfg, dp: w.Dataplane, host: w.Host, exceptions: w.Exceptions, docker: w.Docker, firewall: w.Firewall,
+		conntrack: w.Conntrack, tell: w.Tell, log: w.Log,
+		forwards: map[string]dataplane.Forward{}, stale: map[int]bool{}, lost: map[int]bool{}}
 	for _, f := range cfg.Forwards {
 		r.forwards[plan.ForwardID(f.Protocol, f.External)] = f
 	}
@@ -128,13 +179,21 @@ func (r *Reconciler) Start() error {
 // adopt takes over what an earlier daemon left: forwards that were made while it ran are kept, and all hooks
 // are put on anew, because they still run its programs.
 func (r *Reconciler) adopt() error {
-	bindings, err := r.dp.Bindings()
+	held, err := r.dp.Held()
 	if err != nil {
 		return fmt.Errorf("adopt bindings: %w", err)
 	}
-	for _, f := range forwardsOf(bindings) {
+	networks, err := r.dp.Networks()
+	if err != nil {
+		return fmt.Errorf("adopt networks: %w", err)
+	}
+	kept := map[string]bool{}
+	for _, n := range networks {
+		kept[n.Shown()] = r.cfg.Docker || slices.Contains(r.cfg.Inside, n.Name)
+	}
+	for _, f := range held.Forwards {
 		id := plan.ForwardID(f.Protocol, f.External)
-		if _, configured := r.forwards[id]; !configured && slices.Contains(r.cfg.Inside, f.Network) {
+		if _, configured := r.forwards[id]; !configured && !f.Published && kept[f.Network] {
 			r.forwards[id] = f
 		}
 	}
@@ -148,29 +207,41 @@ func (r *Reconciler) adopt() error {
 	return nil
 }
 
-// Run follows the host until ctx ends.
+// Run follows the host, Docker and the firewall until ctx ends.
 func (r *Reconciler) Run(ctx context.Context) error {
 	resync := time.NewTicker(resyncPeriod)
 	defer resync.Stop()
+	var dockerChanges, ruleChanges <-chan struct{}
+	if r.docker != nil {
+		dockerChanges = r.docker.Changes()
+	}
+	if r.firewall != nil {
+		ruleChanges = r.firewall.Changes()
+	}
 	retry := retryFirst
 	for {
 		var again <-chan time.Time
 		if len(r.View().Failures) > 0 {
 			again = time.After(retry)
 		}
-		sockets := false
+		all, rules := false, false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-r.host.Changes():
 			retry = retryFirst
+		case <-dockerChanges:
+			retry = retryFirst
+		case <-ruleChanges:
+			rules = true
 		case <-resync.C:
-			sockets = true
+			all = true
 		case <-again:
 			retry = min(2*retry, retryLast)
 		}
 		r.mu.Lock()
-		r.reconcile(sockets)
+		r.guard.stale = r.guard.stale || rules || all
+		r.reconcile(all)
 		r.mu.Unlock()
 	}
 }
@@ -182,82 +253,122 @@ func (r *Reconciler) View() View {
 	return r.view
 }
 
-// reconcile is one pass. With sockets, the host's sockets are reserved anew, which lasts for a while only.
-func (r *Reconciler) reconcile(sockets bool) {
+// reconcile is one pass. With all, what lasts for a while only (the host's ports) is done anew.
+func (r *Reconciler) reconcile(all bool) {
 	r.pass = passState{}
 	host, err := r.host.Snapshot()
 	if err != nil {
 		r.fail("read the host's network", err, true)
-		r.publish(r.View().Host, nil)
+		r.publish(r.View().Host, target{})
 		return
 	}
-	actual, err := r.actual()
+	actual, held, err := r.actual()
 	if err != nil {
 		r.fail("read the dataplane", err, true)
-		r.publish(host, nil)
+		r.publish(host, target{})
 		return
 	}
-	t := desire(r.cfg, host, actual, r.wanted())
+	in := inputs{cfg: r.cfg, host: host, actual: actual, forwards: r.wanted(),
+		bound: func(a netip.Addr) bool { return held.Dynamic[a] > 0 }}
+	if r.docker != nil {
+		in.docker = r.docker.Snapshot()
+	}
+	t := desire(in)
+	r.published = slices.DeleteFunc(slices.Clone(t.Forwards), func(f dataplane.Forward) bool { return !f.Published })
+	r.choosePath(&t)
 	actions := plan.New(t.State, actual)
-	r.carryOut(actions, t.Outsides, sockets)
-	if len(r.forwards) > 0 && slices.ContainsFunc(actions, endsForwards) {
-		if actual, err = r.actual(); err == nil {
-			r.carryOut(plan.New(t.State, actual), t.Outsides, false)
+	r.carryOut(actions, &t, actual, all)
+	if slices.ContainsFunc(actions, endsForwards) {
+		if actual, _, err = r.actual(); err == nil {
+			r.carryOut(plan.New(t.State, actual), &t, actual, false)
 		}
 	}
+	if all {
+		r.index()
+	}
 	r.ensureExceptions()
-	r.leftover = r.leftover && len(r.pass.failures) > 0
-	r.publish(host, t.problems)
+	r.publish(host, t)
 }
 
 // endsForwards are the actions that may take static bindings along: these are made anew, or it shows why they
 // cannot be.
 func endsForwards(a plan.Action) bool {
-	return a.Verb == plan.PutOutside || a.Verb == plan.RemoveOutside || a.Verb == plan.RemoveNetwork
+	return a.Verb == plan.PutOutside || a.Verb == plan.RemoveOutside || a.Verb == plan.RemoveNetwork || a.Verb == plan.RemoveOwner
 }
 
-// carryOut executes a plan; the host's ports are reserved before any hook is put on.
-func (r *Reconciler) carryOut(actions []plan.Action, outsides []dataplane.Outside, sockets bool) {
+// carryOut executes a plan. What others hold is reserved, and what lives is taken over, before any hook is put on; and
+// once more after that, for what began in between.
+func (r *Reconciler) carryOut(actions []plan.Action, t *target, actual plan.State, all bool) {
 	hooks := slices.IndexFunc(actions, func(a plan.Action) bool { return a.Verb == plan.Attach })
 	if hooks < 0 {
 		hooks = len(actions)
 	}
 	r.execute(actions[:hooks])
-	r.reserve(outsides, sockets)
-	r.execute(actions[hooks:])
-}
-
-func (r *Reconciler) wanted() (out []dataplane.Forward) {
-	for _, f := range r.forwards {
-		out = append(out, f)
+	over := takesOver(actions, actual)
+	if external := externalAddresses(t.Outsides); all || over || !slices.Equal(external, r.reserved) {
+		r.occupy(t, external, over)
+		r.reserved = external
 	}
-	return out
+	if turnsToStack(actions, actual) {
+		r.seed()
+	}
+	r.execute(actions[hooks:])
+	if !over {
+		return
+	}
+	r.importSessions(r.flows(t.State).sessions)
+	if r.guard.path.Stack {
+		r.ensureExceptions()
+		r.seed()
+	}
 }
 
-// actual reads what the dataplane holds. Bindings, which may be many, are read only where forwards are.
-func (r *Reconciler) actual() (plan.State, error) {
+// occupy makes external ports somebody's. A host's connection of TCP goes on although a binding has its port, which
+// nothing tells of its UDP: so that comes first.
+func (r *Reconciler) occupy(t *target, external []netip.Addr, over bool) {
+	flows := r.flows(t.State)
+	ports := slices.Concat(r.hostReservations(external), flows.others)
+	r.reserve(only(ports, dataplane.UDP))
+	if over {
+		r.importSessions(flows.sessions)
+	}
+	r.reserve(only(ports, dataplane.TCP))
+	r.reserve(r.diverted(t, external))
+}
+
+func (r *Reconciler) index() {
+	if err := r.dp.IndexForwards(); err != nil {
+		r.fail("use forwards for what their containers send", err, false)
+	}
+}
+
+// actual reads what the dataplane holds.
+func (r *Reconciler) actual() (plan.State, dataplane.Held, error) {
 	s, err := r.hooked()
 	if err != nil {
-		return s, err
+		return s, dataplane.Held{}, err
 	}
 	settings, err := r.dp.Settings()
 	if err != nil {
-		return s, err
+		return s, dataplane.Held{}, err
 	}
 	if settings == r.settings.taken { // else zero, which is configured in any case
 		s.Settings = r.settings.given
 	}
-	if len(r.forwards) > 0 || r.leftover {
-		bindings, err := r.dp.Bindings()
-		if err != nil {
-			return s, err
+	if s.Owners, err = r.dp.Owners(); err != nil {
+		return s, dataplane.Held{}, err
+	}
+	held, err := r.dp.Held()
+	s.Forwards = held.Forwards
+	for _, l := range s.Links {
+		if l.Mechanism == "" && l.Name != "" && !r.stale[l.IfIndex] {
+			r.stale[l.IfIndex], r.lost[l.IfIndex] = true, true
 		}
-		s.Forwards = forwardsOf(bindings)
 	}
 	for index := range r.stale {
 		s.Stale = append(s.Stale, index)
 	}
-	return s, nil
+	return s, held, err
 }
 
 // hooked reads who has hooks.
@@ -268,43 +379,91 @@ func (r *Reconciler) hooked() (s plan.State, err error) {
 	if s.Outsides, err = r.dp.Outsides(); err != nil {
 		return s, err
 	}
-	s.Links, err = r.dp.Links()
+	if s.Links, err = r.dp.Links(); err != nil {
+		return s, err
+	}
 	before := r.View().Host
 	for i, l := range s.Links { // one that is gone has no name any more
 		if was, ok := before.LinkAt(l.IfIndex); ok && l.Name == "" {
-			s.Links[i].Name = was.Name
+			s.Links[i].Name, s.Links[i].Mechanism = was.Name, "gone"
 		}
 	}
-	return s, err
+	return s, nil
 }
 
-func forwardsOf(bindings []dataplane.Binding) (out []dataplane.Forward) {
-	for _, b := range bindings {
-		if b.Static {
-			out = append(out, dataplane.Forward{Protocol: b.Protocol, Network: b.Network, External: b.External, Internal: b.Internal})
-		}
-	}
-	return out
-}
-
+// execute carries out actions in order; what is many at once is done, and told, at once.
 func (r *Reconciler) execute(actions []plan.Action) {
+	for len(actions) > 0 {
+		n := 1
+		for n < len(actions) && actions[n].Verb == actions[0].Verb {
+			n++
+		}
+		if actions[0].Verb == plan.RemoveForward {
+			r.removeForwards(actions[:n])
+		} else {
+			r.executeEach(actions[:n])
+		}
+		actions = actions[n:]
+	}
+}
+
+// tellEach is up to how many actions of a kind are told one by one.
+const tellEach = 16
+
+func (r *Reconciler) executeEach(actions []plan.Action) {
+	done := 0
 	for _, a := range actions {
 		err := r.act(a)
-		switch a.Verb {
-		case plan.Attach:
-			delete(r.stale, a.Link.IfIndex)
-			if err != nil {
-				r.stale[a.Link.IfIndex] = true
-			}
-		case plan.Detach:
-			delete(r.stale, a.Link.IfIndex)
-		}
+		r.attached(a, err)
 		if err != nil {
 			r.fail(a.String(), err, vital(a))
 			continue
 		}
+		done++
+		if len(actions) <= tellEach {
+			r.log.Info(a.String())
+		}
+	}
+	if len(actions) > tellEach {
+		r.log.Info(string(actions[0].Verb), "count", done)
+	}
+}
+
+func (r *Reconciler) removeForwards(actions []plan.Action) {
+	list := make([]dataplane.Forward, 0, len(actions))
+	for _, a := range actions {
+		list = append(list, a.Forward)
+	}
+	if _, err := r.dp.RemoveForwards(list); err != nil {
+		r.fail("remove forwards", err, false)
+		return
+	}
+	for _, a := range actions[:min(len(actions), tellEach)] {
 		r.log.Info(a.String())
 	}
+	if n := len(actions) - tellEach; n > 0 {
+		r.log.Info("remove forward", "more", n)
+	}
+}
+
+// attached keeps the book of what is to be attached again, and tells of hooks that somebody else took away.
+func (r *Reconciler) attached(a plan.Action, err error) {
+	if a.Verb != plan.Attach && a.Verb != plan.Detach {
+		return
+	}
+	index := a.Link.IfIndex
+	if err != nil && a.Verb == plan.Attach {
+		r.stale[index] = true
+		return
+	}
+	delete(r.stale, index)
+	if r.lost[index] && a.Verb == plan.Attach {
+		r.log.Warn("hooks were taken away by somebody else: attached again", "interface", a.Link.Name, "index", index)
+		if r.tell != nil {
+			r.tell(dataplane.Event{Time: time.Now(), Type: dataplane.LinkReattached, Link: a.Link.Name})
+		}
+	}
+	delete(r.lost, index)
 }
 
 // vital: without these there is no NAT. A bridge port may go away at any moment, and its bridge's hooks see
@@ -323,8 +482,10 @@ func (r *Reconciler) act(a plan.Action) error {
 	switch a.Verb {
 	case plan.Detach:
 		return gone(r.dp.Detach(a.Link.IfIndex))
-	case plan.RemoveForward:
-		return gone(r.dp.RemoveForward(a.Forward.Protocol, a.Forward.External))
+	case plan.RemoveOwner:
+		return gone(r.dp.RemoveOwner(a.Owner.Network, a.Owner.Address))
+	case plan.PutOwner:
+		return r.dp.PutOwner(a.Owner)
 	case plan.RemoveNetwork:
 		return gone(r.dp.RemoveNetwork(a.Network.Name))
 	case plan.RemoveOutside:
@@ -364,40 +525,14 @@ func gone(err error) error {
 	return err
 }
 
-// reserve keeps bindings off the ports of the host's connected sockets.
-func (r *Reconciler) reserve(outsides []dataplane.Outside, anyway bool) {
-	var external []netip.Addr
-	for _, o := range outsides {
-		if o.Address.IsValid() {
-			external = append(external, o.Address)
-		}
-	}
-	if !anyway && slices.Equal(external, r.reserved) {
-		return
-	}
-	const action = "reserve the ports of the host's sockets"
-	sockets, err := r.host.Sockets()
-	if err != nil {
-		r.fail(action, err, false)
-		return
-	}
-	for _, s := range sockets {
-		if !slices.Contains(external, s.Local.Addr()) {
-			continue
-		}
-		if err := r.dp.ReserveHost(s.Protocol, s.Local); err != nil {
-			r.fail(action, err, false)
-			return
-		}
-	}
-	r.reserved = external
-}
-
 // ensureExceptions covers the networks and outsides that do have hooks: without them, the host's own NAT
 // must stay in charge.
 func (r *Reconciler) ensureExceptions() {
 	const action = "keep the host's NAT off packets that take the stack"
 	s, err := r.hooked()
+	if err == nil {
+		s.Owners, err = r.dp.Owners()
+	}
 	if err == nil {
 		err = r.exceptions.Ensure(pairs(s))
 	}
@@ -412,12 +547,22 @@ func pairs(s plan.State) (out []exceptions.Pair) {
 	}
 	for _, n := range s.Networks {
 		for _, o := range s.Outsides {
-			if !hooked(dataplane.InsideDevice, n.Name) || !hooked(dataplane.OutsideLink, o.Name) {
+			if !hooked(dataplane.InsideDevice, n.Name) || !hooked(dataplane.OutsideLink, o.Name) || o.IfIndex == 0 {
 				continue
 			}
 			for _, p := range n.Prefixes {
-				out = append(out, exceptions.Pair{Inside: p, Outside: o.Name})
+				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: o.Address, Except: excluded(s, n, p)})
 			}
+		}
+	}
+	return out
+}
+
+// excluded are the addresses of a network that the host's NAT has.
+func excluded(s plan.State, n dataplane.Network, in netip.Prefix) (out []netip.Addr) {
+	for _, o := range s.Owners {
+		if o.Excluded && o.Network == n.Name && in.Contains(o.Address) {
+			out = append(out, o.Address)
 		}
 	}
 	return out
@@ -445,11 +590,20 @@ func (r *Reconciler) fail(action string, err error, vital bool) {
 }
 
 // publish shows the pass to View, and logs what is new or over.
-func (r *Reconciler) publish(host hostnet.Snapshot, problems []string) {
+func (r *Reconciler) publish(host hostnet.Snapshot, t target) {
+	problems := t.problems
 	r.viewMu.Lock()
 	before := r.view
-	r.view = View{Host: host, Problems: problems, Failures: r.pass.failures}
+	r.view = View{Host: host, Path: r.guard.path, LeftAlone: t.leftAlone, Problems: problems, Failures: r.pass.failures}
+	if r.docker != nil {
+		r.view.Docker = r.docker.Snapshot()
+	}
 	r.viewMu.Unlock()
+	for _, n := range t.leftAlone {
+		if !slices.Contains(before.LeftAlone, n) {
+			r.log.Info("network left alone", "network", n.Name, "because", n.Reason)
+		}
+	}
 	for _, p := range problems {
 		if !slices.Contains(before.Problems, p) {
 			r.log.Warn(p)
@@ -463,88 +617,4 @@ func (r *Reconciler) publish(host hostnet.Snapshot, problems []string) {
 	if len(before.Failures) > 0 && len(r.pass.failures) == 0 {
 		r.log.Info("all actions succeed again")
 	}
-}
-
-// Forward is a static binding that is wanted, and whether it is there.
-type Forward struct {
-	dataplane.Forward
-	Active  bool
-	Problem string // why it is not
-}
-
-// AddForward makes a static binding, and keeps it: one that goes away with its interface comes back with it.
-// Errors: those of the dataplane.
-func (r *Reconciler) AddForward(f dataplane.Forward) (dataplane.Binding, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	id := plan.ForwardID(f.Protocol, f.External)
-	if has, ok := r.forwards[id]; ok {
-		return dataplane.Binding{}, fmt.Errorf("forward %s: %w, by the forward to %s: remove that one first", id, dataplane.ErrPortTaken, has.Internal)
-	}
-	b, err := r.dp.AddForward(f)
-	if errors.Is(err, dataplane.ErrHostSocket) {
-		err = fmt.Errorf("%w: stop what listens there, or forward over it (--over-host-socket)", err)
-	}
-	if err != nil {
-		return b, err
-	}
-	f.Network = b.Network
-	r.forwards[id] = f
-	r.log.Info("forward added", "id", id, "internal", f.Internal, "network", f.Network)
-	return b, nil
-}
-
-// RemoveForward ends a static binding for good. Error: dataplane.ErrNotFound.
-func (r *Reconciler) RemoveForward(p dataplane.Protocol, external netip.AddrPort) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	id := plan.ForwardID(p, external)
-	_, wanted := r.forwards[id]
-	err := r.dp.RemoveForward(p, external)
-	if err != nil && !(wanted && errors.Is(err, dataplane.ErrNotFound)) {
-		return err
-	}
-	delete(r.forwards, id)
-	r.log.Info("forward removed", "id", id)
-	return nil
-}
-
-// Forwards are the static bindings that are there or waited for, by protocol and external endpoint.
-func (r *Reconciler) Forwards() ([]Forward, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	bindings, err := r.dp.Bindings()
-	if err != nil {
-		return nil, err
-	}
-	active := map[string]dataplane.Forward{}
-	for _, f := range forwardsOf(bindings) {
-		active[plan.ForwardID(f.Protocol, f.External)] = f
-	}
-	var out []Forward
-	for id, f := range r.forwards {
-		is, ok := active[id]
-		if ok {
-			out = append(out, Forward{Forward: is, Active: true})
-			continue
-		}
-		out = append(out, Forward{Forward: f, Problem: r.why(f)})
-	}
-	slices.SortFunc(out, func(a, b Forward) int {
-		if a.Protocol != b.Protocol {
-			return int(a.Protocol) - int(b.Protocol)
-		}
-		return a.External.Compare(b.External)
-	})
-	return out, nil
-}
-
-func (r *Reconciler) why(f dataplane.Forward) string {
-	action := plan.Action{Verb: plan.AddForward, Forward: f}.String()
-	for _, failure := range r.View().Failures {
-		if failure.Action == action {
-			return failure.Err.Error()
-		}
-	}
-	return "not made yet"
 }

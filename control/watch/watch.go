@@ -99,6 +99,13 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
+// Tell adds an event that is not the dataplane's.
+func (w *Watcher) Tell(ev dataplane.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.take(ev)
+}
+
 // repair tells the difference between events and tables, for as long as there is one.
 func (w *Watcher) repair(ctx context.Context, lost <-chan struct{}) {
 	now := time.NewTicker(comparePeriod)

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/conenat/conenat/control/docker"
+	"github.com/conenat/conenat/control/hostnet"
+	"github.com/conenat/conenat/control/plan"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// maxLabel is the bound of dataplane.Network.Label.
+const maxLabel = 63
+
+// inside is a network that is to be translated.
+type inside struct {
+	name      string // of the interface
+	label     string
+	filtering [3]dataplane.Behavior
+	isolated  bool
+	endpoints []docker.Endpoint
+	adopted   bool // Docker has not said yet whether it is there: it stays as it is
+}
+
+// insides are the networks that the operator has named, and Docker's.
+func (in inputs) insides(t *target) (list []inside) {
+	for _, name := range in.cfg.Inside {
+		list = append(list, inside{name: name, filtering: in.cfg.Filtering})
+	}
+	if !in.cfg.Docker {
+		return list
+	}
+	t.problems = append(t.problems, in.docker.Problems...)
+	if in.docker.Problem != "" {
+		t.problem("%s", in.docker.Problem)
+	}
+	if in.docker.Engine == "" { // nothing was ever heard of it
+		return append(list, in.adoptedInsides()...)
+	}
+	for _, n := range in.docker.Networks {
+		named := slices.IndexFunc(list, func(i inside) bool { return i.name == n.Interface && n.Interface != "" })
+		reason := in.leftAlone(n)
+		switch {
+		case reason != "" && named < 0:
+			t.leftAlone = append(t.leftAlone, LeftAlone{Name: n.Name, Interface: n.Interface, Driver: n.Driver, Reason: reason})
+		case named >= 0:
+			list[named] = in.insideOf(n, list)
+		default:
+			list = append(list, in.insideOf(n, list))
+		}
+	}
+	return list
+}
+
+// leftAlone is why a network of Docker's is not translated; empty: it is.
+func (in inputs) leftAlone(n docker.Network) string {
+	if n.LeftAlone != "" {
+		return n.LeftAlone
+	}
+	_, there := in.host.Link(n.Interface)
+	if _, known := findNetwork(in.actual, n.Interface); !there && !known {
+		return "its bridge " + n.Interface + " is not in this network namespace: rootless Docker, or a network that is being made"
+	}
+	return ""
+}
+
+func (in inputs) insideOf(n docker.Network, others []inside) inside {
+	i := inside{name: n.Interface, label: n.Name, filtering: in.cfg.Filtering, isolated: !n.ICC, endpoints: n.Endpoints}
+	taken := slices.ContainsFunc(others, func(o inside) bool { return o.name != i.name && (o.label == n.Name || o.name == n.Name) })
+	if len(n.Name) > maxLabel || taken || n.Name == dataplane.HostNetwork {
+		i.label = "" // called by its interface's name
+	}
+	if n.Filtering != nil {
+		i.filtering = *n.Filtering
+	}
+	return i
+}
+
+// adoptedInsides are what an earlier daemon had of Docker, until Docker can be asked.
+func (in inputs) adoptedInsides() (list []inside) {
+	for _, n := range in.actual.Networks {
+		if !slices.Contains(in.cfg.Inside, n.Name) {
+			list = append(list, inside{name: n.Name, label: n.Label, filtering: n.Filtering, isolated: n.Isolated, adopted: true})
+		}
+	}
+	return list
+}
+
+// owners are whose the addresses of the network are.
+func (i inside) owners(in inputs, bridge hostnet.Link) (list []dataplane.Owner) {
+	if i.adopted {
+		for _, o := range in.actual.Owners {
+			if o.Network == i.name {
+				list = append(list, o)
+			}
+		}
+		return list
+	}
+	for _, e := range i.endpoints {
+		list = append(list, dataplane.Owner{Network: i.name, Address: e.Address, ID: identity(e.ID),
+			Port: portOf(in.host, bridge, e.NetNSID), Excluded: e.Excluded, Filtering: e.Filtering})
+	}
+	return list
+}
+
+// identity is the first 64 bits of one of Docker's identifiers.
+func identity(hexID string) uint64 {
+	id, _ := strconv.ParseUint(hexID[:min(16, len(hexID))], 16, 64) // what is no number is the same one for all
+	return id
+}
+
+// portOf is the bridge port whose other end is in a network namespace; 0: it cannot be told.
+func portOf(host hostnet.Snapshot, bridge hostnet.Link, nsid int) (index int) {
+	if nsid < 0 {
+		return 0
+	}
+	for _, port := range host.Ports(bridge.Index) {
+		switch {
+		case !port.PeerNetns || port.PeerNSID != nsid:
+		case index != 0:
+			return 0 // a container with two ports on one bridge
+		default:
+			index = port.Index
+		}
+	}
+	return index
+}
+
+// publish makes forwards of the ports that a network's containers publish, on each external address that they are
+// published on. Where an operator forwards the same endpoint, that stays.
+func (t *target) publish(in inputs, i inside) {
+	if i.adopted {
+		for _, f := range in.actual.Forwards {
+			if f.Published && f.Network == (dataplane.Network{Name: i.name, Label: i.label}).Shown() {
+				t.Forwards = append(t.Forwards, f)
+			}
+		}
+		return
+	}
+	if _, there := findNetwork(t.State, i.name); !there {
+		return
+	}
+	operators := map[string]bool{}
+	for _, f := range in.forwards {
+		operators[plan.ForwardID(f.Protocol, f.External)] = true
+	}
+	for _, e := range i.endpoints {
+		if e.Excluded {
+			continue
+		}
+		for _, f := range i.forwards(t.Outsides, e) {
+			if id := plan.ForwardID(f.Protocol, f.External); operators[id] {
+				t.problem("container %s publishes %s, which an operator forwards elsewhere: the forward stays", e.Name, id)
+				continue
+			}
+			t.Forwards = append(t.Forwards, f)
+		}
+	}
+}
+
+func (i inside) forwards(outsides []dataplane.Outside, e docker.Endpoint) (list []dataplane.Forward) {
+	network := dataplane.Network{Name: i.name, Label: i.label}.Shown()
+	for _, p := range e.Published {
+		for _, o := range outsides {
+			if !o.Address.IsValid() || (p.Host.IsValid() && p.Host != o.Address) {
+				continue
+			}
+			list = append(list, dataplane.Forward{Protocol: p.Protocol, Network: network,
+				External: netip.AddrPortFrom(o.Address, p.HostPort), Internal: netip.AddrPortFrom(e.Address, p.ContainerPort),
+				OverHostSocket: true, Published: true})
+		}
+	}
+	return list
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/control/docker"
+	"github.com/conenat/conenat/control/hostnet"
+	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/dataplane/dataplanetest"
+)
+
+// fakeEngine is a picture that a test changes.
+type fakeEngine struct{ picture docker.Snapshot }
+
+func (e *fakeEngine) Snapshot() docker.Snapshot { return e.picture }
+func (e *fakeEngine) Changes() <-chan struct{}  { return nil }
+
+// web is a container on docker0, behind veth0, that publishes ports.
+func web() docker.Endpoint {
+	return docker.Endpoint{ID: "00000000000000aa11", Container: "c1", Name: "web", Address: netip.MustParseAddr("172.17.0.2"), NetNSID: 7,
+		Published: []docker.Published{
+			{Protocol: dataplane.TCP, HostPort: 8080, ContainerPort: 80},
+			{Protocol: dataplane.UDP, Host: netip.MustParseAddr("127.0.0.1"), HostPort: 53, ContainerPort: 53},
+			{Protocol: dataplane.UDP, Host: external.Addr(), HostPort: 54, ContainerPort: 53},
+			{Protocol: dataplane.UDP, Host: netip.MustParseAddr("198.51.100.9"), HostPort: 55, ContainerPort: 53},
+		}}
+}
+
+func picture(endpoints ...docker.Endpoint) docker.Snapshot {
+	return docker.Snapshot{Connected: true, Engine: "20.10.24, API 1.41", Problems: []string{"container x: label conenat.enabel is none of conenat's"},
+		Networks: []docker.Network{
+			{ID: "b", Name: "bridge", Driver: "bridge", Interface: "docker0", ICC: true, Endpoints: endpoints},
+			{ID: "g", Name: "gone", Driver: "bridge", Interface: "br-gone", ICC: true},
+			{ID: "h", Name: "host", Driver: "host", LeftAlone: "driver host"},
+		}}
+}
+
+// dockerWorld is a host whose docker0 is Docker's.
+func dockerWorld(cfg config.Config, dp *dataplanetest.Dataplane, p docker.Snapshot) (*world, *fakeEngine) {
+	cfg.Docker = true
+	cfg.Inside = append([]string{}, cfg.Inside...)
+	host := dockerHost()
+	host.edit("veth0", func(l *hostnet.Link) { l.PeerNSID = 7 })
+	w := worldOf(cfg, host, dp)
+	engine := &fakeEngine{p}
+	w.docker = engine
+	return w, engine
+}
+
+func (w *world) forwardLines() (lines []string) {
+	held, _ := w.dp.Held()
+	for _, f := range held.Forwards {
+		lines = append(lines, join(f.Protocol, f.Network, f.External, f.Internal, f.Published))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func (w *world) ownerLines() (lines []string) {
+	owners, _ := w.dp.Owners()
+	for _, o := range owners {
+		lines = append(lines, join(o.Network, o.Address, o.ID, o.Port, o.Excluded))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func TestFollowsDocker(t *testing.T) {
+	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	networks, _ := w.dp.Networks()
+	if len(networks) != 1 || networks[0].Name != "docker0" || networks[0].Label != "bridge" || networks[0].Isolated {
+		t.Errorf("networks %+v", networks)
+	}
+	wantOwners := []string{"docker0 172.17.0.2 170 4 false"}
+	wantForwards := []string{"tcp bridge 198.51.100.1:8080 172.17.0.2:80 true", "udp bridge 198.51.100.1:54 172.17.0.2:53 true"}
+	if diff := cmp.Diff(wantOwners, w.ownerLines()) + cmp.Diff(wantForwards, w.forwardLines()); diff != "" {
+		t.Error(diff)
+	}
+	left := []LeftAlone{{"gone", "br-gone", "bridge", "its bridge br-gone is not in this network namespace: rootless Docker, or a network that is being made"},
+		{"host", "", "host", "driver host"}}
+	if diff := cmp.Diff(left, w.View().LeftAlone) + cmp.Diff(picture().Problems, w.View().Problems); diff != "" {
+		t.Error(diff)
+	}
+	before := len(w.dp.Log())
+	w.again()
+	if log := w.dp.Log(); len(log) != before {
+		t.Errorf("a second pass does %v", log[before:])
+	}
+	engine.picture = picture()
+	w.again()
+	if len(w.ownerLines())+len(w.forwardLines()) != 0 {
+		t.Errorf("without its container: %q, %q", w.ownerLines(), w.forwardLines())
+	}
+}
+
+// A container that was started anew has its address, and inherits nothing.
+func TestContainerStartedAnew(t *testing.T) {
+	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	w.dp.OpenSession(dataplane.Session{Protocol: dataplane.UDP, Network: "bridge", Internal: netip.MustParseAddrPort("172.17.0.2:5000"),
+		External: netip.MustParseAddrPort("198.51.100.1:5000"), Remote: netip.MustParseAddrPort("203.0.113.1:1")})
+	anew := web()
+	anew.ID = "00000000000000bb22"
+	engine.picture = picture(anew)
+	w.again()
+	bindings, _ := w.dp.Bindings()
+	for _, b := range bindings {
+		if !b.Static {
+			t.Errorf("%+v is left", b)
+		}
+	}
+	if diff := cmp.Diff(2, len(w.forwardLines())) + cmp.Diff([]string{"docker0 172.17.0.2 187 4 false"}, w.ownerLines()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// While Docker has not answered, what an earlier daemon had of it stays; once it has, what is gone goes.
+func TestAdoptsWithoutDocker(t *testing.T) {
+	w, _ := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	if _, err := w.AddForward(dataplane.Forward{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:9"),
+		Internal: netip.MustParseAddrPort("172.17.0.2:9")}); err != nil {
+		t.Fatal(err)
+	}
+	forwards, owners := w.forwardLines(), w.ownerLines()
+	next, engine := dockerWorld(config.Config{}, w.dp.Reopen(), docker.Snapshot{Problem: "docker socket: no such file"})
+	next.start(t)
+	if diff := cmp.Diff(forwards, next.forwardLines()) + cmp.Diff(owners, next.ownerLines()); diff != "" {
+		t.Error(diff)
+	}
+	if !slices.Contains(next.View().Problems, "docker socket: no such file") {
+		t.Errorf("problems %q", next.View().Problems)
+	}
+	engine.picture = picture()
+	next.again()
+	if diff := cmp.Diff([]string{"tcp bridge 198.51.100.1:9 172.17.0.2:9 false"}, next.forwardLines()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// What an operator forwards stays, and what Docker publishes cannot be removed by hand.
+func TestPublishedAndForwarded(t *testing.T) {
+	cfg := config.Config{Forwards: []dataplane.Forward{{Protocol: dataplane.TCP, External: external, Internal: netip.MustParseAddrPort("172.17.0.9:1")}}}
+	w, _ := dockerWorld(cfg, dataplanetest.New(), picture(web()))
+	w.start(t)
+	if diff := cmp.Diff([]string{"tcp bridge 198.51.100.1:8080 172.17.0.9:1 false", "udp bridge 198.51.100.1:54 172.17.0.2:53 true"}, w.forwardLines()); diff != "" {
+		t.Error(diff)
+	}
+	if p := strings.Join(w.View().Problems, "\n"); !strings.Contains(p, "container web publishes tcp/198.51.100.1:8080") {
+		t.Errorf("problems %s", p)
+	}
+	published := netip.MustParseAddrPort("198.51.100.1:54")
+	if err := w.RemoveForward(dataplane.UDP, published); err == nil || !strings.Contains(err.Error(), "Docker publishes it") {
+		t.Errorf("removed by hand: %v", err)
+	}
+	if _, err := w.AddForward(dataplane.Forward{Protocol: dataplane.UDP, External: published, Internal: internal}); err == nil {
+		t.Error("forwarded over a published port")
+	}
+}
+
+// An excluded container is the host's NAT's: its packets, and its ports.
+func TestExcludedContainer(t *testing.T) {
+	e := web()
+	e.Excluded = true
+	w, _ := dockerWorld(config.Config{}, dataplanetest.New(), picture(e))
+	w.start(t)
+	if diff := cmp.Diff([]string(nil), w.forwardLines()) + cmp.Diff([]netip.Addr{e.Address}, w.exc.pairs[0].Except, compareIP); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Two networks of one name (Docker allows it): the second one is called by its interface.
+func TestEqualNames(t *testing.T) {
+	p := picture()
+	p.Networks = append(p.Networks, docker.Network{ID: "c", Name: "bridge", Driver: "bridge", Interface: "br-other", ICC: false})
+	w, _ := dockerWorld(config.Config{}, dataplanetest.New(), p)
+	w.host.snapshot.Links = append(w.host.snapshot.Links, hostnet.Link{Index: 40, Name: "br-other", Kind: "bridge",
+		Addresses: []netip.Prefix{netip.MustParsePrefix("172.18.0.1/16")}})
+	w.start(t)
+	networks, _ := w.dp.Networks()
+	if len(networks) != 2 || networks[0].Shown() != "br-other" || networks[1].Shown() != "bridge" || !networks[0].Isolated {
+		t.Errorf("networks %+v", networks)
+	}
+}

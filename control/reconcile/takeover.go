@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"cmp"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"github.com/conenat/conenat/control/conntrack"
+	"github.com/conenat/conenat/control/plan"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// States of enum tcp_conntrack (linux/netfilter/nf_conntrack_tcp.h).
+const (
+	tcpSynSent  = 1
+	tcpFinWait  = 4
+	tcpLastAck  = 6
+	tcpTimeWait = 7
+	tcpClose    = 8
+)
+
+// takeover is what conntrack knows, sorted by whose it is.
+type takeover struct {
+	sessions []dataplane.Session // of inside hosts: they go on in conenat
+	others   []reservation       // other NAT users' external endpoints: they stay theirs
+}
+
+type reservation struct {
+	protocol dataplane.Protocol
+	external netip.AddrPort
+}
+
+// sortFlows is a pure function. Of the flows of one internal endpoint, those come first whose external port is the
+// internal one: the endpoint's binding is the first one's, and masquerade gives another port only to what collides.
+func sortFlows(flows []conntrack.Flow, s plan.State) (out takeover) {
+	view := flowView{state: s, excluded: map[netip.Addr]bool{}, forwards: map[string]dataplane.Forward{}}
+	for _, o := range s.Owners {
+		view.excluded[o.Address] = o.Excluded
+	}
+	for _, f := range s.Forwards {
+		view.forwards[plan.ForwardID(f.Protocol, f.External)] = f
+	}
+	for _, f := range flows {
+		if session, ours := view.session(f); ours {
+			out.sessions = append(out.sessions, session)
+		} else if f.SourceNAT && view.external(f.Reply.Dst.Addr()) && view.network(f.Original.Src.Addr()) == "" {
+			out.others = append(out.others, reservation{f.Protocol, f.Reply.Dst})
+		}
+	}
+	preserved := func(s dataplane.Session) int {
+		if s.Internal.Port() == s.External.Port() {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(out.sessions, func(a, b dataplane.Session) int { return cmp.Compare(preserved(a), preserved(b)) })
+	return out
+}
+
+type flowView struct {
+	state    plan.State
+	excluded map[netip.Addr]bool
+	forwards map[string]dataplane.Forward
+}
+
+func (v flowView) external(a netip.Addr) bool {
+	return slices.ContainsFunc(v.state.Outsides, func(o dataplane.Outside) bool { return o.Address == a })
+}
+
+// network is the one that an address is translated in; empty: none.
+func (v flowView) network(a netip.Addr) string {
+	if v.excluded[a] {
+		return ""
+	}
+	for _, n := range v.state.Networks {
+		for _, p := range n.Prefixes {
+			if p.Contains(a) {
+				return n.Name
+			}
+		}
+	}
+	return ""
+}
+
+// session is what a flow is in conenat: one that a container has opened under masquerade, or that has come in to a
+// port that is published.
+func (v flowView) session(f conntrack.Flow) (dataplane.Session, bool) {
+	s := dataplane.Session{Protocol: f.Protocol, Internal: f.Original.Src, External: f.Reply.Dst, Remote: f.Original.Dst}
+	inbound := f.DestinationNAT
+	if inbound {
+		s.Internal, s.External, s.Remote = f.Reply.Src, f.Original.Dst, f.Original.Src
+		forward, there := v.forwards[plan.ForwardID(f.Protocol, s.External)]
+		if f.SourceNAT || !there || forward.Internal != s.Internal {
+			return s, false
+		}
+	} else if !f.SourceNAT {
+		return s, false
+	}
+	s.Network = v.network(s.Internal.Addr())
+	remote := s.Remote.Addr()
+	if s.Network == "" || !v.external(s.External.Addr()) || v.external(remote) || v.network(remote) != "" || remote.IsLoopback() {
+		return s, false
+	}
+	var alive bool
+	s.State, alive = tcpState(f, inbound)
+	return s, alive
+}
+
+// tcpState is RFC 6146's name of conntrack's state; not alive: the connection has ended.
+func tcpState(f conntrack.Flow, inbound bool) (state string, alive bool) {
+	switch {
+	case f.Protocol != dataplane.TCP:
+		return "active", true
+	case f.TCPState == 0 || f.TCPState == tcpClose:
+		return "", false
+	case f.TCPState == tcpSynSent && inbound:
+		return "init-outside", true
+	case f.TCPState == tcpSynSent:
+		return "init-inside", true
+	case f.TCPState == tcpLastAck || f.TCPState == tcpTimeWait:
+		return "fin-both", true
+	case f.TCPState >= tcpFinWait && f.TCPState < tcpLastAck:
+		return "fin-inside", true
+	}
+	return "established", true
+}
+
+// flows are conntrack's, nil where it cannot be asked: a host without conntrack has nothing to take over.
+func (r *Reconciler) flows(s plan.State) takeover {
+	if r.conntrack == nil {
+		return takeover{}
+	}
+	flows, err := r.conntrack.List()
+	if err != nil {
+		r.fail("read conntrack", err, false)
+	}
+	return sortFlows(flows, s)
+}
+
+// takesOver says whether a plan puts a network under conenat, or publishes a port, for which connections may live.
+func takesOver(actions []plan.Action, actual plan.State) bool {
+	return slices.ContainsFunc(actions, func(a plan.Action) bool {
+		if a.Verb == plan.AddForward {
+			return true
+		}
+		return a.Verb == plan.Attach && a.Link.Kind != dataplane.InsidePort &&
+			!slices.ContainsFunc(actual.Links, func(l dataplane.Link) bool { return l.IfIndex == a.Link.IfIndex })
+	})
+}
+
+// importSessions makes connections that live in netfilter's NAT go on here, with the same external endpoints.
+func (r *Reconciler) importSessions(sessions []dataplane.Session) {
+	var failed []error
+	for _, s := range sessions {
+		if err := r.dp.ImportSession(s); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	if n := len(sessions) - len(failed); n > 0 {
+		r.log.Info("connections of netfilter's NAT taken over", "count", n)
+	}
+	if len(failed) > 0 {
+		r.log.Warn("connections that cannot be taken over: they get another external endpoint, or end",
+			"count", len(failed), "first", failed[0])
+	}
+}
+
+// reserve keeps bindings off endpoints that the host, or another NAT on it, uses.
+func (r *Reconciler) reserve(list []reservation) {
+	for _, one := range list {
+		err := r.dp.ReserveHost(one.protocol, one.external)
+		if err != nil && !errors.Is(err, dataplane.ErrNotFound) { // no external address any more
+			r.fail("reserve the host's ports", err, false)
+			return
+		}
+	}
+}
+
+// hostReservations are the endpoints of the host's own sockets.
+func (r *Reconciler) hostReservations(external []netip.Addr) (list []reservation) {
+	sockets, err := r.host.Sockets()
+	if err != nil {
+		r.fail("list the host's sockets", err, false)
+	}
+	for _, s := range sockets {
+		for _, a := range external {
+			if s.Wildcard() || s.Local.Addr() == a {
+				list = append(list, reservation{s.Protocol, netip.AddrPortFrom(a, s.Local.Port())})
+			}
+		}
+	}
+	return list
+}
+
+// maxDiverted bounds the ports of one nat rule that are reserved one by one.
+const maxDiverted = 1024
+
+// diverted are the endpoints whose packets nat rules of others take elsewhere.
+func (r *Reconciler) diverted(t *target, external []netip.Addr) (list []reservation) {
+	for _, d := range r.guard.report.Diverted {
+		if int(d.High)-int(d.Low) >= maxDiverted {
+			t.problem("%s takes the ports %d-%d: containers may get one of them as external port; narrow --ports", d.Where, d.Low, d.High)
+			continue
+		}
+		for _, a := range external {
+			for port := int(d.Low); port <= int(d.High); port++ {
+				if to := netip.AddrPortFrom(a, uint16(port)); d.Covers(d.Protocol, to) {
+					list = append(list, reservation{d.Protocol, to})
+				}
+			}
+		}
+	}
+	return list
+}
+
+func externalAddresses(outsides []dataplane.Outside) (list []netip.Addr) {
+	for _, o := range outsides {
+		if o.Address.IsValid() {
+			list = append(list, o.Address)
+		}
+	}
+	return list
+}
+
+func only(list []reservation, p dataplane.Protocol) (out []reservation) {
+	for _, one := range list {
+		if one.protocol == p {
+			out = append(out, one)
+		}
+	}
+	return out
+}
