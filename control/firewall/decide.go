@@ -48,7 +48,7 @@ func newWalker(rs ruleset, t Traffic) *walker {
 		}
 	}
 	for _, b := range []backend{iptables, iptablesLegacy} {
-		w.docker[b] = findDocker(rs.tables, b, t.Inside)
+		w.docker[b] = findDocker(rs.tables, b, t)
 	}
 	return w
 }

@@ -102,6 +102,9 @@ var cases = []struct {
 	{name: "nearly_a_shape_of_Docker", rules: dockerUser("-A FORWARD -i docker0 ! -o eth1 -j ACCEPT"), want: []string{
 		"filter FORWARD: -A FORWARD -i docker0 ! -o eth1 -j ACCEPT",
 	}},
+	{name: "a_shape_of_Docker_for_the_uplink", rules: dockerUser("-A DOCKER -i eth0 -o docker0 -j ACCEPT\n-A FORWARD -i eth0 ! -o eth0 -j ACCEPT"), want: []string{
+		"filter FORWARD: -A FORWARD -i eth0 ! -o eth0 -j ACCEPT",
+	}},
 	{name: "policy_without_a_Docker", rules: strings.Replace(forwarding(""), "FORWARD ACCEPT", "FORWARD DROP", 1), want: []string{"filter FORWARD: -P FORWARD DROP"}},
 	{name: "policy_of_mangle", rules: strings.Replace(inTable("mangle", ""), "PREROUTING ACCEPT", "PREROUTING DROP", 1), want: []string{"mangle PREROUTING: -P PREROUTING DROP"}},
 	{name: "policy_of_INPUT", rules: strings.Replace(forwarding(""), "INPUT ACCEPT", "INPUT DROP", 1)},

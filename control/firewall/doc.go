@@ -14,6 +14,9 @@
 // device, before the outside hook, on either path. Translation of the destination of what containers send
 // is reported apart (Report.Translated), for packets to the host's own addresses never leave the stack.
 //
+// What it cannot see: rules of ebtables-legacy, programs of bpf or tc, the kernel's default xfrm action
+// (ip xfrm policy setdefault), and what a block list holds: a rule with one counts even if the list is empty.
+//
 // It never changes a rule, never decides the path, and never takes rules that it could not read for no
 // rules: that is an error which names what to install or allow.
 //

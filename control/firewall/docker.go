@@ -35,16 +35,18 @@ func (t table) conenats() bool {
 type dockerRules struct {
 	present bool     // there are chains of Docker
 	bridges []string // that its rules name
+	outside []string
 }
 
-// findDocker looks at the rules that can only be Docker's for the names of its bridges.
-func findDocker(tables []table, b backend, inside []string) dockerRules {
-	d := dockerRules{bridges: slices.Clone(inside)}
-	for _, t := range tables {
-		if t.backend != b {
+// findDocker looks at the rules that can only be Docker's for the names of its bridges. An outside interface is
+// none, whatever stands there.
+func findDocker(tables []table, b backend, t Traffic) dockerRules {
+	d := dockerRules{bridges: slices.Clone(t.Inside), outside: t.Outside}
+	for _, table := range tables {
+		if table.backend != b {
 			continue
 		}
-		for _, c := range t.chains {
+		for _, c := range table.chains {
 			owned := slices.Contains(dockerChains, c.name)
 			d.present = d.present || owned || c.name == "DOCKER-USER"
 			for i := range c.rules {
@@ -59,7 +61,7 @@ func findDocker(tables []table, b backend, inside []string) dockerRules {
 }
 
 func (d *dockerRules) add(name string, ok bool) {
-	if ok && name != "lo" && !slices.Contains(d.bridges, name) {
+	if ok && name != "lo" && !slices.Contains(d.outside, name) && !slices.Contains(d.bridges, name) {
 		d.bridges = append(d.bridges, name)
 	}
 }

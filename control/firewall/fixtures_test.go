@@ -58,7 +58,7 @@ COMMIT
 const docker28 = `*raw
 :PREROUTING ACCEPT
 :OUTPUT ACCEPT
--A PREROUTING -d 172.17.0.2/32 -i eth1 -j ACCEPT
+-A PREROUTING -d 172.17.0.2/32 -i eth0 -j ACCEPT
 -A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP
 -A PREROUTING -d 192.0.2.2/32 ! -i bridge1 -j DROP
 -A PREROUTING -d 127.0.0.1/32 ! -i lo -p tcp -m tcp --dport 8080 -j DROP
