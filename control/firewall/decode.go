@@ -52,7 +52,7 @@ func (d *decoder) decode(expressions []byte) ([]rule, error) {
 		if name != "cmp" {
 			d.flush()
 		}
-		if err := d.expression(name, fields(body)); err != nil {
+		if err := d.expression(name, fieldsOf(body)); err != nil {
 			return nil, err
 		}
 	}
@@ -63,17 +63,21 @@ func (d *decoder) decode(expressions []byte) ([]rule, error) {
 	return append(d.branches, d.rule), nil
 }
 
-// fields are an expression's attributes by type.
-func fields(body []byte) map[uint16][]byte {
-	out := make(map[uint16][]byte, 6)
+// fields are an expression's attributes by type, of which none has more.
+type fields [16][]byte
+
+func fieldsOf(body []byte) *fields {
+	var out fields
 	for kind, data := range attributes(body) {
-		out[kind] = data
+		if int(kind) < len(out) {
+			out[kind] = data
+		}
 	}
-	return out
+	return &out
 }
 
 // expression is one of the kernel's nft_*.c.
-func (d *decoder) expression(name string, f map[uint16][]byte) error {
+func (d *decoder) expression(name string, f *fields) error {
 	switch name {
 	case "counter", "last":
 	case "meta", "payload", "ct", "fib", "exthdr", "rt", "socket", "tunnel", "osf", "xfrm", "numgen", "hash", "inner":
@@ -119,7 +123,7 @@ func (d *decoder) effect(text string) {
 }
 
 // statement is an expression that acts on the packet.
-func (d *decoder) statement(name string, f map[uint16][]byte) {
+func (d *decoder) statement(name string, f *fields) {
 	r := &d.rule
 	switch name {
 	case "reject":
@@ -145,7 +149,7 @@ func (d *decoder) statement(name string, f map[uint16][]byte) {
 	}
 }
 
-func (d *decoder) log(f map[uint16][]byte) {
+func (d *decoder) log(f *fields) {
 	out := "log"
 	if prefix := text(f[unix.NFTA_LOG_PREFIX]); prefix != "" {
 		out += fmt.Sprintf(" prefix %q", prefix)
@@ -155,7 +159,7 @@ func (d *decoder) log(f map[uint16][]byte) {
 
 // objref: a counter is nothing, a quota or limit is a match, and anything else (a helper, a mark) an effect.
 // The types are NFT_OBJECT_* of linux/netfilter/nf_tables.h.
-func (d *decoder) objref(f map[uint16][]byte) {
+func (d *decoder) objref(f *fields) {
 	const counter, quota, limit, connlimit = 1, 2, 4, 5
 	switch kind := number(f[unix.NFTA_OBJREF_IMM_TYPE]); kind {
 	case counter:
@@ -168,7 +172,7 @@ func (d *decoder) objref(f map[uint16][]byte) {
 	}
 }
 
-func (d *decoder) immediate(f map[uint16][]byte) {
+func (d *decoder) immediate(f *fields) {
 	if number(f[unix.NFTA_IMMEDIATE_DREG]) != unix.NFT_REG_VERDICT {
 		d.set(f[unix.NFTA_IMMEDIATE_DREG], loaded{text: "value"})
 		return
@@ -192,7 +196,7 @@ func (d *decoder) set(number32 []byte, l loaded) {
 }
 
 // bitwise masks what is loaded: of an address it leaves a prefix; of anything else, nothing that is known.
-func (d *decoder) bitwise(f map[uint16][]byte) {
+func (d *decoder) bitwise(f *fields) {
 	l := d.get(f[unix.NFTA_BITWISE_SREG])
 	mask := value(f[unix.NFTA_BITWISE_MASK])
 	if bits, ok := maskBits(mask); ok && (l.field == source || l.field == destination) && len(mask) == 4 && l.length == 4 {
@@ -220,7 +224,7 @@ func maskBits(mask []byte) (bits int, ok bool) {
 	return bits, true
 }
 
-func (d *decoder) cmp(f map[uint16][]byte) {
+func (d *decoder) cmp(f *fields) {
 	sreg, data := f[unix.NFTA_CMP_SREG], value(f[unix.NFTA_CMP_DATA])
 	zero, ones := make([]byte, len(data)), slices.Repeat([]byte{0xff}, len(data))
 	if number(f[unix.NFTA_CMP_OP]) == unix.NFT_CMP_LTE && bytes.Equal(sreg, d.fromSreg) {
@@ -258,12 +262,13 @@ func (d *decoder) span(sreg []byte, negated bool, low, high []byte) {
 }
 
 // lookup is a match against a set, a verdict map, or a map whose value is used later, and whose keys then match.
-func (d *decoder) lookup(f map[uint16][]byte) error {
+func (d *decoder) lookup(f *fields) error {
 	s := d.reader.sets[setID{d.family, d.table.name, text(f[unix.NFTA_LOOKUP_SET])}]
 	if s == nil {
 		return fmt.Errorf("rule %d of table %s looks into a set %q that is not there", d.rule.handle, d.table.name, text(f[unix.NFTA_LOOKUP_SET]))
 	}
-	dreg, mapped := f[unix.NFTA_LOOKUP_DREG]
+	dreg := f[unix.NFTA_LOOKUP_DREG]
+	mapped := dreg != nil
 	verdicts := mapped && number(dreg) == unix.NFT_REG_VERDICT
 	negated := number(f[unix.NFTA_LOOKUP_FLAGS])&unix.NFT_LOOKUP_F_INV != 0
 	key := register(number(f[unix.NFTA_LOOKUP_SREG]))

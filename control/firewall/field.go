@@ -42,7 +42,7 @@ type loaded struct {
 }
 
 // load is an expression that fills a register, or writes to the packet or its conntrack entry.
-func (d *decoder) load(name string, f map[uint16][]byte) {
+func (d *decoder) load(name string, f *fields) {
 	switch name {
 	case "meta":
 		if f[unix.NFTA_META_SREG] != nil {
@@ -86,7 +86,7 @@ func (d *decoder) load(name string, f map[uint16][]byte) {
 
 const exthdrSource = 7 // NFTA_EXTHDR_SREG of linux/netfilter/nf_tables.h
 
-func (d *decoder) conntrack(f map[uint16][]byte) {
+func (d *decoder) conntrack(f *fields) {
 	if f[unix.NFTA_CT_SREG] != nil {
 		d.effect("ct set")
 		d.rule.partial = true

@@ -324,9 +324,18 @@ func (r *nftReader) addRule(tables map[tableID]*table, family uint8, b []byte) e
 	if c == nil {
 		return fmt.Errorf("rule %d of table %s is in no chain", handle, id.name)
 	}
+	if t.unread(c) {
+		return nil
+	}
 	rules, err := (&decoder{reader: r, table: t, family: family, rule: rule{handle: handle}}).decode(expressions)
 	c.rules = append(c.rules, rules...)
 	return err
+}
+
+// unread says whether a chain's rules decide nothing here: there may be tens of thousands of them.
+func (t *table) unread(c *chain) bool {
+	published := t.backend == iptables && t.name == "filter" && c.name == "DOCKER" // its bridges stand elsewhere too
+	return published || c.kind == "nat" && c.hook != prerouting && c.hook != noHook
 }
 
 // read gets the elements of a set, once.

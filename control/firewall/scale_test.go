@@ -21,7 +21,8 @@ func manyPorts(count int) string {
 		inTable("nat", ":DOCKER -\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n"+nat.String()+masquerade.String())
 }
 
-// An inspection of 10,000 published ports, 30,000 rules, takes well under a second.
+// An inspection of 10,000 published ports, 30,000 rules, takes well under a second: 0.3 s on two busy cores. The
+// bound leaves room for the race detector.
 func TestInspectManyPorts(t *testing.T) {
 	const count = 10000
 	for _, b := range []backend{iptables, iptablesLegacy} {
@@ -38,7 +39,7 @@ func TestInspectManyPorts(t *testing.T) {
 				}
 			}
 			t.Logf("%d ports inspected in %v", count, best)
-			if best > time.Second {
+			if best > 3*time.Second {
 				t.Errorf("the best of three inspections took %v", best)
 			}
 		})
