@@ -61,7 +61,22 @@ func network(t *testing.T) *topo.Figure3 {
 		t.Fatal(err)
 	}
 	serve(t, f.Peer1)
+	settle(t, f.Containers[0])
 	return f
+}
+
+// settle waits until packets pass: new links on a busy machine may drop them for a second, which is as long as a test
+// here waits for an answer.
+func settle(t *testing.T, ns *topo.NS) {
+	t.Helper()
+	socket, err := probe.In(ns).ListenUDP(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	if _, err := socket.Mapped(netip.AddrPortFrom(topo.Peer1Addr, 3478), 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func serve(t *testing.T, ns *topo.NS) {

@@ -86,6 +86,11 @@ func check(t *testing.T, ns *topo.NS, args ...string) checked {
 	if err != nil || len(list) != 1 {
 		t.Fatalf("check: %v: %s", err, out)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("check said %s", out)
+		}
+	})
 	return list[0]
 }
 
