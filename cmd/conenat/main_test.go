@@ -173,13 +173,11 @@ func TestWrongUsage(t *testing.T) {
 		want string // in stderr
 	}{
 		{"bogus", `unknown command "bogus"`},
-		{"run", "no inside interface: name one by --inside"},
 		{"run extra --inside br0", "unknown command"},
 		{"run --inside br0 --bogus", "unknown flag: --bogus"},
-		{"run --inside br0 --docker", "--docker arrives with a later version"},
+		{"run", "no inside interface: follow Docker's networks by --docker"},
 		{"run --inside br0 --mapping address-dependent", "arrives with a later version"},
-		{"run --inside br0 --path auto", "arrives with a later version"},
-		{"run --inside br0 --path stack", "arrives with a later version"},
+		{"run --inside br0 --path sideways", "want auto, direct or stack"},
 		{"run --inside br0 --external 198.51.100.1 --external 198.51.100.2", "several --external arrive with a later version"},
 		{"run --inside br0 --external host", "--external: \"host\" is no IP address"},
 		{"run --inside br0 --filtering full-cone", "--filtering: unknown behaviour"},
@@ -337,8 +335,8 @@ br0      udp       172.17.0.2:5000  198.51.100.1:5000  dynamic  1         5m0s
 		{"sessions", `NETWORK  PROTOCOL  INTERNAL         EXTERNAL           REMOTE         STATE   EXPIRES IN
 br0      udp       172.17.0.2:5000  198.51.100.1:5000  203.0.113.1:9  active  4m59s
 `},
-		{"networks", `NAME  DRIVER  STATE   PREFIXES       PORTS  OUTSIDE  MAPPING               FILTERING
-br0   bridge  active  172.17.0.0/16  veth0  eth0     endpoint-independent  address-dependent
+		{"networks", `NAME  INTERFACE  DRIVER  STATE   PREFIXES       PORTS  OUTSIDE  MAPPING               FILTERING
+br0   br0        bridge  active  172.17.0.0/16  veth0  eth0     endpoint-independent  address-dependent
 `},
 		{"forward list", `ID                   NETWORK  INTERNAL       STATE
 tcp/198.51.100.1:80  br0      172.17.0.2:80  active
