@@ -104,11 +104,20 @@ func (d *Dataplane) attachTCX(l Link, h hook) error {
 
 // detachTCX removes a pin; the link ends with it, since nobody else holds it.
 func (d *Dataplane) detachTCX(ifindex int, name string) error {
-	err := os.Remove(d.hookPin(ifindex, name))
+	pin := d.hookPin(ifindex, name)
+	l, err := link.LoadPinnedLink(pin, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return err
+	if err == nil {
+		// The kernel puts a pin's link off until after an RCU grace period: without this the hook would
+		// translate for some 10 ms more.
+		if err = l.Detach(); errors.Is(err, unix.ENOLINK) { // the interface is gone, and the hook with it
+			err = nil
+		}
+		err = errors.Join(err, l.Close())
+	}
+	return errors.Join(err, os.Remove(pin))
 }
 
 func clsactQdisc(ifindex int) *netlink.GenericQdisc {
