@@ -67,6 +67,9 @@ func forwardsTable(w io.Writer, list []api.Forward) {
 	fmt.Fprintln(w, "ID\tNETWORK\tINTERNAL\tSTATE")
 	for _, f := range list {
 		state := "active"
+		if f.Published {
+			state = "active, published by Docker"
+		}
 		if !f.Active {
 			state = "waiting: " + f.Problem
 		}

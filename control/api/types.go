@@ -125,13 +125,14 @@ type Session struct {
 
 // Forward is a static binding that is wanted.
 type Forward struct {
-	ID       string `json:"id"` // "tcp/198.51.100.1:8080"
-	Protocol string `json:"protocol"`
-	Network  string `json:"network"`
-	External string `json:"external"`
-	Internal string `json:"internal"`
-	Active   bool   `json:"active"`
-	Problem  string `json:"problem,omitempty"` // why it is not active
+	ID        string `json:"id"` // "tcp/198.51.100.1:8080"
+	Protocol  string `json:"protocol"`
+	Network   string `json:"network"`
+	External  string `json:"external"`
+	Internal  string `json:"internal"`
+	Published bool   `json:"published"` // Docker's, not an operator's
+	Active    bool   `json:"active"`
+	Problem   string `json:"problem,omitempty"` // why it is not active
 }
 
 // ForwardRequest is the body of POST /v1/forwards.

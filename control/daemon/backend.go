@@ -226,7 +226,8 @@ func (d *daemon) Forwards() ([]api.Forward, error) {
 
 func forwardOf(f reconcile.Forward) api.Forward {
 	return api.Forward{ID: plan.ForwardID(f.Protocol, f.External), Protocol: f.Protocol.String(), Network: f.Network,
-		External: f.External.String(), Internal: f.Internal.String(), Active: f.Active, Problem: f.Problem}
+		External: f.External.String(), Internal: f.Internal.String(), Published: f.Published,
+		Active: f.Active, Problem: f.Problem}
 }
 
 // AddForward answers POST /v1/forwards.

@@ -35,6 +35,7 @@ type target struct {
 	plan.State
 	problems  []string
 	leftAlone []LeftAlone
+	diverted  []reservation // endpoints that the host's nat rules take elsewhere
 }
 
 // LeftAlone is a network of Docker's that is not translated.

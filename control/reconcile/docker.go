@@ -69,7 +69,7 @@ func (in inputs) leftAlone(n docker.Network) string {
 }
 
 func (in inputs) insideOf(n docker.Network, others []inside) inside {
-	i := inside{name: n.Interface, label: n.Name, filtering: in.cfg.Filtering, isolated: !n.ICC, endpoints: n.Endpoints}
+	i := inside{name: n.Interface, label: n.Name, filtering: in.cfg.Filtering, isolated: !n.ICC, endpoints: in.alive(n)}
 	taken := slices.ContainsFunc(others, func(o inside) bool { return o.name != i.name && (o.label == n.Name || o.name == n.Name) })
 	if len(n.Name) > maxLabel || taken || n.Name == dataplane.HostNetwork {
 		i.label = "" // called by its interface's name
@@ -78,6 +78,18 @@ func (in inputs) insideOf(n docker.Network, others []inside) inside {
 		i.filtering = *n.Filtering
 	}
 	return i
+}
+
+// alive are the network's containers. While Docker is gone, so are those whose bridge port is: without live-restore
+// Docker takes its containers along, and its last picture still names them.
+func (in inputs) alive(n docker.Network) []docker.Endpoint {
+	bridge, there := in.host.Link(n.Interface)
+	if in.docker.Connected || !there {
+		return n.Endpoints
+	}
+	return slices.DeleteFunc(slices.Clone(n.Endpoints), func(e docker.Endpoint) bool {
+		return e.NetNSID >= 0 && portOf(in.host, bridge, e.NetNSID) == 0
+	})
 }
 
 // adoptedInsides are what an earlier daemon had of Docker, until Docker can be asked.

@@ -102,6 +102,22 @@ func TestFollowsDocker(t *testing.T) {
 	}
 }
 
+// Docker is gone: what it had stays, but for containers whose port is gone, too.
+func TestDockerGone(t *testing.T) {
+	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	engine.picture.Connected, engine.picture.Problem = false, "docker is gone"
+	w.again()
+	if len(w.ownerLines()) != 1 || len(w.forwardLines()) != 2 {
+		t.Errorf("Docker is gone: %q, %q", w.ownerLines(), w.forwardLines())
+	}
+	w.host.drop("veth0")
+	w.again()
+	if len(w.ownerLines())+len(w.forwardLines()) != 0 {
+		t.Errorf("Docker and its containers are gone: %q, %q", w.ownerLines(), w.forwardLines())
+	}
+}
+
 // A container that was started anew has its address, and inherits nothing.
 func TestContainerStartedAnew(t *testing.T) {
 	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))

@@ -276,6 +276,7 @@ func (r *Reconciler) reconcile(all bool) {
 	t := desire(in)
 	r.published = slices.DeleteFunc(slices.Clone(t.Forwards), func(f dataplane.Forward) bool { return !f.Published })
 	r.choosePath(&t)
+	t.diverted = r.diverted(&t, externalAddresses(t.Outsides))
 	actions := plan.New(t.State, actual)
 	r.carryOut(actions, &t, actual, all)
 	if slices.ContainsFunc(actions, endsForwards) {
@@ -333,7 +334,7 @@ func (r *Reconciler) occupy(t *target, external []netip.Addr, over bool) {
 		r.importSessions(flows.sessions)
 	}
 	r.reserve(only(ports, dataplane.TCP))
-	r.reserve(r.diverted(t, external))
+	r.reserve(t.diverted)
 }
 
 func (r *Reconciler) index() {
