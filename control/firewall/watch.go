@@ -13,13 +13,13 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/control/changes"
 )
 
 const (
 	// A container's start is dozens of transactions; one reaction to all of them.
 	debounce = 50 * time.Millisecond
-	// How long to wait before a new subscription after one that could not be had.
-	resubscribe = time.Second
 	// Legacy iptables announces nothing: how often to look.
 	legacyPeriod = 2 * time.Second
 
@@ -34,24 +34,10 @@ func (f *Firewall) Changes() <-chan struct{} { return f.changes }
 // be read. Changes of legacy iptables' rules are found within two seconds.
 func (f *Firewall) Watch(ctx context.Context, ready chan<- struct{}, failed func(error)) error {
 	raw := make(chan struct{}, 1)
-	go f.debounce(ctx, raw)
 	legacy := legacyWatch{raw: raw, failed: failed}
 	legacy.look() // before ready: what it compares with
 	go legacy.run(ctx)
-	for {
-		err := listen(ctx, raw, ready)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		ready = nil
-		failed(err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(resubscribe):
-		}
-		poke(raw)
-	}
+	return changes.Follow(ctx, raw, f.changes, debounce, listen, ready, failed)
 }
 
 // listen is one subscription, to nftables and to xfrm, and ends with the first of the two that breaks.
@@ -79,7 +65,7 @@ func listen(ctx context.Context, raw chan<- struct{}, ready chan<- struct{}) err
 func receiveAll(ctx context.Context, sockets []*nl.NetlinkSocket, raw chan<- struct{}) error {
 	ended := make(chan error, len(sockets))
 	for _, s := range sockets {
-		go func() { ended <- receive(s, raw) }()
+		go func() { ended <- changes.Receive(s, raw, "the host's rules") }()
 	}
 	var err error
 	select {
@@ -95,19 +81,6 @@ func receiveAll(ctx context.Context, sockets []*nl.NetlinkSocket, raw chan<- str
 		<-ended
 	}
 	return err
-}
-
-func receive(socket *nl.NetlinkSocket, raw chan<- struct{}) error {
-	for {
-		_, _, err := socket.Receive()
-		switch {
-		case err == nil, errors.Is(err, unix.ENOBUFS): // an overflow says that there was a change
-			poke(raw)
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-		default:
-			return fmt.Errorf("read changes of the host's rules: %w", err)
-		}
-	}
 }
 
 // legacyWatch compares what the legacy rules are with what they were.
@@ -139,7 +112,7 @@ func (l *legacyWatch) look() {
 		told = err.Error()
 	}
 	if now != l.last || told != l.told {
-		poke(l.raw)
+		changes.Tell(l.raw)
 	}
 	if err != nil && told != l.told {
 		l.failed(err)
@@ -156,32 +129,4 @@ func legacyState() (digest [sha256.Size]byte, err error) {
 		return digest, err
 	}
 	return sha256.Sum256(counters.ReplaceAll(text, nil)), nil
-}
-
-// debounce passes a burst on as one change.
-func (f *Firewall) debounce(ctx context.Context, raw <-chan struct{}) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-raw:
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(debounce):
-		}
-		select {
-		case <-raw:
-		default:
-		}
-		poke(f.changes)
-	}
-}
-
-func poke(ch chan<- struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
 }

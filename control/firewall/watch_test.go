@@ -73,23 +73,6 @@ func TestWatchHears(t *testing.T) {
 	}
 }
 
-func TestWatchTakesABurstForOneChange(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	f := New()
-	raw := make(chan struct{}, 1)
-	go f.debounce(ctx, raw)
-	for range 100 {
-		poke(raw)
-	}
-	awaitChange(t, f, "a burst")
-	select {
-	case <-f.Changes():
-		t.Error("a second change")
-	case <-time.After(4 * debounce):
-	}
-}
-
 // Legacy iptables is looked at, as it announces nothing.
 func TestWatchSeesLegacyRules(t *testing.T) {
 	inNamespace(t)

@@ -3,7 +3,6 @@
 package hostnet
 
 import (
-	"context"
 	"net"
 	"net/netip"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -61,23 +59,6 @@ func TestConvert(t *testing.T) {
 func address(index int, cidr string, scope netlink.Scope) netlink.Addr {
 	ip, n, _ := net.ParseCIDR(cidr)
 	return netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: n.Mask}, LinkIndex: index, Scope: int(scope)}
-}
-
-func TestABurstIsOneChange(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	h := New()
-	raw := make(chan struct{}, 1)
-	go h.debounce(ctx, raw)
-	for range 100 {
-		poke(raw)
-	}
-	<-h.Changes()
-	select {
-	case <-h.Changes():
-		t.Error("a second change")
-	case <-time.After(10 * debounce):
-	}
 }
 
 // inNamespace runs the test on a thread in a new network namespace, which ends with the thread.

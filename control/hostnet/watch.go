@@ -4,20 +4,17 @@ package hostnet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/control/changes"
 )
 
-const (
-	// A container's start is a burst of some ten messages; one reaction to all of them.
-	debounce = 5 * time.Millisecond
-	// How long to wait before a new subscription after one that could not be had.
-	resubscribe = time.Second
-)
+// debounce: a container's start is a burst of some ten messages; one reaction to all of them.
+const debounce = 5 * time.Millisecond
 
 // What a snapshot is made of, and RTNLGRP_TC: another agent that deletes a clsact qdisc or a filter takes hooks
 // away. (A TCX link that is detached tells nobody.)
@@ -30,22 +27,7 @@ func (h *Host) Changes() <-chan struct{} { return h.changes }
 // Watch listens until ctx ends. It has subscribed once ready is closed, so that a snapshot taken after that
 // misses nothing; failed hears of every subscription that broke (and is made anew).
 func (h *Host) Watch(ctx context.Context, ready chan<- struct{}, failed func(error)) error {
-	raw := make(chan struct{}, 1)
-	go h.debounce(ctx, raw)
-	for {
-		err := listen(ctx, raw, ready)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		ready = nil
-		failed(err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(resubscribe):
-		}
-		poke(raw)
-	}
+	return changes.Follow(ctx, make(chan struct{}, 1), h.changes, debounce, listen, ready, failed)
 }
 
 // listen is one subscription.
@@ -60,42 +42,5 @@ func listen(ctx context.Context, raw chan<- struct{}, ready chan<- struct{}) err
 	if ready != nil {
 		close(ready)
 	}
-	for {
-		_, _, err := socket.Receive()
-		switch {
-		case err == nil, errors.Is(err, unix.ENOBUFS): // an overflow says that there was a change
-			poke(raw)
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-		default:
-			return fmt.Errorf("read the kernel's network changes: %w", err)
-		}
-	}
-}
-
-// debounce passes a burst on as one change, the first one after a few milliseconds.
-func (h *Host) debounce(ctx context.Context, raw <-chan struct{}) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-raw:
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(debounce):
-		}
-		select {
-		case <-raw:
-		default:
-		}
-		poke(h.changes)
-	}
-}
-
-func poke(ch chan<- struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
+	return changes.Receive(socket, raw, "the host's network")
 }
