@@ -178,4 +178,21 @@ static __noinline int host_outbound(struct nat *n)
 	return -REASON_PASSED_HOST;
 }
 
+/*
+ * The host in an inside host's name: the RST by which its rules refuse a
+ * connection from outside. Of no session: as any packet of the host's.
+ */
+static __always_inline int host_as_inside(struct nat *n)
+{
+	struct session_half *half;
+	struct session_key key;
+
+	n->zone = zone_of_route(n, n->p.saddr);
+	if (n->zone == NAT_ZONE_OUTSIDE)
+		return host_outbound(n);
+	packet_key(&n->p, n->zone, &key);
+	half = session_find(&key);
+	return half ? session_forward(n, &key, half) : host_outbound(n);
+}
+
 #endif /* CONENAT_HOST_H */

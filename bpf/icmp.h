@@ -297,4 +297,23 @@ static __noinline int error_forward(struct nat *n, int unknown)
 	return error_translate(n, &e, &key, half);
 }
 
+/*
+ * An error of the host's own about a packet from outside that it was to forward
+ * to an inside host, and did not (REJECT, TTL, MTU): who sent that knows the
+ * external endpoint alone.
+ */
+static __always_inline int error_of_host(struct nat *n)
+{
+	__u32 at = n->p.l4 + ICMP_ERROR_HEADER +
+		   __builtin_offsetof(struct iphdr, daddr);
+	nat_addr daddr;
+
+	if (bpf_skb_load_bytes(n->skb, at, &daddr, sizeof(daddr)) < 0)
+		return -REASON_PASSED_HOST;
+	n->zone = zone_of_route(n, daddr);
+	if (n->zone == NAT_ZONE_OUTSIDE)
+		return -REASON_PASSED_HOST;
+	return error_forward(n, -REASON_PASSED_HOST);
+}
+
 #endif /* CONENAT_ICMP_H */

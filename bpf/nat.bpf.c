@@ -218,9 +218,13 @@ static __always_inline int egress_packet(struct nat *n)
 	struct nat_link *from;
 
 	/* An external address as source: the host's, or of a NAT of its own. */
-	if (!n->skb->ingress_ifindex ||
-	    bpf_map_lookup_elem(&addresses, &n->p.saddr))
-		return host_outbound(n);
+	if (bpf_map_lookup_elem(&addresses, &n->p.saddr))
+		return n->p.flags & PACKET_ERROR && !n->skb->ingress_ifindex ?
+			       error_of_host(n) :
+			       host_outbound(n);
+	if (!n->skb->ingress_ifindex)
+		return n->p.flags & PACKET_OPENS ? host_outbound(n) :
+						   host_as_inside(n);
 	from = link_get(n->skb->ingress_ifindex);
 	if (!link_is_inside(from))
 		return -REASON_PASSED_NOT_OUTSIDE;

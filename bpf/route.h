@@ -101,4 +101,23 @@ static __noinline int route_resolve(const struct nat *n, __u32 iif,
 	return 0;
 }
 
+/* The zone that the kernel's routing finds an address in; else the outside's. */
+static __noinline __u32 zone_of_route(const struct nat *n, nat_addr addr)
+{
+	struct bpf_fib_lookup fib = {
+		.family = NAT_FAMILY,
+		.ifindex = n->skb->ifindex,
+		.ipv4_dst = addr,
+	};
+	__u32 flags = fib_skip_neigh ? BPF_FIB_LOOKUP_SKIP_NEIGH : 0;
+	struct nat_link *link;
+	int rc;
+
+	rc = bpf_fib_lookup(n->skb, &fib, sizeof(fib), flags);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return NAT_ZONE_OUTSIDE;
+	link = link_get(fib.ifindex);
+	return link_is_inside(link) ? link->owner : NAT_ZONE_OUTSIDE;
+}
+
 #endif /* CONENAT_ROUTE_H */

@@ -4,6 +4,8 @@ package topo
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"regexp"
 	"strings"
 )
@@ -65,4 +67,73 @@ func SaveRules(ctx context.Context, ns *NS) (string, error) {
 		}
 	}
 	return strings.Join(lines, ""), nil
+}
+
+// Published is a port that Docker publishes on every address of the host.
+type Published struct {
+	Protocol      string // tcp or udp
+	HostPort      uint16
+	Container     netip.Addr
+	ContainerPort uint16
+}
+
+// The rules that Docker 28.2 and later write for the default bridge (moby's integration/network/bridge/iptablesdoc,
+// usernet-portmap.md), with places for what depends on containers.
+const docker28Rules = `*raw
+:PREROUTING ACCEPT
+:OUTPUT ACCEPT
+%s
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD DROP
+:OUTPUT ACCEPT
+:DOCKER -
+:DOCKER-BRIDGE -
+:DOCKER-CT -
+:DOCKER-FORWARD -
+:DOCKER-INTERNAL -
+:DOCKER-ISOLATION-STAGE-1 -
+:DOCKER-ISOLATION-STAGE-2 -
+:DOCKER-USER -
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-FORWARD
+%s
+-A DOCKER ! -i docker0 -o docker0 -j DROP
+-A DOCKER-BRIDGE -o docker0 -j DOCKER
+-A DOCKER-CT -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A DOCKER-FORWARD -j DOCKER-CT
+-A DOCKER-FORWARD -j DOCKER-INTERNAL
+-A DOCKER-FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A DOCKER-FORWARD -j DOCKER-BRIDGE
+-A DOCKER-FORWARD -i docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+COMMIT
+*nat
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+:DOCKER -
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+%s
+COMMIT
+`
+
+// Docker28Rules gives a namespace with a docker0 the rules of a Docker 28's bridge NAT for the given containers,
+// without a Docker: what is addressed to a container itself and does not come by docker0 is dropped in the raw table.
+func Docker28Rules(ctx context.Context, host *NS, containers []netip.Addr, published ...Published) error {
+	var raw, filter, nat strings.Builder
+	for _, c := range containers {
+		fmt.Fprintf(&raw, "-A PREROUTING -d %s ! -i docker0 -j DROP\n", c)
+	}
+	for _, p := range published {
+		fmt.Fprintf(&filter, "-A DOCKER -d %s ! -i docker0 -o docker0 -p %s --dport %d -j ACCEPT\n", p.Container, p.Protocol, p.ContainerPort)
+		fmt.Fprintf(&nat, "-A DOCKER ! -i docker0 -p %s --dport %d -j DNAT --to-destination %s:%d\n", p.Protocol, p.HostPort, p.Container, p.ContainerPort)
+	}
+	_, err := host.Run(ctx, fmt.Sprintf(docker28Rules, raw.String(), filter.String(), nat.String()), "iptables-restore")
+	return err
 }
