@@ -100,6 +100,26 @@ func TestSeedIsListed(t *testing.T) {
 	}
 }
 
+// An entry that is there is afterwards as a new one would be, whoever opened it.
+func TestSeedRenews(t *testing.T) {
+	inNamespace(t)
+	for _, p := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP} {
+		want := flow(p, "172.17.0.2:1001", "203.0.113.1:80")
+		old, seeded := want, want
+		old.Timeout = 10 * time.Second
+		if p == dataplane.TCP {
+			old.TCPState = 4 // FIN_WAIT
+		}
+		seeded.Original, seeded.Reply = seeded.Reply, seeded.Original
+		must(t, Seed([]Flow{old}))
+		must(t, Seed([]Flow{seeded}))
+		got := slices.DeleteFunc(listed(t), func(f Flow) bool { return f.Protocol != p })
+		if diff := cmp.Diff([]Flow{want}, got, compareIP); diff != "" {
+			t.Errorf("%s: %s", p, diff)
+		}
+	}
+}
+
 func TestSeedDefaults(t *testing.T) {
 	inNamespace(t)
 	bare := func(p dataplane.Protocol) Flow {

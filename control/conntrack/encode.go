@@ -29,14 +29,26 @@ type message struct {
 
 // add appends a request to make a flow's entry.
 func (m *message) add(f Flow, sequence uint32) {
+	m.request(unix.NLM_F_CREATE|unix.NLM_F_EXCL, sequence, func() { m.flow(f) })
+}
+
+// renew appends a request to make the entry that is there, whoever opened it, what a new one would be.
+func (m *message) renew(f Flow, sequence uint32) {
+	m.request(0, sequence, func() {
+		m.nest(attrOriginal, func() { m.tuple(f.Original, f.Protocol) })
+		m.state(f)
+	})
+}
+
+func (m *message) request(flags uint16, sequence uint32, content func()) {
 	m.last = len(m.bytes)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, 0) // the length, below
 	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, typeNew)
-	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, unix.NLM_F_REQUEST|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, unix.NLM_F_REQUEST|flags)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, sequence)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, 0)
 	m.bytes = append(m.bytes, header()...)
-	m.flow(f)
+	content()
 	binary.NativeEndian.PutUint32(m.bytes[m.last:], uint32(len(m.bytes)-m.last))
 }
 
@@ -58,14 +70,18 @@ func (m *message) flow(f Flow) {
 	}
 	m.nest(attrOriginal, func() { m.tuple(f.Original, f.Protocol) })
 	m.nest(attrReply, func() { m.tuple(reply, f.Protocol) })
-	m.number32(attrStatus, statusSeenReply|statusAssured|statusConfirmed)
-	m.number32(attrTimeout, f.timeout())
 	if f.translatesSource() {
 		m.nest(attrSourceNAT, func() { m.nat(f.Reply.Dst) })
 	}
 	if f.translatesDestination() {
 		m.nest(attrDestNAT, func() { m.nat(f.Reply.Src) })
 	}
+	m.state(f)
+}
+
+func (m *message) state(f Flow) {
+	m.number32(attrStatus, statusSeenReply|statusAssured|statusConfirmed)
+	m.number32(attrTimeout, f.timeout())
 	if f.Protocol == dataplane.TCP {
 		m.nest(attrProtoInfo, func() { m.nest(attrTCP, func() { m.tcp(f.TCPState) }) })
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -30,7 +31,8 @@ const (
 // just that endpoint, provided that the namespace has a NAT rule at all (nat chains do the translation); likewise
 // DestinationNAT. Any other flow is not, and no NAT rule will be applied to it.
 //
-// One that is there already is no error. The others are made even if some fail. Errors: ErrUnavailable; ErrConflict,
+// One that is there already is made to be like new: while its packets went elsewhere, their sequence numbers have left
+// the window that netfilter remembers. The others are made even if some fail. Errors: ErrUnavailable; ErrConflict,
 // where one of the endpoints is another connection's.
 func Seed(flows []Flow) error {
 	if len(flows) == 0 {
@@ -42,7 +44,7 @@ func Seed(flows []Flow) error {
 	}
 	defer s.socket.Close()
 	for start := 0; start < len(flows); start += batchSize {
-		if err := s.batch(flows[start:min(len(flows), start+batchSize)]); err != nil {
+		if err := s.batch(flows[start:min(len(flows), start+batchSize)], (*message).add); err != nil {
 			return fmt.Errorf("make tracked connections: %w", err)
 		}
 	}
@@ -74,7 +76,7 @@ func newSeeder() (*seeder, error) {
 
 // batch sends requests in one system call. The kernel answers those that fail, and the last one; a message's sequence
 // number is its flow's place from 1.
-func (s *seeder) batch(flows []Flow) error {
+func (s *seeder) batch(flows []Flow, request func(*message, Flow, uint32)) error {
 	var out message
 	last := 0
 	for i, f := range flows {
@@ -83,7 +85,7 @@ func (s *seeder) batch(flows []Flow) error {
 			continue
 		}
 		last = i + 1
-		out.add(f, uint32(last))
+		request(&out, f, uint32(last))
 	}
 	if last == 0 {
 		return nil
@@ -130,14 +132,18 @@ func (s *seeder) fail(f Flow, err error) {
 	}
 }
 
-// result tells flows that are there already from those whose endpoints others have.
+// result renews flows that are there already, and tells them from those whose endpoints others have.
 func (s *seeder) result(wanted int) error {
 	if len(s.exist) > 0 || errors.Is(s.first, unix.EINVAL) { // which a kernel without connection tracking answers, too
 		there, err := List()
 		if err != nil {
 			return err
 		}
-		s.compare(there)
+		for same := range slices.Chunk(s.compare(there), batchSize) {
+			if err := s.batch(same, (*message).renew); err != nil {
+				return fmt.Errorf("renew tracked connections: %w", err)
+			}
+		}
 	}
 	if s.failed == 0 {
 		return nil
@@ -145,7 +151,8 @@ func (s *seeder) result(wanted int) error {
 	return fmt.Errorf("make %d of %d tracked connections: %w", s.failed, wanted, s.first)
 }
 
-func (s *seeder) compare(there []Flow) {
+// compare returns the flows whose entries are theirs, from whichever end.
+func (s *seeder) compare(there []Flow) (same []Flow) {
 	type key struct {
 		protocol dataplane.Protocol
 		original Tuple
@@ -157,10 +164,13 @@ func (s *seeder) compare(there []Flow) {
 	for _, f := range s.exist {
 		openedHere := replies[key{f.Protocol, f.Original}] == f.Reply
 		openedThere := replies[key{f.Protocol, f.Reply}] == f.Original
-		if !openedHere && !openedThere {
+		if openedHere || openedThere {
+			same = append(same, f)
+		} else {
 			s.fail(f, ErrConflict)
 		}
 	}
+	return same
 }
 
 func (f Flow) check() error {
