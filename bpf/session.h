@@ -350,6 +350,9 @@ static __always_inline int session_send(struct nat *n,
 			return -REASON_DROPPED_REWRITE;
 		n->action = bpf_redirect_peer(half->ifindex, 0);
 	} else {
+		/* bpf_redirect_neigh drops what has no Ethernet header. */
+		if (!n->p.l3 && bpf_skb_change_head(skb, ETH_HLEN, 0) < 0)
+			return -REASON_DROPPED_REWRITE;
 		skb->tc_index = DIRECT_PATH_MARK;
 		n->action = send_to_neighbour(half);
 	}
