@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -10,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/tests/docker"
+	"github.com/conenat/conenat/tests/dockerfake"
 	"github.com/conenat/conenat/tests/figure3"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
@@ -80,7 +83,7 @@ func TestStackTraffic(t *testing.T) {
 			g.publishedUDP()
 			g.hairpinToPublished()
 			g.fragmentsBothWays()
-			g.errorsReachTheirSenders()
+			g.errorsReachTheirSenders(g.first.NS)
 			g.onStack()
 			checkReplay(g.lab)
 		})
@@ -88,34 +91,35 @@ func TestStackTraffic(t *testing.T) {
 }
 
 // publishedUDP: the service sees the client, and answers from the published port, also to who was never there.
-func (g *guardLab) publishedUDP() {
-	g.t.Helper()
-	service, client := g.udp(g.second, 53), g.udp(g.peer2, 6000)
-	g.send(client, at(topo.HostAddr, 5353), "question")
-	if from := g.receives(service, "question"); from != at(topo.Peer2Addr, 6000) {
-		g.t.Errorf("the published UDP service sees its client as %s", from)
+func (l *lab) publishedUDP() {
+	l.t.Helper()
+	service, client := l.udp(l.containers[1], 53), l.udp(l.peer2, 6000)
+	l.send(client, at(topo.HostAddr, 5353), "question")
+	if from := l.receives(service, "question"); from != at(topo.Peer2Addr, 6000) {
+		l.t.Errorf("the published UDP service sees its client as %s", from)
 	}
-	g.send(service, at(topo.Peer2Addr, 6000), "answer")
-	if from := g.receives(client, "answer"); from != at(topo.HostAddr, 5353) {
-		g.t.Errorf("the answer comes from %s", from)
+	l.send(service, at(topo.Peer2Addr, 6000), "answer")
+	if from := l.receives(client, "answer"); from != at(topo.HostAddr, 5353) {
+		l.t.Errorf("the answer comes from %s", from)
 	}
-	other := g.udp(g.peer1, 6001)
-	g.send(service, at(topo.Peer1Addr, 6001), "unasked")
-	if from := g.receives(other, "unasked"); from != at(topo.HostAddr, 5353) {
-		g.t.Errorf("the service's own packet comes from %s", from)
+	other := l.udp(l.peer1, 6001)
+	l.send(service, at(topo.Peer1Addr, 6001), "unasked")
+	if from := l.receives(other, "unasked"); from != at(topo.HostAddr, 5353) {
+		l.t.Errorf("the service's own packet comes from %s", from)
 	}
+	service.Close()
 }
 
-func (g *guardLab) hairpinToPublished() {
-	g.t.Helper()
-	for who, h := range map[string]probe.Host{"a neighbour": g.first, "itself": g.second, "the host": g.host} {
+func (l *lab) hairpinToPublished() {
+	l.t.Helper()
+	for who, h := range map[string]probe.Host{"a neighbour": l.containers[0], "itself": l.containers[1], "the host": l.host} {
 		conn, err := h.DialTCP(0, at(topo.HostAddr, 8080))
 		if err != nil {
-			g.t.Errorf("%s to the published port: %v", who, err)
+			l.t.Errorf("%s to the published port: %v", who, err)
 			continue
 		}
 		if _, err := conn.Download(megabyte); err != nil {
-			g.t.Errorf("%s to the published port: %v", who, err)
+			l.t.Errorf("%s to the published port: %v", who, err)
 		}
 		conn.Close()
 	}
@@ -152,8 +156,8 @@ type icmpError struct {
 }
 
 // errorsReachTheirSenders: what routers and receivers say of a packet, its sender hears, as of the packet that it sent.
-func (g *guardLab) errorsReachTheirSenders() {
-	g.t.Helper()
+func (l *lab) errorsReachTheirSenders(container *topo.NS) {
+	l.t.Helper()
 	closed := at(topo.Peer1Addr, 9)
 	tests := []struct {
 		name string
@@ -163,16 +167,16 @@ func (g *guardLab) errorsReachTheirSenders() {
 		ttl  int
 		want icmpError
 	}{
-		{"TTL ends at the host", g.first.NS, 25001, closed, 1, icmpError{11, 0, topo.GatewayAddr, closed}},
-		{"TTL ends at the router", g.first.NS, 25002, closed, 2, icmpError{11, 0, topo.RouterAddr, closed}},
-		{"port unreachable", g.first.NS, 25003, closed, 64, icmpError{3, 3, topo.Peer1Addr, closed}},
-		{"TTL ends at the host, from outside", g.Peer2, 25005, at(topo.HostAddr, 5353), 2,
+		{"TTL ends at the host", container, 25001, closed, 1, icmpError{11, 0, topo.GatewayAddr, closed}},
+		{"TTL ends at the router", container, 25002, closed, 2, icmpError{11, 0, topo.RouterAddr, closed}},
+		{"port unreachable", container, 25003, closed, 64, icmpError{3, 3, topo.Peer1Addr, closed}},
+		{"TTL ends at the host, from outside", l.Peer2, 25005, at(topo.HostAddr, 5353), 2,
 			icmpError{11, 0, topo.HostAddr, at(topo.HostAddr, 5353)}},
 	}
 	for _, tt := range tests {
 		got, err := provoke(tt.ns, tt.port, tt.to, tt.ttl, 32)
 		if err != nil || got != tt.want {
-			g.t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, tt.want)
+			l.t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, tt.want)
 		}
 	}
 }
@@ -267,5 +271,201 @@ func (l *lab) rule(args ...string) {
 	l.t.Helper()
 	if _, err := l.Host.Run(l.t.Context(), "", "iptables", args...); err != nil {
 		l.t.Fatal(err)
+	}
+}
+
+// docker28Lab is Figure 3 with the rules of Docker 28, and an Engine's word for the ports that the second container
+// publishes, which are newGuardLab's.
+func docker28Lab(t *testing.T, args ...string) *lab {
+	t.Helper()
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 2, SymmetricPeer: true})
+	first, second := netip.MustParseAddr("172.17.0.2"), netip.MustParseAddr("172.17.0.3")
+	err := topo.Docker28Rules(t.Context(), f.Host, []netip.Addr{first, second},
+		topo.Published{Protocol: "tcp", HostPort: 8080, Container: second, ContainerPort: 80},
+		topo.Published{Protocol: "udp", HostPort: 5353, Container: second, ContainerPort: 53})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2),
+		containers: []probe.Host{probe.In(f.Containers[0]), probe.In(f.Containers[1])}}
+	engine := dockerfake.ForTest(t)
+	engine.Run(dockerfake.Container{Name: "first", PID: idle(t, f, 0), Places: []dockerfake.Place{{Network: "bridge", Address: first.String()}}})
+	engine.Run(dockerfake.Container{Name: "second", PID: idle(t, f, 1), Places: []dockerfake.Place{{Network: "bridge", Address: second.String()}},
+		Ports: append(dockerfake.Ports("tcp", 8080, 80, 1), dockerfake.Ports("udp", 5353, 53, 1)...)})
+	t.Setenv("DOCKER_HOST", engine.Host())
+	l.Conenat = harness.Start(t, f.Topo, f.Host, append([]string{"--docker"}, args...)...)
+	return l
+}
+
+// idle is the PID of a process in a container's namespace.
+func idle(t *testing.T, f *topo.Figure3, container int) int {
+	t.Helper()
+	p, err := f.Start("idle process", f.Containers[container].Command(context.Background(), "sleep", "1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.PID()
+}
+
+// TestStackDocker28: with the rules that Docker 28 and later write, which drop what is addressed to a container from
+// outside in the raw table: that stays so, and all the rest works.
+func TestStackDocker28(t *testing.T) {
+	for name, args := range map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}} {
+		t.Run(name, func(t *testing.T) {
+			l := docker28Lab(t, append(args, "--path", "stack")...)
+			before := rules(t, l.Figure3)
+			l.docker28Traffic()
+			experiment, err := figure3.On(l.Figure3, l.containers[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, rules(t, l.Figure3)); diff != "" {
+				t.Errorf("iptables-save (-before +during):\n%s", diff)
+			}
+			l.staysCone(experiment)
+			l.onStack()
+			l.directAccessIsDropped()
+		})
+	}
+	t.Run("GuardDecides", func(t *testing.T) {
+		l := docker28Lab(t)
+		if p := l.path(); p.Path != "direct" {
+			t.Errorf("with no rules but Docker's, path %+v", p)
+		}
+		l.rule("-I", "DOCKER-USER", "-s", "203.0.113.99", "-j", "DROP")
+		l.takes("stack")
+		l.docker28Traffic()
+	})
+}
+
+func (l *lab) docker28Traffic() {
+	l.t.Helper()
+	l.serve(l.peer1, 9000)
+	conn := l.dial(l.containers[0], at(topo.Peer1Addr, 9000))
+	_, down := conn.Download(20 * megabyte)
+	_, up := conn.Upload(20 * megabyte)
+	if err := errors.Join(down, up); err != nil {
+		l.t.Error(err)
+	}
+	for who, h := range map[string]probe.Host{"container": l.containers[0], "host": l.host} {
+		if r, err := probe.PingOnce(h, topo.Peer1Addr, 5); err != nil || r.Received != 5 {
+			l.t.Errorf("ping from the %s: %+v, %v", who, r, err)
+		}
+	}
+	l.samePort(23000, true)
+	l.samePort(23002, false)
+	l.publishedByDocker()
+	l.publishedUDP()
+	l.hairpinToPublished()
+	l.fragmentsBothWays()
+	l.errorsReachTheirSenders(l.Containers[0])
+}
+
+// directAccessIsDropped: a client that is routed to the container's own address gets nowhere.
+func (l *lab) directAccessIsDropped() {
+	l.t.Helper()
+	if err := l.Router.AddRoute("172.17.0.0/16", topo.HostAddr.String()); err != nil {
+		l.t.Fatal(err)
+	}
+	service, client := l.udp(l.containers[1], 53), l.udp(l.peer2, 6002)
+	l.send(client, at(netip.MustParseAddr("172.17.0.3"), 53), "direct")
+	l.send(client, at(topo.HostAddr, 5353), "published")
+	if from := l.receives(service, "published"); from != at(topo.Peer2Addr, 6002) {
+		l.t.Errorf("seen as %s", from)
+	}
+}
+
+// TestStackKillAndAdopt: on the stack path, too, traffic needs no daemon, and a new one disturbs nothing.
+func TestStackKillAndAdopt(t *testing.T) {
+	tests := map[string][]string{
+		"TCX":    {"--path", "stack"},
+		"Clsact": {"--path", "stack", "--disable-feature", "tcx"},
+		"Auto":   nil, // the rule below decides, for each daemon anew
+	}
+	for name, args := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, topo.Figure3Config{Containers: 2}, "", args...)
+			l.rule("-I", "DOCKER-USER", "-s", "203.0.113.99", "-j", "DROP")
+			l.takes("stack")
+			killAndAdopt(l)
+			l.onStack()
+			if log := l.Log(); strings.Contains(log, "path: direct") {
+				t.Errorf("the new daemon has gone direct in between:\n%s", log)
+			}
+		})
+	}
+}
+
+// TestStackExpiry: sessions and bindings of the stack path end in their time, and their ports come free.
+func TestStackExpiry(t *testing.T) {
+	l := newLab(t, topo.Figure3Config{Containers: 2}, quick, "--path", "stack")
+	peer, c := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
+	l.send(c, at(topo.Peer1Addr, 3478), "first")
+	if from := l.receives(peer, "first"); from != at(topo.HostAddr, 20000) {
+		t.Errorf("seen as %s", from)
+	}
+	l.serve(l.peer2, 8080)
+	if err := l.dial(l.containers[1], at(topo.Peer2Addr, 8080)).Echo("tcp"); err != nil {
+		t.Error(err)
+	}
+	checkReplay(l)
+	l.eventually("all bindings expire", func() bool { return len(l.Bindings()) == 0 })
+	checkReplay(l)
+	other := l.udp(l.containers[1], 20000)
+	l.send(other, at(topo.Peer1Addr, 3478), "second")
+	if from := l.receives(peer, "second"); from != at(topo.HostAddr, 20000) {
+		t.Errorf("the port that came free is not given again: seen as %s", from)
+	}
+}
+
+// TestStackDetach: nothing is left, and Docker's NAT has what begins then, and what was there before.
+func TestStackDetach(t *testing.T) {
+	g := newGuardLab(t, topo.Figure3Config{}, "--path", "stack")
+	before := rules(t, g.Figure3)
+	peer, c := g.udp(g.peer1, 3478), g.udp(g.first, 20000)
+	g.send(c, at(topo.Peer1Addr, 3478), "conenat")
+	g.receives(peer, "conenat")
+	g.Detach()
+	for what, out := range leftovers(g.lab) {
+		t.Errorf("%s: %s", what, out)
+	}
+	if diff := cmp.Diff(before, rules(t, g.Figure3)); diff != "" {
+		t.Errorf("iptables-save (-during +after):\n%s", diff)
+	}
+	g.send(c, at(topo.Peer1Addr, 3478), "docker")
+	if from := g.receives(peer, "docker"); from.Addr() != topo.HostAddr {
+		t.Errorf("after detach, the socket of before is seen as %s", from)
+	}
+	fresh := g.udp(g.first, 20001)
+	g.send(fresh, at(topo.Peer1Addr, 3478), "new")
+	if from := g.receives(peer, "new"); from != at(topo.HostAddr, 20001) {
+		t.Errorf("after detach, a new socket is seen as %s", from)
+	}
+	g.serve(g.second, 80)
+	if err := g.dial(g.peer2, at(topo.HostAddr, 8080)).Echo("by Docker's DNAT"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStackSmallBridgeMTU: who sends to a container more than its bridge takes is told so by the host, and by how much.
+func TestStackSmallBridgeMTU(t *testing.T) {
+	l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--path", "stack")
+	for _, end := range []struct {
+		ns   *topo.NS
+		link string
+	}{{l.Host, "veth-c1"}, {l.Host, "docker0"}, {l.Containers[0], "eth0"}} {
+		if err := end.ns.SetMTU(end.link, 1300); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.rule("-I", "DOCKER-USER", "-i", "eth0", "-o", "docker0", "-p", "udp", "-j", "ACCEPT")
+	l.Client("forward", "add", "--protocol", "udp", "198.51.100.1:5353", "172.17.0.2:53")
+	got, err := provoke(l.Peer2, 25006, at(topo.HostAddr, 5353), 64, 1400)
+	if want := (icmpError{3, 4, topo.HostAddr, at(topo.HostAddr, 5353)}); err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	l.serve(l.peer1, 9000)
+	if _, err := l.dial(l.containers[0], at(topo.Peer1Addr, 9000)).Download(5 * megabyte); err != nil {
+		t.Error(err)
 	}
 }
