@@ -142,6 +142,7 @@ func TestGuard(t *testing.T) {
 	g.serve(g.peer1, 9000)
 	g.serve(g.second, 80)
 	old := g.openFlows(30000)
+	datagrams := g.datagrams(40)
 	streams := []*running{g.stream("download", probe.Conn.Download), g.stream("upload", probe.Conn.Upload)}
 	for i, f := range firewalls {
 		ok := t.Run(f.name, func(t *testing.T) {
@@ -168,7 +169,40 @@ func TestGuard(t *testing.T) {
 	for _, s := range streams {
 		s.end(t)
 	}
+	noneLost(t, datagrams)
 	checkReplay(g.lab)
+}
+
+// datagrams are UDP streams from the first container to peer 1 and back, some 20 round trips a second each.
+func (g *guardLab) datagrams(count int) (list []*probe.UDPStream) {
+	g.t.Helper()
+	server, err := probe.ServeStreams(g.Peer1, 0)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { server.Close() })
+	for range count {
+		s, err := probe.StartDatagrams(g.first.NS, 0, at(topo.Peer1Addr, server.Port()))
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// noneLost: each datagram was answered, once, and each socket seen as one external endpoint.
+func noneLost(t *testing.T, streams []*probe.UDPStream) {
+	t.Helper()
+	sent := 0
+	for _, s := range streams {
+		r, err := s.Finish()
+		if err != nil || len(r.Lost) > 0 || r.Duplicates > 0 || len(r.Seen) != 1 {
+			t.Errorf("UDP stream %+v, %v", r, err)
+		}
+		sent += r.Sent
+	}
+	t.Logf("%d datagrams", sent)
 }
 
 func (g *guardLab) at(t *testing.T) *guardLab {
