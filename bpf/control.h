@@ -180,6 +180,7 @@ static __noinline int control_import(struct __sk_buff *skb,
 		.unrouted = 1,
 	};
 	struct nat_zone *zone = zone_get(r->zone);
+	struct nat_binding *b;
 	int rc;
 
 	rc = request_want(r, &want);
@@ -203,6 +204,9 @@ static __noinline int control_import(struct __sk_buff *skb,
 	if (rc != ANSWER_OK)
 		return rc;
 	plan.reverse_ref = plan.ref;
+	b = binding_at(plan.ref.binding);
+	if (b && b->flags & BINDING_STATIC)
+		plan.flags |= HALF_INBOUND;
 	rc = session_open(&plan);
 	return rc == 0 || rc == -LOOK_AGAIN ? ANSWER_OK : ANSWER_FULL;
 }

@@ -51,7 +51,7 @@ static __noinline int inbound_open(const struct nat *n,
 		.peer_zone = NAT_ZONE_OUTSIDE,
 		.reverse_seen = n->p.seen,
 		.unrouted = 1,
-		.from_outside = 1,
+		.flags = HALF_INBOUND,
 	};
 	struct nat_zone *zone;
 

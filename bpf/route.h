@@ -101,6 +101,42 @@ static __noinline int route_resolve(const struct nat *n, __u32 iif,
 	return 0;
 }
 
+/*
+ * The route to daddr by an outside's interface, for what has its external address
+ * as source: as the host's own packets from there are routed.
+ */
+static __noinline int route_by_realm(const struct nat *n, __u32 realm_id,
+				     nat_addr external, struct route *r)
+{
+	struct nat_realm *realm = realm_get(realm_id);
+	struct bpf_fib_lookup fib = {
+		.family = NAT_FAMILY,
+		.l4_protocol = n->p.proto,
+		.tot_len = 1,
+		.ipv4_src = external,
+		.ipv4_dst = n->p.daddr,
+	};
+	__u32 flags = BPF_FIB_LOOKUP_OUTPUT;
+	int rc;
+
+	if (!realm || !realm->ifindex)
+		return -REASON_PASSED_NO_ROUTE;
+	if (fib_skip_neigh)
+		flags |= BPF_FIB_LOOKUP_SKIP_NEIGH;
+	fib.ifindex = realm->ifindex;
+	rc = bpf_fib_lookup(n->skb, &fib, sizeof(fib), flags);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return route_error(rc);
+	if (fib.ifindex != realm->ifindex)
+		return -REASON_PASSED_NOT_OUTSIDE;
+	r->ifindex = fib.ifindex;
+	r->realm = realm_id;
+	r->next_hop = fib.family == NAT_FAMILY ? fib.ipv4_dst : 0;
+	r->mtu = fib.mtu_result > 1 ? fib.mtu_result :
+				      route_mtu(n->skb, fib.ifindex);
+	return 0;
+}
+
 /* The zone that the kernel's routing finds an address in; else the outside's. */
 static __noinline __u32 zone_of_route(const struct nat *n, nat_addr addr)
 {

@@ -34,10 +34,9 @@ struct session_plan {
 	__u8 reverse_target;
 	__u8 seen; /* the first packet's TCP flags, in one of the two */
 	__u8 reverse_seen;
-	__u8 flags; /* HALF_HAIRPIN, HALF_SELF */
+	__u8 flags; /* HALF_* but HALF_PRIMARY and HALF_FILTER */
 	__u8 unrouted; /* the primary half's route is to be looked up */
-	__u8 from_outside; /* opened by a packet from there */
-	__u8 pad;
+	__u8 pad[2];
 };
 
 static __always_inline struct session_half *
@@ -228,6 +227,26 @@ static __always_inline void session_touch(const struct nat *n,
 }
 
 /*
+ * The route of the answers of a session that was opened from outside, where the
+ * inside host's own packets would leave by another uplink: as a host with two
+ * uplinks answers, from the address that it was called by, and by that address's
+ * uplink if the routing has a way there.
+ */
+static __always_inline int session_answers(struct nat *n,
+					   const struct session_half *half,
+					   const struct nat_binding *b,
+					   struct route *r)
+{
+	struct route back = {};
+
+	if (!(half->flags & HALF_INBOUND))
+		return -REASON_DROPPED_ROUTE_MOVED;
+	if (route_by_realm(n, b->realm, b->external, &back) == 0)
+		*r = back;
+	return 0;
+}
+
+/*
  * The route once more. A session whose binding lives on another outside's address
  * cannot follow the route there: it is not refreshed any more, and what opens in
  * its place gets a binding of that outside.
@@ -244,8 +263,11 @@ static __noinline int session_route(struct nat *n, struct session_half *half)
 	rc = route_resolve(n, zone->ifindex, &r);
 	if (rc < 0)
 		return rc;
-	if (b && b->realm != r.realm)
-		return -REASON_DROPPED_ROUTE_MOVED;
+	if (b && b->realm != r.realm) {
+		rc = session_answers(n, half, b, &r);
+		if (rc < 0)
+			return rc;
+	}
 	half->ifindex = r.ifindex;
 	half->next_hop = r.next_hop;
 	half->mtu = r.mtu;
@@ -259,7 +281,25 @@ static __noinline int session_route(struct nat *n, struct session_half *half)
 static __always_inline int session_leaves(struct nat *n,
 					  struct session_half *half)
 {
-	return half->ifindex == n->skb->ifindex ? 0 : session_route(n, half);
+	if (half->ifindex == n->skb->ifindex)
+		return 0;
+	if (half->flags & HALF_INBOUND && half->ifindex &&
+	    tick_diff(n->tick, half->resolved) <= ROUTE_TICKS)
+		return 0;
+	return session_route(n, half);
+}
+
+/*
+ * On the kernel's way, an answer that is to leave by another uplink than the
+ * kernel has chosen. One that is too large for it leaves by the kernel's.
+ */
+static __always_inline bool session_turns(const struct nat *n,
+					  const struct session_half *half)
+{
+	return n->egress && half->flags & HALF_INBOUND &&
+	       half->target == TARGET_OUTSIDE && half->ifindex &&
+	       half->ifindex != n->skb->ifindex &&
+	       (!half->mtu || n->p.segment <= half->mtu);
 }
 
 /* The stack path: of what comes from inside, hairpins alone are translated. */
@@ -338,8 +378,8 @@ static __always_inline int session_send(struct nat *n,
 {
 	struct __sk_buff *skb = n->skb;
 
-	if (n->egress || half->target == TARGET_HOST ||
-	    session_enters(n, half)) {
+	if ((n->egress && !session_turns(n, half)) ||
+	    half->target == TARGET_HOST || session_enters(n, half)) {
 		n->action = VERDICT_NEXT;
 		return 0;
 	}
@@ -576,7 +616,7 @@ static __always_inline __u32 plan_last_seen(const struct session_plan *plan)
 	struct nat_binding *b = binding_at(plan->ref.binding);
 	const struct session_key *key = &plan->key;
 
-	if (!plan->from_outside || key->proto != IPPROTO_UDP || !b ||
+	if (!(plan->flags & HALF_INBOUND) || key->proto != IPPROTO_UDP || !b ||
 	    b->flags & BINDING_STATIC ||
 	    filtering_of(key->zone, key->saddr, key->proto) !=
 		    NAT_ENDPOINT_INDEPENDENT)
