@@ -195,6 +195,7 @@ const (
 	HalfPrimary      = 1 << 0
 	HalfHairpin      = 1 << 1
 	HalfSelf         = 1 << 2
+	HalfNetfilter    = 1 << 4
 	BindingStatic    = 1 << 0
 	BindingIndexed   = 1 << 1
 	BindingPublished = 1 << 2

@@ -251,6 +251,7 @@ enum session_target {
 #define HALF_HAIRPIN (1 << 1)
 #define HALF_SELF (1 << 2) /* hairpin to itself: the only half */
 #define HALF_FILTER (1 << 3) /* holds a reference on a permission */
+#define HALF_NETFILTER (1 << 4) /* netfilter may have a NAT entry for it */
 #define HALF_INBOUND (1 << 5) /* opened from outside */
 
 #define SEEN_SYN (1 << 0)

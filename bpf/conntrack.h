@@ -11,6 +11,7 @@
 
 /* linux/netfilter/nf_conntrack_tuple_common.h and nf_conntrack_common.h */
 #define IP_CT_DIR_REPLY 1
+#define IPS_SRC_NAT (1 << 4)
 #define IPS_DST_NAT (1 << 5)
 
 /* Opaque, but whole: the loader compares it with the kernel's by BTF. */
@@ -40,6 +41,7 @@ enum conntrack_side {
 	CONNTRACK_ORIGINAL, /* the way that its first packet took */
 	CONNTRACK_ORIGINAL_DNAT, /* and its destination is translated */
 	CONNTRACK_REPLY,
+	CONNTRACK_REPLY_SNAT, /* to what it has translated the source of */
 };
 
 /* What conntrack knows of a packet with these addresses and ports. */
@@ -62,7 +64,8 @@ static __noinline int conntrack_side(struct __sk_buff *skb,
 	status = ct->status;
 	bpf_ct_release(ct);
 	if (opts.dir == IP_CT_DIR_REPLY)
-		return CONNTRACK_REPLY;
+		return status & IPS_SRC_NAT ? CONNTRACK_REPLY_SNAT :
+					      CONNTRACK_REPLY;
 	return status & IPS_DST_NAT ? CONNTRACK_ORIGINAL_DNAT :
 				      CONNTRACK_ORIGINAL;
 }
@@ -83,7 +86,9 @@ static __always_inline int conntrack_packet(struct __sk_buff *skb,
 static __always_inline bool answers_conntrack(struct __sk_buff *skb,
 					      const struct packet *p)
 {
-	return conntrack_packet(skb, p) == CONNTRACK_REPLY;
+	int side = conntrack_packet(skb, p);
+
+	return side == CONNTRACK_REPLY || side == CONNTRACK_REPLY_SNAT;
 }
 
 /*
@@ -96,7 +101,17 @@ static __always_inline bool conntrack_brings_in(struct __sk_buff *skb,
 {
 	int side = conntrack_packet(skb, p);
 
-	return side == CONNTRACK_REPLY || side == CONNTRACK_ORIGINAL_DNAT;
+	return side == CONNTRACK_REPLY || side == CONNTRACK_REPLY_SNAT ||
+	       side == CONNTRACK_ORIGINAL_DNAT;
+}
+
+/* Whether netfilter translates a packet from outside to an inside address. */
+static __always_inline bool conntrack_translates(struct __sk_buff *skb,
+						 const struct packet *p)
+{
+	int side = conntrack_packet(skb, p);
+
+	return side == CONNTRACK_REPLY_SNAT || side == CONNTRACK_ORIGINAL_DNAT;
 }
 
 /*

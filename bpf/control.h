@@ -178,6 +178,7 @@ static __noinline int control_import(struct __sk_buff *skb,
 		.seen = r->seen,
 		.reverse_seen = r->reverse_seen,
 		.unrouted = 1,
+		.flags = HALF_NETFILTER,
 	};
 	struct nat_zone *zone = zone_get(r->zone);
 	struct nat_binding *b;

@@ -119,12 +119,13 @@ static __noinline int host_open(const struct nat *n)
 
 /*
  * Whether a forwarded packet is already what its session makes of it: netfilter
- * still translates a connection that conenat has taken over from it.
+ * still translates a connection that conenat has taken over from it. (Any other
+ * NAT user on the host may have made the same of a connection of its own.)
  */
 static __always_inline bool is_translated(const struct nat *n)
 {
-	struct session_half *half;
-	struct session_key key = {};
+	struct session_half *half, *inside_half;
+	struct session_key key = {}, inside_key;
 
 	key.saddr = n->p.daddr;
 	key.daddr = n->p.saddr;
@@ -133,7 +134,13 @@ static __always_inline bool is_translated(const struct nat *n)
 	key.proto = n->p.proto;
 	key.zone = NAT_ZONE_OUTSIDE;
 	half = session_find(&key);
-	return half && half->target != TARGET_HOST;
+	if (!half || !(half->flags & HALF_NETFILTER))
+		return false;
+	session_reverse_key(&key, half, &inside_key);
+	inside_half = session_find(&inside_key);
+	if (inside_half)
+		session_touch(n, &inside_key, inside_half);
+	return true;
 }
 
 /* The host's packet whose source port a binding holds: of which session? */

@@ -36,6 +36,17 @@ static __always_inline bool inbound_is_hosts(const struct nat *n)
 	return host_socket(n->skb, &tuple, n->p.proto) == HOST_SOCKET_CONNECTED;
 }
 
+/*
+ * On the stack path netfilter goes on with the connections that conenat has taken
+ * over from it: the host's rules know them by what they are in its table.
+ */
+static __always_inline bool
+inbound_is_netfilters(const struct nat *n, const struct session_half *half)
+{
+	return n->stack && half->flags & HALF_NETFILTER &&
+	       conntrack_translates(n->skb, &n->p);
+}
+
 /* ref is held for the session; it is the session's, or given back. */
 static __noinline int inbound_open(const struct nat *n,
 				   const struct binding_ref *ref)

@@ -90,6 +90,9 @@ static __always_inline int translate_outside(struct nat *n)
 		half = session_find(&key);
 		if (!half)
 			return -REASON_DROPPED_RACE;
+	} else if (inbound_is_netfilters(n, half)) {
+		session_touch(n, &key, half);
+		return -REASON_PASSED_CONNTRACK;
 	}
 	rc = session_forward(n, &key, half);
 	if (n->p.flags & PACKET_FIRST_FRAGMENT)

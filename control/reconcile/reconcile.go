@@ -320,7 +320,6 @@ func (r *Reconciler) carryOut(actions []plan.Action, t *target, actual plan.Stat
 	r.importSessions(r.flows(t.State).sessions)
 	if r.guard.path.Stack {
 		r.ensureExceptions()
-		r.seed()
 	}
 }
 

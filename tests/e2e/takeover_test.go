@@ -135,11 +135,15 @@ func (s *streams) portsChanged(want int) {
 		}
 	}
 	for _, stream := range s.udp {
-		if seen := stream.Seen(); len(seen) != 1 || seen[0].Port() != stream.Local().Port() {
+		seen := stream.Seen()
+		if len(seen) != 1 {
+			s.t.Fatalf("masquerade has not made one external endpoint of %s of %s, but %s", stream.Local(), s.places[stream].Addr, seen)
+		}
+		if seen[0].Port() != stream.Local().Port() {
 			changed[1]++
 		}
 	}
-	if changed != [2]int{want, want} {
+	if changed[0] < want || changed[1] < want {
 		s.t.Fatalf("masquerade has changed %v ports of TCP and UDP, want %d each", changed, want)
 	}
 }
@@ -231,6 +235,7 @@ func TestTakeover(t *testing.T) {
 		half, clients int
 	}{
 		"Direct":  {half: 100, clients: 10},
+		"Stack":   {args: []string{"--path", "stack"}, half: 100, clients: 10},
 		"NoProxy": {cfg: docker.Config{Args: []string{"--userland-proxy=false"}}, half: 10, clients: 10},
 	} {
 		t.Run(name, func(t *testing.T) {
