@@ -5,6 +5,7 @@ package reconcile
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/conenat/conenat/control/config"
 	"github.com/conenat/conenat/control/conntrack"
@@ -13,6 +14,10 @@ import (
 	"github.com/conenat/conenat/dataplane"
 )
 
+// unreadable is how long rules that were read once may have no answer before they count as a firewall: they change
+// faster than they can be read for a moment, while a firewall is loaded.
+const unreadable = 2 * time.Second
+
 // guard is what is known of the host's firewall, and the path that follows from it.
 type guard struct {
 	traffic firewall.Traffic
@@ -20,6 +25,7 @@ type guard struct {
 	asked   bool // report is of traffic
 	stale   bool // the rules may have changed
 	failed  error
+	since   time.Time // of the first failure in a row
 	path    Path
 }
 
@@ -56,6 +62,9 @@ func (r *Reconciler) choosePath(t *target) {
 
 func (r *Reconciler) inspect(traffic firewall.Traffic) {
 	report, err := r.firewall.Inspect(traffic)
+	if err != nil && r.guard.failed == nil {
+		r.guard.since = time.Now()
+	}
 	r.guard.failed = err
 	if err != nil {
 		r.fail("read the host's firewall rules", err, false)
@@ -77,13 +86,16 @@ func (r *Reconciler) decide(t *target) Path {
 		return Path{Reasons: []string{"path direct is configured"}, Bypass: rules}
 	case r.firewall == nil:
 		return Path{}
-	case !r.guard.asked:
+	case !r.guard.asked || r.guard.unreadable():
 		return Path{Stack: true, Reasons: []string{fmt.Sprintf("the host's firewall rules cannot be read: %v", r.guard.failed)}}
 	case len(rules) > 0:
 		return Path{Stack: true, Reasons: rules}
 	}
 	return Path{Reasons: []string{"no rule of others would be bypassed"}}
 }
+
+// unreadable: what is known of the rules is old.
+func (g guard) unreadable() bool { return g.failed != nil && time.Since(g.since) > unreadable }
 
 func findings(report firewall.Report) (rules []string) {
 	for _, f := range slices.Concat(report.Bypassed, report.Translated) {
