@@ -142,6 +142,11 @@ type listedNetwork struct {
 	State  string   `json:"state"`
 	Reason string   `json:"reason"`
 	Ports  []string `json:"ports"`
+
+	Filtering struct {
+		UDP string `json:"udp"`
+		TCP string `json:"tcp"`
+	} `json:"filtering"`
 }
 
 // networks are by name.
