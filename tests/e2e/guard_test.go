@@ -248,6 +248,38 @@ func (g *guardLab) published() {
 	}
 }
 
+// TestGuardAfterTakeover: connections that began under Docker's own NAT, of containers and of a published port's
+// clients, go on through the takeover and through the turns of the path after it.
+func TestGuardAfterTakeover(t *testing.T) {
+	g := placeGuardLab(t, topo.Figure3Config{})
+	g.serve(g.peer1, 9000)
+	g.serve(g.second, 80)
+	old := g.openFlows(30000)
+	client := g.dial(g.peer2, at(topo.HostAddr, 8080))
+	datagrams := g.datagrams(20)
+	streams := []*running{
+		g.stream("download", probe.Conn.Download), g.stream("upload", probe.Conn.Upload),
+		g.transfer("published download", client, probe.Conn.Download),
+	}
+	g.advance(streams...)
+	g.Run()
+	for range 2 {
+		g.advance(streams...)
+		g.turnToStack(firewalls[0])
+		old.goOn(t, "outside")
+		g.advance(streams...)
+		g.turnBack(firewalls[0])
+		old.goOn(t, "outside")
+	}
+	for _, s := range streams {
+		s.end(t)
+	}
+	noneLost(t, datagrams)
+	if log := g.Log(); strings.Contains(log, "action failed") {
+		t.Errorf("the log tells of failures:\n%s", log)
+	}
+}
+
 // running is a transfer that is made again and again on one connection.
 type running struct {
 	name  string
@@ -259,7 +291,11 @@ type running struct {
 
 func (g *guardLab) stream(name string, transfer func(probe.Conn, int64) (probe.Transfer, error)) *running {
 	g.t.Helper()
-	conn, s := g.dial(g.first, at(topo.Peer1Addr, 9000)), &running{name: name, ended: make(chan struct{})}
+	return g.transfer(name, g.dial(g.first, at(topo.Peer1Addr, 9000)), transfer)
+}
+
+func (g *guardLab) transfer(name string, conn probe.Conn, transfer func(probe.Conn, int64) (probe.Transfer, error)) *running {
+	s := &running{name: name, ended: make(chan struct{})}
 	go func() {
 		defer close(s.ended)
 		for s.err == nil && !s.stop.Load() {
@@ -366,6 +402,30 @@ func sendTCP(t *testing.T, from, to net.Conn) {
 	if _, err := io.ReadFull(to, got); err != nil {
 		t.Errorf("from %s to %s: %v", from.LocalAddr(), to.LocalAddr(), err)
 	}
+}
+
+// TestGuardBesideAWriter: somebody who changes rules without a pause is followed, too, and what comes last counts.
+func TestGuardBesideAWriter(t *testing.T) {
+	l := newLab(t, topo.Figure3Config{Containers: 1}, "")
+	peer, c := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
+	exchange := func(text string) {
+		l.send(c, at(topo.Peer1Addr, 3478), text)
+		l.send(peer, l.receives(peer, text), text)
+		l.receives(c, text)
+	}
+	l.script(`for i in $(seq 150); do
+		nft 'table ip busy { chain forward { type filter hook forward priority 0; ip saddr 203.0.113.99 drop; }; }'
+		nft delete table ip busy
+	done
+	nft 'table ip busy { chain forward { type filter hook forward priority 0; ip saddr 203.0.113.99 drop; }; }'`)
+	if took := l.takes("stack"); took > 5*time.Second {
+		t.Errorf("path stack came %v after the last change", took)
+	}
+	exchange("on the stack")
+	l.script("nft delete table ip busy")
+	l.takes("direct")
+	exchange("direct")
+	l.eventually("nothing is left to be tried again", func() bool { return len(l.path().Warnings) == 0 })
 }
 
 // TestGuardOverridden: the operator's word is the last, and status says what it bypasses.
