@@ -21,7 +21,8 @@ func detachCommand(e env) *cobra.Command {
 		Use:   "detach",
 		Short: "Take the dataplane away: every hook, pin, map and table",
 		Long: "Take the dataplane away: every hook, pin and map, and conenat's nftables table. Packets go as they went\n" +
-			"before conenat. The daemon must be stopped first.",
+			"before conenat; connections that the host's NAT can go on with are handed back to it, with the same external\n" +
+			"endpoints. The daemon must be stopped first.",
 		Example: "  conenat detach\n  conenat detach --state-dir /sys/fs/bpf/other",
 		Args:    cobra.NoArgs,
 	}
@@ -46,7 +47,12 @@ func detach(ctx context.Context, e env, stateDir, socket string) error {
 		hadTable, err = e.table(stateDir).Remove()
 		return err
 	}
-	report, err := e.purge(stateDir, removeTable)
+	var handed handover
+	handBack := func() error {
+		handed = e.handBack(stateDir)
+		return nil // what fails ends connections, and is told: the rest of detach is wanted all the same
+	}
+	report, err := e.purge(stateDir, handBack, removeTable)
 	if errors.Is(err, dataplane.ErrInUse) {
 		return fmt.Errorf("detach %s: %w: stop the daemon%s first", stateDir, dataplane.ErrInUse, daemonPID(ctx, stateDir, socket))
 	}
@@ -62,6 +68,9 @@ func detach(ctx context.Context, e env, stateDir, socket string) error {
 	switch {
 	case found:
 		fmt.Fprintf(e.stdout, "detached: %d interfaces and %d pins\n", report.Links, report.Pins)
+		if text := handed.String(); text != "" {
+			fmt.Fprintln(e.stdout, text)
+		}
 	case hadTable:
 		fmt.Fprintln(e.stdout, "detached: a left-over nftables table")
 	default:

@@ -37,13 +37,16 @@ type env struct {
 	docker    func(filtering [3]dataplane.Behavior) (daemon.Docker, error)
 	firewall  func() daemon.Firewall
 	conntrack reconcile.Conntrack // nil: none
+	pinned    func(stateDir string) (pinned, error)
 }
 
 // netfilter is conntrack of the network namespace that the process runs in.
 type netfilter struct{}
 
-func (netfilter) List() ([]conntrack.Flow, error)   { return conntrack.List() }
-func (netfilter) Seed(flows []conntrack.Flow) error { return conntrack.Seed(flows) }
+func (netfilter) List() ([]conntrack.Flow, error) { return conntrack.List() }
+func (netfilter) Replace(flows []conntrack.Flow) (int, error) {
+	return conntrack.Replace(flows)
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -64,6 +67,13 @@ func main() {
 		},
 		firewall:  func() daemon.Firewall { return firewall.New() },
 		conntrack: netfilter{},
+		pinned: func(stateDir string) (pinned, error) {
+			p, err := dataplane.OpenPinned(stateDir)
+			if err != nil {
+				return nil, err
+			}
+			return p, nil
+		},
 	})
 	stop()
 	os.Exit(code)

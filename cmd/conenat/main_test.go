@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/conenat/conenat/control/api"
+	"github.com/conenat/conenat/control/conntrack"
 	"github.com/conenat/conenat/control/daemon"
 	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/exceptions"
@@ -260,6 +261,71 @@ func TestDetach(t *testing.T) {
 			w.purgeErr, w.table.there = tt.err, tt.table
 			if code, stdout, stderr := w.client("detach"); code != exitDone || stdout != tt.want || w.table.there {
 				t.Errorf("exit code %d, %q, %q", code, stdout, stderr)
+			}
+		})
+	}
+}
+
+// fakePinned is what a daemon has left; replaced is what the host's connection tracking was given for it.
+type fakePinned struct {
+	sessions []dataplane.Session
+	yielded  bool
+	replaced []conntrack.Flow
+	refuses  int
+}
+
+func (p *fakePinned) Sessions() ([]dataplane.Session, error) { return p.sessions, nil }
+func (p *fakePinned) Yield() error                           { p.yielded = true; return nil }
+func (p *fakePinned) Close() error                           { return nil }
+func (p *fakePinned) List() ([]conntrack.Flow, error)        { return nil, nil }
+func (p *fakePinned) Replace(flows []conntrack.Flow) (int, error) {
+	if !p.yielded {
+		return 0, errors.New("sessions are not marked")
+	}
+	p.replaced = flows
+	if p.refuses > 0 {
+		return len(flows) - p.refuses, errors.New("a conflict")
+	}
+	return len(flows), nil
+}
+
+// TestHandBack: what is handed back, as what, and what detach says of the rest.
+func TestHandBack(t *testing.T) {
+	internal, external, remote := netip.MustParseAddrPort("172.17.0.2:1000"), netip.MustParseAddrPort("198.51.100.1:2000"), netip.MustParseAddrPort("203.0.113.1:80")
+	session := func(p dataplane.Protocol, network, state string) dataplane.Session {
+		return dataplane.Session{Protocol: p, Network: network, Internal: internal, External: external, Remote: remote, State: state, ExpiresIn: time.Minute}
+	}
+	hairpin := session(dataplane.UDP, "bridge", "active")
+	hairpin.Hairpin = true
+	all := []dataplane.Session{
+		session(dataplane.TCP, "bridge", "established"), session(dataplane.TCP, "bridge", "fin-inside"), session(dataplane.UDP, "bridge", "active"),
+		session(dataplane.ICMP, "bridge", "active"), session(dataplane.TCP, dataplane.HostNetwork, "established"), hairpin, hairpin,
+		session(dataplane.TCP, "bridge", "init-inside"), session(dataplane.TCP, "bridge", "trans"), session(dataplane.TCP, "bridge", "fin-both"),
+	}
+	tests := []struct {
+		name     string
+		sessions []dataplane.Session
+		refuses  int
+		want     string
+	}{
+		{"none", nil, 0, ""},
+		{"all", all[:3], 0, "handed back to the host's NAT: 3 connections"},
+		{"some", all, 0, "handed back to the host's NAT: 3 connections; not handed back: 1 half open, 1 of the host's own, 1 pings, 2 hairpins"},
+		{"refused", all[:3], 1, "handed back to the host's NAT: 2 connections; not handed back: 1 refused by the host's NAT; connections may end: a conflict"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			state := &fakePinned{sessions: tt.sessions, refuses: tt.refuses}
+			e := env{conntrack: state, pinned: func(string) (pinned, error) { return state, nil }}
+			if got := e.handBack("/state").String(); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+			for _, f := range state.replaced {
+				want := conntrack.Flow{Protocol: f.Protocol, SourceNAT: true, Timeout: time.Minute,
+					Original: conntrack.Tuple{Src: internal, Dst: remote}, Reply: conntrack.Tuple{Src: remote, Dst: external}}
+				if f != want {
+					t.Errorf("%+v, want %+v", f, want)
+				}
 			}
 		})
 	}

@@ -47,8 +47,9 @@ const (
 
 // Attributes and messages of linux/netfilter/nfnetlink_conntrack.h. Numbers are in network byte order.
 const (
-	typeNew = unix.NFNL_SUBSYS_CTNETLINK << 8 // IPCTNL_MSG_CT_NEW is 0
-	typeGet = typeNew | 1
+	typeNew    = unix.NFNL_SUBSYS_CTNETLINK << 8 // IPCTNL_MSG_CT_NEW is 0
+	typeGet    = typeNew | 1
+	typeDelete = typeNew | 2
 
 	attrOriginal  = 1
 	attrReply     = 2

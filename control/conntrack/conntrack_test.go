@@ -4,10 +4,12 @@ package conntrack
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,6 +120,48 @@ func TestSeedRenews(t *testing.T) {
 			t.Errorf("%s: %s", p, diff)
 		}
 	}
+}
+
+// TestReplace: whatever entries have a flow's endpoints, the flow's own is there afterwards, and nobody else's is gone.
+func TestReplace(t *testing.T) {
+	plain := func(p dataplane.Protocol) Flow { return flow(p, "172.17.0.2:1001", "203.0.113.1:80") }
+	masqueraded := func(p dataplane.Protocol) Flow {
+		f := plain(p)
+		f.SourceNAT, f.Reply.Dst = true, netip.MustParseAddrPort("198.51.100.1:40000")
+		return f
+	}
+	published := func(p dataplane.Protocol) Flow {
+		f := flow(p, "203.0.113.1:80", "198.51.100.1:40000")
+		f.DestinationNAT, f.Reply.Src = true, plain(p).Original.Src
+		return f
+	}
+	hosts := func(p dataplane.Protocol) Flow { return flow(p, "198.51.100.1:40000", "203.0.113.1:80") }
+	kinds := map[string]func(dataplane.Protocol) Flow{"plain": plain, "masqueraded": masqueraded, "published": published, "hosts": hosts}
+	for old, before := range kinds {
+		for name, after := range map[string]func(dataplane.Protocol) Flow{"plain": plain, "masqueraded": masqueraded, "published": published} {
+			if old == "hosts" && name == "plain" {
+				continue // two connections
+			}
+			t.Run(old+"To"+name, func(t *testing.T) {
+				inNamespace(t)
+				other := flow(dataplane.UDP, "172.17.0.2:1002", "203.0.113.1:80")
+				must(t, Seed([]Flow{before(dataplane.TCP), before(dataplane.UDP), other}))
+				want := []Flow{after(dataplane.TCP), after(dataplane.UDP), other}
+				if made, err := Replace(want[:2]); made != 2 || err != nil {
+					t.Errorf("made %d, %v", made, err)
+				}
+				if diff := cmp.Diff(sorted(want), sorted(listed(t)), compareIP); diff != "" {
+					t.Error(diff)
+				}
+			})
+		}
+	}
+}
+
+func sorted(flows []Flow) []Flow {
+	return slices.SortedFunc(slices.Values(flows), func(a, b Flow) int {
+		return strings.Compare(fmt.Sprint(a.Protocol, a.Original), fmt.Sprint(b.Protocol, b.Original))
+	})
 }
 
 func TestSeedDefaults(t *testing.T) {

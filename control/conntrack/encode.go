@@ -41,15 +41,31 @@ func (m *message) renew(f Flow, sequence uint32) {
 }
 
 func (m *message) request(flags uint16, sequence uint32, content func()) {
+	m.start(typeNew, flags, sequence, content)
+}
+
+func (m *message) start(kind, flags uint16, sequence uint32, content func()) {
 	m.last = len(m.bytes)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, 0) // the length, below
-	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, typeNew)
+	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, kind)
 	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, unix.NLM_F_REQUEST|flags)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, sequence)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, 0)
 	m.bytes = append(m.bytes, header()...)
 	content()
 	binary.NativeEndian.PutUint32(m.bytes[m.last:], uint32(len(m.bytes)-m.last))
+}
+
+// replace appends requests to delete the entries that have either tuple of a flow, and one to make the flow's own.
+func (m *message) replace(f Flow, sequence uint32) {
+	m.remove(f.Original, f.Protocol)
+	m.remove(f.Reply, f.Protocol)
+	m.add(f, sequence)
+}
+
+// remove appends a request to delete the entry with a tuple, of either direction. Nobody waits for its answer.
+func (m *message) remove(t Tuple, p dataplane.Protocol) {
+	m.start(typeDelete, 0, 0, func() { m.nest(attrOriginal, func() { m.tuple(t, p) }) })
 }
 
 // acknowledge asks for an answer to the last request.

@@ -21,6 +21,8 @@ const (
 	// there are 200 KB by default.
 	batchSize = 128
 	ackWithin = 10 * time.Second
+
+	replaceSize = batchSize / 4 // three messages each
 )
 
 // Seed makes entries, each of an established connection whatever SeenReply and Assured say: one without an answer
@@ -49,6 +51,43 @@ func Seed(flows []Flow) error {
 		}
 	}
 	return s.result(len(flows))
+}
+
+// replaceTries is how often Replace tries: a packet in the moment between may make an entry of its own.
+const replaceTries = 5
+
+// Replace is Seed, where other entries that have a flow's endpoints, translated or not, are deleted for it: each in the
+// same system call, just before. It tells how many are made, the others with the error. Errors: ErrUnavailable.
+func Replace(flows []Flow) (made int, err error) {
+	if len(flows) == 0 {
+		return 0, nil
+	}
+	s, err := newSeeder()
+	if err != nil {
+		return 0, fmt.Errorf("replace tracked connections: %w", unavailable(err))
+	}
+	defer s.socket.Close()
+	for range replaceTries {
+		todo := flows
+		if s.exist != nil {
+			todo, s.exist = s.exist, nil
+		}
+		for start := 0; start < len(todo); start += replaceSize {
+			if err := s.batch(todo[start:min(len(todo), start+replaceSize)], (*message).replace); err != nil {
+				return 0, fmt.Errorf("replace tracked connections: %w", err)
+			}
+		}
+		if s.exist == nil {
+			break
+		}
+	}
+	for _, f := range s.exist {
+		s.fail(f, ErrConflict)
+	}
+	if s.failed > 0 {
+		return len(flows) - s.failed, fmt.Errorf("replace %d of %d tracked connections: %w", s.failed, len(flows), s.first)
+	}
+	return len(flows), nil
 }
 
 type seeder struct {

@@ -147,7 +147,7 @@ func (r *Reconciler) seed() {
 	}
 	sessions, err := r.dp.Sessions()
 	if err == nil {
-		err = r.conntrack.Seed(flowsOf(sessions))
+		_, err = r.conntrack.Replace(flowsOf(sessions)) // one that was taken over has an entry of its old NAT
 	}
 	if err != nil {
 		r.fail(action, err, false)

@@ -41,15 +41,15 @@ func (f *fakeFirewall) Changes() <-chan struct{} { return nil }
 type fakeConntrack struct {
 	dp     *dataplanetest.Dataplane
 	seeded []conntrack.Flow
-	after  []string // the last action before each Seed
+	after  []string // the last action before each Replace
 }
 
 func (c *fakeConntrack) List() ([]conntrack.Flow, error) { return nil, nil }
-func (c *fakeConntrack) Seed(flows []conntrack.Flow) error {
+func (c *fakeConntrack) Replace(flows []conntrack.Flow) (int, error) {
 	c.seeded = append(c.seeded, flows...)
 	log := c.dp.Log()
 	c.after = append(c.after, log[len(log)-1])
-	return nil
+	return len(flows), nil
 }
 
 var (

@@ -71,7 +71,7 @@ type Firewall interface {
 // Conntrack is netfilter's table of connections.
 type Conntrack interface {
 	List() ([]conntrack.Flow, error)
-	Seed([]conntrack.Flow) error
+	Replace([]conntrack.Flow) (made int, err error)
 }
 
 // Exceptions keeps the host's own NAT off the packets that take the stack.

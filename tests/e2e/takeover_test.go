@@ -25,7 +25,8 @@ type streams struct {
 	inbound                  []*probe.TCPStream // of clients outside, to the published port
 	inboundUDP               []*probe.UDPStream
 	places                   map[any]*docker.Container // whose a stream is
-	lost                     int                       // datagrams, all in all
+	containers               []*docker.Container
+	lost                     int // datagrams, all in all
 }
 
 const (
@@ -45,13 +46,13 @@ func dockerWithStreams(t *testing.T, cfg docker.Config, half, clients int) *stre
 	t.Setenv("DOCKER_HOST", "unix://"+d.Socket)
 	s := &streams{lab: &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2)},
 		places: map[any]*docker.Container{}}
-	containers := []*docker.Container{
+	s.containers = []*docker.Container{
 		d.RunForTest(t, docker.Spec{Name: "first", Idle: true}),
 		d.RunForTest(t, docker.Spec{Name: "second", Idle: true, Publish: streamPorts}),
 	}
-	s.server, s.other, s.published = s.serveStreams(f.Peer1, serverPort), s.serveStreams(f.Peer2, otherPort), s.serveStreams(containers[1].NS, 80)
+	s.server, s.other, s.published = s.serveStreams(f.Peer1, serverPort), s.serveStreams(f.Peer2, otherPort), s.serveStreams(s.containers[1].NS, 80)
 	for i := range half {
-		for _, c := range containers {
+		for _, c := range s.containers {
 			s.start(c, uint16(i))
 		}
 	}
@@ -251,6 +252,38 @@ func TestTakeover(t *testing.T) {
 			if strings.Contains(s.Log(), "cannot be taken over") {
 				t.Errorf("the daemon says: %s", s.Log())
 			}
+			s.finish(0)
+		})
+	}
+}
+
+// TestDetachHandsBack: what lives in conenat, on whichever path, goes on in Docker's NAT by the same external endpoints;
+// detach says how much that is, and what ends.
+func TestDetachHandsBack(t *testing.T) {
+	for name, args := range map[string][]string{"Direct": nil, "Stack": {"--path", "stack"}} {
+		t.Run(name, func(t *testing.T) {
+			s := dockerWithStreams(t, docker.Config{}, 15, 5) // in Docker's NAT before conenat
+			s.Conenat = harness.Start(t, s.Topo, s.Host, append([]string{"--docker"}, args...)...)
+			for i := range uint16(15) { // born in conenat
+				s.start(s.containers[0], 500+i)
+				s.start(s.containers[1], 500+i)
+			}
+			for range 5 {
+				s.inbound = append(s.inbound, s.dialStream(s.Peer2, 0, at(topo.HostAddr, publishedPort)))
+				s.inboundUDP = append(s.inboundUDP, s.datagrams(s.Peer2, 0, at(topo.HostAddr, publishedPort)))
+			}
+			s.flows("in conenat")
+			s.known()
+			hairpin := s.datagrams(s.containers[0].NS, 0, at(topo.HostAddr, publishedPort))
+			s.eventually("the hairpin flows", func() bool { return hairpin.Answered() > 0 })
+			if _, err := hairpin.Finish(); err != nil {
+				t.Error(err)
+			}
+			out := s.Detach()
+			if !strings.Contains(out, "handed back to the host's NAT: 140 connections; not handed back: 2 hairpins\n") {
+				t.Errorf("detach says %q", out)
+			}
+			s.flows("after detach")
 			s.finish(0)
 		})
 	}
