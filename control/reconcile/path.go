@@ -139,19 +139,35 @@ func turnsToStack(actions []plan.Action, actual plan.State) bool {
 }
 
 // seed tells conntrack of the sessions that live, as connections between the container and its remote: their next
-// packet may come from outside, and the host's rules would take it for a new connection's.
-func (r *Reconciler) seed() {
+// packet may come from outside, and the host's rules would take it for a new connection's. It returns what conntrack
+// knows then; what it was told before is left out.
+func (r *Reconciler) seed(told []conntrack.Flow) []conntrack.Flow {
 	const action = "tell conntrack of the sessions, for the stack path"
 	if r.conntrack == nil {
-		return
+		return nil
 	}
 	sessions, err := r.dp.Sessions()
-	if err == nil {
-		_, err = r.conntrack.Replace(flowsOf(sessions)) // one that was taken over has an entry of its old NAT
+	flows := without(flowsOf(sessions), told)
+	if err == nil && len(flows) > 0 {
+		_, err = r.conntrack.Replace(flows) // one that was taken over has an entry of its old NAT
 	}
 	if err != nil {
 		r.fail(action, err, false)
 	}
+	return append(told, flows...)
+}
+
+// without leaves out flows whose endpoints are those of others.
+func without(flows, others []conntrack.Flow) []conntrack.Flow {
+	type key struct {
+		protocol dataplane.Protocol
+		original conntrack.Tuple
+	}
+	known := map[key]bool{}
+	for _, f := range others {
+		known[key{f.Protocol, f.Original}] = true
+	}
+	return slices.DeleteFunc(flows, func(f conntrack.Flow) bool { return known[key{f.Protocol, f.Original}] })
 }
 
 func flowsOf(sessions []dataplane.Session) (flows []conntrack.Flow) {

@@ -182,6 +182,33 @@ func TestPathSeedsBeforeItTurns(t *testing.T) {
 	}
 }
 
+// A session that begins while links turn is told to conntrack after that: once, like all others.
+func TestPathSeedsWhatBeginsMeanwhile(t *testing.T) {
+	w, fw, ct := pathWorld(config.PathAuto, dataplanetest.New(), firewall.Report{})
+	w.start(t)
+	open := func(port uint16) conntrack.Tuple {
+		remote := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.1"), port)
+		w.dp.OpenSession(dataplane.Session{Protocol: dataplane.UDP, Network: "docker0", Internal: internal, External: external, Remote: remote})
+		return conntrack.Tuple{Src: internal, Dst: remote}
+	}
+	want := []conntrack.Tuple{open(1)}
+	w.dp.Fail = func(op string) error {
+		if op == "attach inside-device 3" {
+			want = append(want, open(2))
+		}
+		return nil
+	}
+	fw.report = firewall.Report{Bypassed: []firewall.Finding{dropRule}}
+	w.rulesChange()
+	var got []conntrack.Tuple
+	for _, f := range ct.seeded {
+		got = append(got, f.Original)
+	}
+	if diff := cmp.Diff(want, got, compareIP); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A daemon that adopts links of the direct path and finds somebody's rules turns them as its predecessor would have.
 func TestPathAdoption(t *testing.T) {
 	first, _, _ := pathWorld(config.PathAuto, dataplanetest.New(), firewall.Report{})
