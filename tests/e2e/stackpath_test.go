@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -468,4 +470,60 @@ func TestStackSmallBridgeMTU(t *testing.T) {
 	if _, err := l.dial(l.containers[0], at(topo.Peer1Addr, 9000)).Download(5 * megabyte); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestStackStartsUnderLoad: a client's connections to a published port, one after the other, all succeed while conenat
+// starts on the stack path, ends, and is adopted; and after it was taken away.
+func TestStackStartsUnderLoad(t *testing.T) {
+	g := placeGuardLab(t, topo.Figure3Config{}, "--path", "stack")
+	g.serve(g.second, 80)
+	var clients sync.WaitGroup
+	stop, made := make(chan struct{}), atomic.Int64{}
+	end := sync.OnceFunc(func() {
+		close(stop)
+		clients.Wait()
+	})
+	t.Cleanup(end)
+	for range 4 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := g.visit(); err != nil {
+					t.Errorf("after %d connections: %v", made.Load(), err)
+					return
+				}
+				made.Add(1)
+			}
+		})
+	}
+	more := func() {
+		before := made.Load()
+		g.eventually("connections are made", func() bool { return made.Load() > before+20 })
+	}
+	more()
+	g.Run()
+	more()
+	g.Kill()
+	more()
+	g.Run()
+	more()
+	end()
+	t.Logf("%d connections", made.Load())
+	g.Detach() // which may reset what begins in its very moment
+	if err := g.visit(); err != nil {
+		t.Error(err)
+	}
+}
+
+// visit is a connection of peer 2's to the published port, from its beginning to its end.
+func (g *guardLab) visit() error {
+	conn, err := g.peer2.DialTCP(0, at(topo.HostAddr, 8080))
+	if err != nil {
+		return err
+	}
+	return errors.Join(conn.Echo("visitor"), conn.Close())
 }
