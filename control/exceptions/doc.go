@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package exceptions owns conenat's one nftables table: "ip conenat", or "ip conenat-" and eight digits for a daemon
-// with a state directory of its own. Its two chains let packets take the host's stack and yet be conenat's:
+// with a state directory of its own. Its chains let packets take the host's stack and yet be conenat's:
 //
 //   - postrouting, just before Docker's MASQUERADE, translates the source of packets from an inside network to
 //     itself, so that MASQUERADE leaves them alone: they are translated at the outside interface's egress.
@@ -9,9 +9,11 @@
 //     the outside interface's ingress left in their mark, and clears the mark. Docker 28 and later drop what is
 //     addressed to a container and comes from outside in the raw table, so it cannot have the address before that;
 //     connection tracking and the firewall must see it.
+//   - unclaimed, just after MASQUERADE, drops what would leave by an interface made anew with an inside address as its
+//     source: a connection that postrouting has mapped to itself before stays so.
 //
-// Packets of addresses that a Pair excepts, and of an interface made anew that nobody told conenat of, match
-// nothing here, and are the host's own NAT's.
+// Connections of addresses that a Pair excepts, and new ones by an interface made anew that nobody told conenat of,
+// match nothing here, and are the host's own NAT's.
 //
 // It never touches another table, and never decides which networks and interfaces are concerned.
 //

@@ -24,7 +24,7 @@ const defaultName = "conenat"
 type Pair struct {
 	Inside   netip.Prefix
 	Outside  int        // interface index: one that is made anew under its old name is another interface
-	Name     string     // of the outside interface, for who reads the rules
+	Name     string     // of the outside interface
 	External netip.Addr // where packets from outside are addressed to; zero: there is none now
 	Except   []netip.Addr
 	// Except are inside addresses that conenat leaves to the host's NAT.

@@ -43,6 +43,7 @@ func TestNormalIsSortedAndWithoutDoubles(t *testing.T) {
 	}))
 	want := []string{"172.17.0.0/16 by eth0 (2)", "172.17.0.0/16 by eth1 (3)", "172.18.0.0/16 by eth0 (2)",
 		excepting("172.19.0.2", "172.19.0.3").comment()}
+	want = append(want, want...) // a rule in postrouting, and one in unclaimed
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -143,6 +144,12 @@ func TestTable(t *testing.T) {
 		type nat hook postrouting priority 99; policy accept;
 		oif "lo" ip saddr 10.0.0.5 meta l4proto { icmp, tcp, udp } snat to ip saddr comment "10.0.0.5/32 by lo (1)"
 		oif "lo" ip saddr 172.17.0.0/16 ip saddr != { 172.17.0.8, 172.17.0.9 } meta l4proto { icmp, tcp, udp } snat to ip saddr comment "BRIDGE"
+	}
+
+	chain unclaimed {
+		type filter hook postrouting priority 101; policy accept;
+		oifname "lo" oif != "lo" ip saddr 10.0.0.5 drop comment "10.0.0.5/32 by lo (1)"
+		oifname "lo" oif != "lo" ip saddr 172.17.0.0/16 drop comment "BRIDGE"
 	}
 }
 `

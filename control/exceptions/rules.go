@@ -22,6 +22,10 @@ var chains = []chain{
 		Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting,
 		Priority: nftables.ChainPriorityRef(99), // just before NF_IP_PRI_NAT_SRC (100), where MASQUERADE is
 	}, leaving},
+	{nftables.Chain{
+		Name: "unclaimed", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPostrouting,
+		Priority: nftables.ChainPriorityRef(101), // after NF_IP_PRI_NAT_SRC: what MASQUERADE translates has another source
+	}, unclaimed},
 }
 
 type chain struct {
@@ -106,6 +110,24 @@ func leaving(pairs []Pair) (out []rule) {
 			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: register},
 		))
 		out = append(out, r)
+	}
+	return out
+}
+
+// unclaimed is, for each pair, "oifname NAME oif != OUTSIDE ip saddr INSIDE drop": what would leave untranslated by an
+// interface that was made anew under its old name. A connection that was mapped to itself by leaving stays so in
+// conntrack, which would send it out with its inside address until a daemon has put hooks on the new interface.
+func unclaimed(pairs []Pair) (out []rule) {
+	for _, p := range pairs {
+		name := make([]byte, unix.IFNAMSIZ)
+		copy(name, p.Name)
+		out = append(out, rule{p.comment(), []part{
+			equal(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}, name),
+			do(&expr.Meta{Key: expr.MetaKeyOIF, Register: register},
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: index(p.Outside)}),
+			in(loadAddress(sourceOffset), p.Inside),
+			do(&expr.Verdict{Kind: expr.VerdictDrop}),
+		}})
 	}
 	return out
 }
