@@ -51,7 +51,8 @@ type Dataplane struct {
 	writes   writeLock
 
 	knownMu sync.Mutex
-	known   *names // nil: to be read
+	known   *names               // nil: to be read
+	linked  map[uint32]*bpf.Link // what the tables of links hold, by index; nil: to be read
 
 	epochMu sync.Mutex
 	epoch   time.Time // wall time of 0 of the monotonic clock

@@ -36,6 +36,7 @@ type Dataplane interface {
 	Attach(dataplane.Link) error
 	Detach(ifindex int) error
 	Links() ([]dataplane.Link, error)
+	Unhooked() ([]int, error)
 	PutOwner(dataplane.Owner) error
 	RemoveOwner(network string, address netip.Addr) error
 	Owners() ([]dataplane.Owner, error)
@@ -81,6 +82,8 @@ type Exceptions interface {
 
 const (
 	resyncPeriod = 30 * time.Second
+	hookPeriod   = time.Second
+	pauseLast    = 250 * time.Millisecond
 	retryFirst   = 250 * time.Millisecond
 	retryLast    = 30 * time.Second
 )
@@ -207,10 +210,12 @@ func (r *Reconciler) adopt() error {
 	return nil
 }
 
-// Run follows the host, Docker and the firewall until ctx ends.
+// Run follows the host, Docker and the firewall until ctx ends. However fast they change, passes take no more than a
+// third of a processor.
 func (r *Reconciler) Run(ctx context.Context) error {
-	resync := time.NewTicker(resyncPeriod)
+	resync, hooks := time.NewTicker(resyncPeriod), time.NewTicker(hookPeriod)
 	defer resync.Stop()
+	defer hooks.Stop()
 	var dockerChanges, ruleChanges <-chan struct{}
 	if r.docker != nil {
 		dockerChanges = r.docker.Changes()
@@ -219,11 +224,8 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		ruleChanges = r.firewall.Changes()
 	}
 	retry := retryFirst
+	again := r.retryAfter(retry)
 	for {
-		var again <-chan time.Time
-		if len(r.View().Failures) > 0 {
-			again = time.After(retry)
-		}
 		all, rules := false, false
 		select {
 		case <-ctx.Done():
@@ -236,14 +238,45 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			rules = true
 		case <-resync.C:
 			all = true
+		case <-hooks.C:
+			if !r.unhooked() {
+				continue
+			}
 		case <-again:
 			retry = min(2*retry, retryLast)
 		}
-		r.mu.Lock()
-		r.guard.stale = r.guard.stale || rules || all
-		r.reconcile(all)
-		r.mu.Unlock()
+		took := r.passed(all, rules)
+		again = r.retryAfter(retry)
+		select {
+		case <-ctx.Done():
+		case <-time.After(min(2*took, pauseLast)):
+		}
 	}
+}
+
+// retryAfter is when to try what has failed; never, if nothing has.
+func (r *Reconciler) retryAfter(after time.Duration) <-chan time.Time {
+	if len(r.View().Failures) == 0 {
+		return nil
+	}
+	return time.After(after)
+}
+
+// passed makes a pass, and says how long it took.
+func (r *Reconciler) passed(all, rules bool) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	start := time.Now()
+	r.guard.stale = r.guard.stale || rules || all
+	r.reconcile(all)
+	return time.Since(start)
+}
+
+// unhooked says whether somebody else has taken hooks away, which the kernel may tell nobody: a TCX link that is
+// detached.
+func (r *Reconciler) unhooked() bool {
+	list, err := r.dp.Unhooked()
+	return err != nil || len(list) > 0
 }
 
 // View is the outcome of the last pass.

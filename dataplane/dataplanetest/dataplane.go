@@ -241,6 +241,27 @@ func (d *Dataplane) Links() ([]dataplane.Link, error) {
 	return sorted(d.links), nil
 }
 
+// Unhooked are the interfaces whose hooks TakeHooks took, by index.
+func (d *Dataplane) Unhooked() (out []int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, l := range sorted(d.links) {
+		if l.Mechanism == "" {
+			out = append(out, l.IfIndex)
+		}
+	}
+	return out, nil
+}
+
+// TakeHooks is somebody else who takes an interface's hooks away.
+func (d *Dataplane) TakeHooks(ifindex int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.links[ifindex]
+	l.Mechanism = ""
+	d.links[ifindex] = l
+}
+
 // Bindings are the bindings, in no order.
 func (d *Dataplane) Bindings() ([]dataplane.Binding, error) {
 	d.mu.Lock()
