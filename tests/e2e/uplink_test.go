@@ -140,9 +140,9 @@ func (l *lab) exchange(s probe.Socket, port uint16) netip.AddrPort {
 // leavesAs holds for all that a container sends: it is seen as from addr, and gets its answers.
 func (l *lab) leavesAs(h probe.Host, addr netip.Addr) {
 	l.t.Helper()
-	socket := l.udp(h, 20000)
-	if from := l.exchange(socket, 3478); from != at(addr, 20000) {
-		l.t.Errorf("a datagram is seen as %s, want %s", from, at(addr, 20000))
+	socket := l.udp(h, 20500)
+	if from := l.exchange(socket, 3490); from != at(addr, 20500) {
+		l.t.Errorf("a datagram is seen as %s, want %s", from, at(addr, 20500))
 	}
 	server := l.serve(l.peer1, 0)
 	conn := l.dial(h, at(topo.Peer1Addr, server.Port()))
