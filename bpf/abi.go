@@ -199,6 +199,7 @@ const (
 	BindingStatic    = 1 << 0
 	BindingIndexed   = 1 << 1
 	BindingPublished = 1 << 2
+	BindingRetired   = 1 << 3
 	BindingDying     = 1 << 31
 	ClaimHost        = 0xffffffff
 	EventFlagStatic  = 1 << 0

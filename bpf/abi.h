@@ -309,6 +309,7 @@ struct binding_ref {
 #define BINDING_STATIC (1 << 0)
 #define BINDING_INDEXED (1 << 1) /* found by its internal endpoint too */
 #define BINDING_PUBLISHED (1 << 2) /* static, and Docker's, not an operator's */
+#define BINDING_RETIRED (1 << 3) /* a static one has its endpoint now */
 
 /* Set in binding4.word: no new session; the sweeper ends what there is. */
 #define BINDING_DYING (1ULL << 31)
@@ -344,7 +345,8 @@ struct claim4 {
 	__u32 generation; /* CLAIM_HOST: slot of the sweep array */
 	__u32 last_seen; /* CLAIM_HOST: tick */
 	__u8 closing; /* CLAIM_HOST: the host sent FIN or RST */
-	__u8 pad[3];
+	__u8 forwarded; /* CLAIM_HOST: by a packet of its own NAT's, not its own */
+	__u8 pad[2];
 };
 
 /* Address-dependent filtering: who may send to a binding. */

@@ -110,7 +110,20 @@ NAT_GLOBAL int binding_hold(const struct binding_ref *ref, __u32 limit)
 	return -REASON_DROPPED_RACE;
 }
 
-/* The indices, the port and the array element of a binding that has ended. */
+/* The index by internal endpoint, unless it leads to another binding by now. */
+static __always_inline void internal_forget(const struct binding_key *key,
+					    __u32 index)
+{
+	struct binding_ref *ref = bpf_map_lookup_elem(&internals, key);
+
+	if (ref && ref->binding == index)
+		bpf_map_delete_elem(&internals, key);
+}
+
+/*
+ * The indices, the port and the array element of a binding that has ended. The port
+ * of one that a static binding has displaced is that one's.
+ */
 static __noinline int binding_forget(struct nat_binding *b, __u32 index)
 {
 	struct binding_key internal;
@@ -119,13 +132,14 @@ static __noinline int binding_forget(struct nat_binding *b, __u32 index)
 
 	if (b->flags & BINDING_INDEXED) {
 		binding_internal_key(b, &internal);
-		bpf_map_delete_elem(&internals, &internal);
+		internal_forget(&internal, index);
 	}
 	claim_key_of(b->external, b->external_port, b->proto, &external);
 	claim = bpf_map_lookup_elem(&claims, &external);
 	if (claim && claim->binding == index) /* it may never have got it */
 		bpf_map_delete_elem(&claims, &external);
-	port_release(b->address, b->proto, bpf_ntohs(b->external_port));
+	if (!(b->flags & BINDING_RETIRED))
+		port_release(b->address, b->proto, bpf_ntohs(b->external_port));
 	binding_index_give(index);
 	return 0;
 }
@@ -331,6 +345,30 @@ static __always_inline void binding_fill(struct nat_binding *b,
 }
 
 /*
+ * The index by internal endpoint. A published port takes it from a dynamic binding,
+ * whose sessions go on: what the container opens from now on leaves as what is
+ * published. 0, -EEXIST or another error.
+ */
+static __always_inline int binding_index(const struct nat_binding *b,
+					 const struct binding_ref *ref)
+{
+	struct binding_key internal;
+	struct binding_ref *found;
+	struct nat_binding *other;
+	int rc;
+
+	binding_internal_key(b, &internal);
+	rc = bpf_map_update_elem(&internals, &internal, ref, BPF_NOEXIST);
+	if (rc != -EEXIST || !(b->flags & BINDING_PUBLISHED))
+		return rc;
+	found = bpf_map_lookup_elem(&internals, &internal);
+	other = found ? binding_at(found->binding) : NULL;
+	if (!other || other->flags & BINDING_STATIC)
+		return rc;
+	return bpf_map_update_elem(&internals, &internal, ref, BPF_ANY);
+}
+
+/*
  * Publishes a filled binding: its event, so that none of a session comes before
  * it; the claim; then the index by internal endpoint. -LOOK_AGAIN:
  * another CPU bound the same internal endpoint, or (static) it has a binding
@@ -346,18 +384,16 @@ static __noinline int binding_publish(struct nat_binding *b, __u32 index)
 		.binding = index,
 		.generation = claim.generation,
 	};
-	struct binding_key internal;
 	struct claim_key external;
 	int rc;
 
+	b->flags |= BINDING_INDEXED; /* before anybody can find it */
 	event_binding(b, EVENT_BINDING_CREATED);
 	claim_key_of(b->external, b->external_port, b->proto, &external);
 	rc = bpf_map_update_elem(&claims, &external, &claim, BPF_NOEXIST);
 	if (rc < 0)
 		return -REASON_DROPPED_BINDINGS_FULL;
-	binding_internal_key(b, &internal);
-	b->flags |= BINDING_INDEXED;
-	rc = bpf_map_update_elem(&internals, &internal, &ref, BPF_NOEXIST);
+	rc = binding_index(b, &ref);
 	if (rc == 0)
 		return 0;
 	b->flags &= ~BINDING_INDEXED;

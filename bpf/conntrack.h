@@ -70,8 +70,8 @@ static __noinline int conntrack_side(struct __sk_buff *skb,
 				      CONNTRACK_ORIGINAL;
 }
 
-static __always_inline int conntrack_packet(struct __sk_buff *skb,
-					    const struct packet *p)
+static __noinline int conntrack_packet(struct __sk_buff *skb,
+				       const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 

@@ -47,32 +47,68 @@ static __always_inline bool want_is_of(const struct binding_want *want,
 	       b->internal_port == want->internal_port && b->zone == want->zone;
 }
 
+/* The claim of an endpoint whose port stays taken: the next one's. */
+static __always_inline int control_reclaim(const struct binding_want *want,
+					   const struct claim_key *key,
+					   struct binding_ref *ref)
+{
+	bpf_map_delete_elem(&claims, key);
+	return control_publish(want, bpf_ntohs(want->external_port), ref);
+}
+
 /*
- * The external endpoint is bound. By the same internal endpoint, of itself: that
- * binding becomes the static one. By the host, which has sent from it (as its own
- * NAT does for a port that it forwards): it gives way, if that is what is asked.
+ * Static bindings win. By the endpoint's own host, of itself: its binding becomes
+ * the static one. By another's: that goes on with the sessions that it has, which
+ * are found by their own endpoints, and opens no more.
+ */
+static __always_inline int control_displace(const struct binding_want *want,
+					    const struct claim_key *key,
+					    struct binding_ref *ref)
+{
+	struct nat_binding *b = binding_at(ref->binding);
+	struct binding_key internal;
+
+	if (!b || b->flags & BINDING_STATIC)
+		return ANSWER_TAKEN;
+	if (want_is_of(want, b)) {
+		if (binding_hold(ref, BINDING_DYING - 1) < 0)
+			return ANSWER_TAKEN;
+		b->flags |= want->flags;
+		event_binding(b, EVENT_BINDING_CHANGED);
+		return ANSWER_OK;
+	}
+	if (!want->over_socket)
+		return ANSWER_TAKEN;
+	b->flags |= BINDING_RETIRED;
+	binding_internal_key(b, &internal);
+	internal_forget(&internal, ref->binding);
+	return control_reclaim(want, key, ref);
+}
+
+/*
+ * The external endpoint is taken: by a binding, or by the host, which has sent from
+ * it (as its own NAT does for a port that it forwards) and gives way, if that is
+ * what is asked. The sweeper, which ends claims of the host's, stands still.
  */
 static __noinline int control_take_over(const struct binding_want *want)
 {
+	struct sweeper *s = sweeper_get();
 	struct binding_ref ref = {};
-	struct nat_binding *b;
 	struct claim_key key;
 	int rc;
 
+	if (!s || __sync_val_compare_and_swap(&s->busy, 0, 1) != 0)
+		return ANSWER_BUSY;
 	claim_key_of(want->external, want->external_port, want->proto, &key);
 	rc = binding_by_external(&key, &ref);
-	if (rc == -REASON_PASSED_HOST && want->over_socket) {
-		bpf_map_delete_elem(&claims, &key);
-		return control_publish(want, bpf_ntohs(want->external_port),
-				       &ref);
-	}
-	b = rc < 0 ? NULL : binding_at(ref.binding);
-	if (!b || b->flags & BINDING_STATIC || !want_is_of(want, b) ||
-	    binding_hold(&ref, BINDING_DYING - 1) < 0)
-		return ANSWER_TAKEN;
-	b->flags |= want->flags;
-	event_binding(b, EVENT_BINDING_CHANGED);
-	return ANSWER_OK;
+	if (rc == 0)
+		rc = control_displace(want, &key, &ref);
+	else if (rc == -REASON_PASSED_HOST && want->over_socket)
+		rc = control_reclaim(want, &key, &ref);
+	else
+		rc = ANSWER_TAKEN;
+	__sync_val_compare_and_swap(&s->busy, 1, 0);
+	return rc;
 }
 
 /* The binding that a request speaks of, checked. */
@@ -130,7 +166,8 @@ static __noinline int control_index(const struct nat_request *r)
 	struct binding_key key;
 	int rc;
 
-	if (!b || b->word >> 32 != r->binding.generation)
+	if (!b || b->word >> 32 != r->binding.generation ||
+	    b->word & BINDING_DYING)
 		return ANSWER_NOT_FOUND;
 	if (b->flags & BINDING_INDEXED)
 		return ANSWER_OK;
@@ -149,16 +186,23 @@ static __noinline int import_binding(struct __sk_buff *skb,
 				     struct binding_ref *ref)
 {
 	struct nat_binding *b;
+	struct nat_claim *claim;
 	struct claim_key key;
 	__s32 port;
+	int rc;
 
 	claim_key_of(want->external, want->external_port, want->proto, &key);
-	if (binding_by_external(&key, ref) == 0) {
+	rc = binding_by_external(&key, ref);
+	if (rc == 0) {
 		b = binding_at(ref->binding);
 		if (!b || !want_is_of(want, b))
 			return ANSWER_TAKEN;
 		return binding_hold_session(ref) < 0 ? ANSWER_TAKEN : ANSWER_OK;
 	}
+	/* Its own packets have passed the egress hook, as masquerade sends them. */
+	claim = bpf_map_lookup_elem(&claims, &key);
+	if (rc == -REASON_PASSED_HOST && claim && claim->forwarded)
+		return control_reclaim(want, &key, ref);
 	port = port_exactly(skb, want);
 	return port < 0 ? -port : control_publish(want, port, ref);
 }
@@ -256,12 +300,13 @@ static __noinline int control_reserve(const struct nat_request *r)
 	claim_key_of(r->external, r->external_port, r->proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (!claim) {
-		host_claim(&key, clock_tick());
+		host_claim(&key, clock_tick(), false);
 		return ANSWER_OK;
 	}
 	if (claim->binding != CLAIM_HOST)
 		return ANSWER_TAKEN;
 	claim->last_seen = clock_tick();
+	claim->forwarded = 0;
 	return ANSWER_OK;
 }
 

@@ -13,6 +13,16 @@
 #include "session.h"
 
 /*
+ * A connection that began before the binding that is in its way: a socket of the
+ * host's is its other end, or netfilter translates its destination.
+ */
+static __always_inline bool hairpin_is_older(const struct nat *n)
+{
+	return packet_is_hosts(n) ||
+	       conntrack_packet(n->skb, &n->p) == CONNTRACK_ORIGINAL_DNAT;
+}
+
+/*
  * Whose binding a packet from inside needs: its own source endpoint's, behind
  * the realm's external address.
  */
@@ -161,12 +171,18 @@ static __always_inline int hairpin_admit(const struct nat *n,
 		return -REASON_PASSED_CONNTRACK;
 	if (!to || !hairpin_reaches(n, to))
 		return -REASON_DROPPED_ISOLATED;
+	/* Between networks the host's rules are to see it: Docker's NAT leads on. */
+	if (n->stack && to->zone != n->zone)
+		return to->flags & BINDING_PUBLISHED ? -REASON_PASSED_STACK :
+						       -REASON_DROPPED_ISOLATED;
 	rc = source_admitted(n);
 	if (rc < 0)
 		return rc;
-	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
-		return -REASON_DROPPED_TCP_NO_SESSION;
-	return 0;
+	if (n->p.flags & PACKET_OPENS)
+		return 0;
+	if (hairpin_is_older(n))
+		return -REASON_PASSED_CONNTRACK;
+	return n->p.proto == IPPROTO_TCP ? -REASON_DROPPED_TCP_NO_SESSION : 0;
 }
 
 /* to is held; it is the session's, or given back. */

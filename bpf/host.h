@@ -24,12 +24,14 @@ static __always_inline __s64 host_slot(const struct claim_key *key)
 }
 
 /* The host uses this endpoint, which nobody holds. */
-static __noinline int host_claim(const struct claim_key *key, __u32 tick)
+static __noinline int host_claim(const struct claim_key *key, __u32 tick,
+				 bool forwarded)
 {
 	struct nat_address *address;
 	struct nat_claim claim = {
 		.binding = CLAIM_HOST,
 		.last_seen = tick,
+		.forwarded = forwarded,
 	};
 	struct nat_ports *map;
 	__s64 slot;
@@ -62,6 +64,8 @@ static __always_inline void host_touch(const struct nat *n,
 		claim->closing = 1;
 	if (n->p.seen & SEEN_SYN && claim->closing)
 		claim->closing = 0;
+	if (claim->forwarded && !n->skb->ingress_ifindex)
+		claim->forwarded = 0;
 }
 
 /* ref is held for the session; it is the session's, or given back. */
@@ -178,7 +182,7 @@ static __noinline int host_outbound(struct nat *n)
 	claim_key_of(n->p.saddr, n->p.sport, n->p.proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (!claim)
-		return host_claim(&key, n->tick);
+		return host_claim(&key, n->tick, n->skb->ingress_ifindex);
 	if (claim->binding != CLAIM_HOST)
 		return host_translate(n);
 	host_touch(n, claim);

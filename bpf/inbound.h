@@ -24,18 +24,6 @@ static __noinline int inbound_filtered(const struct nat *n,
 	return -REASON_DROPPED_FILTERED;
 }
 
-/* A socket of the host that is connected to just this remote comes first. */
-static __always_inline bool inbound_is_hosts(const struct nat *n)
-{
-	struct bpf_sock_tuple tuple = {};
-
-	tuple.ipv4.saddr = n->p.saddr;
-	tuple.ipv4.sport = n->p.sport;
-	tuple.ipv4.daddr = n->p.daddr;
-	tuple.ipv4.dport = n->p.dport;
-	return host_socket(n->skb, &tuple, n->p.proto) == HOST_SOCKET_CONNECTED;
-}
-
 /*
  * On the stack path netfilter goes on with the connections that conenat has taken
  * over from it: the host's rules know them by what they are in its table.
@@ -105,7 +93,7 @@ static __noinline int inbound_admit(const struct nat *n,
 	if (inbound_is_martian(n, b))
 		return -REASON_DROPPED_SPOOFED;
 	if (!(b->flags & BINDING_STATIC)) {
-		if (inbound_is_hosts(n))
+		if (packet_is_hosts(n))
 			return -REASON_PASSED_HOST;
 		if (conntrack_brings_in(n->skb, &n->p))
 			return -REASON_PASSED_CONNTRACK;
@@ -116,6 +104,8 @@ static __noinline int inbound_admit(const struct nat *n,
 	if (n->p.proto != IPPROTO_TCP || n->p.flags & PACKET_OPENS)
 		return 0;
 	/* It began before this binding did. */
+	if (packet_is_hosts(n))
+		return -REASON_PASSED_HOST;
 	return conntrack_brings_in(n->skb, &n->p) ?
 		       -REASON_PASSED_CONNTRACK :
 		       -REASON_DROPPED_TCP_NO_SESSION;

@@ -260,6 +260,7 @@ int nat_outside_egress(struct __sk_buff *skb)
 	if (!link || link->kind != LINK_OUTSIDE)
 		return verdict(&n, -REASON_PASSED_NO_LINK);
 	n.tick = clock_tick();
+	n.stack_egress = link->flags & LINK_STACK;
 	rc = packet_parse(skb, link_l3(link), &n.p);
 	if (rc <= -REASON_DROPPED_MALFORMED)
 		rc = -REASON_PASSED_MALFORMED;

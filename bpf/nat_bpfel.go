@@ -52,7 +52,8 @@ type natClaim4 struct {
 	Generation uint32
 	LastSeen   uint32
 	Closing    uint8
-	Pad        [3]uint8
+	Forwarded  uint8
+	Pad        [2]uint8
 }
 
 type natClaimKey4 struct {

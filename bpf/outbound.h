@@ -57,7 +57,9 @@ static __always_inline int outbound_exceptions(const struct nat *n,
 
 /*
  * On the kernel's way conntrack knows the connections that conenat has brought in,
- * too: those of an endpoint that is bound.
+ * too: those of an endpoint that is bound, and on the stack path any datagram, whose
+ * binding may have ended before conntrack's entry. (A client that is routed to the
+ * container's own address is answered by TCP alone there.)
  */
 static __always_inline bool outbound_is_ours(const struct nat *n,
 					     const struct binding_want *want)
@@ -66,6 +68,8 @@ static __always_inline bool outbound_is_ours(const struct nat *n,
 
 	if (!n->egress)
 		return false;
+	if (n->stack_egress && n->p.proto != IPPROTO_TCP)
+		return true;
 	want_internal_key(want, &key);
 	return bpf_map_lookup_elem(&internals, &key) != NULL;
 }
@@ -88,7 +92,8 @@ static __noinline int outbound_miss(const struct nat *n)
 	if (rc < 0)
 		return rc;
 	rc = source_admitted(n);
-	if (rc < 0)
+	/* At egress it is late for that: the identity rule has kept masquerade off. */
+	if (rc < 0 && !(n->egress && rc == -REASON_PASSED_EXCLUDED))
 		return rc;
 	rc = outbound_exceptions(n, &r);
 	if (rc < 0)

@@ -29,6 +29,7 @@ struct nat {
 	int action; /* for a packet that was translated */
 	__u8 egress; /* at the outside egress hook */
 	__u8 stack; /* the interface's packets go the kernel's way */
+	__u8 stack_egress; /* at egress of an interface whose path is the stack */
 	__u8 from_port; /* at a bridge port: the sender's own */
 };
 

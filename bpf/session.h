@@ -36,13 +36,26 @@ struct session_plan {
 	__u8 reverse_seen;
 	__u8 flags; /* HALF_* but HALF_PRIMARY and HALF_FILTER */
 	__u8 unrouted; /* the primary half's route is to be looked up */
-	__u8 pad[2];
+	__u8 no_refresh; /* as old as the binding's last packet out */
+	__u8 pad;
 };
 
 static __always_inline struct session_half *
 session_find(const struct session_key *key)
 {
 	return bpf_map_lookup_elem(&sessions, key);
+}
+
+/* A socket of the host that is connected to just this remote comes first. */
+static __noinline bool packet_is_hosts(const struct nat *n)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	tuple.ipv4.saddr = n->p.saddr;
+	tuple.ipv4.sport = n->p.sport;
+	tuple.ipv4.daddr = n->p.daddr;
+	tuple.ipv4.dport = n->p.dport;
+	return host_socket(n->skb, &tuple, n->p.proto) == HOST_SOCKET_CONNECTED;
 }
 
 /* The key of the packets that go the other way, after this half's rewrite. */
@@ -341,8 +354,8 @@ static __always_inline int send_to_neighbour(const struct session_half *half)
 	__u32 ifindex = half->ifindex;
 	struct nat_zone *zone;
 
-	/* No Ethernet header to hand to a veth, or the port has gone. */
-	if (half->target == TARGET_PORT) {
+	/* Also: no Ethernet header to hand to a veth, or the port has gone. */
+	if (half->target != TARGET_OUTSIDE) {
 		zone = zone_get(half->peer_zone);
 		if (!zone)
 			return TC_ACT_SHOT;
@@ -468,24 +481,20 @@ NAT_GLOBAL int session_port_changed(const struct session_key *key,
 {
 	struct session_half *other;
 	struct session_key reverse;
-	struct nat_zone *zone;
 
 	if (!key || !half)
 		return 0;
 	half->port_ifindex = port;
 	session_reverse_key(key, half, &reverse);
 	other = session_find(&reverse);
-	zone = zone_get(key->zone);
-	if (!other || !zone)
+	if (!other)
 		return 0;
+	/* One byte turns it: packets on other CPUs read this half meanwhile. */
 	if (port_is_owners(key, port)) {
-		other->ifindex = port;
-		other->next_hop = key->saddr;
-		other->target = TARGET_PORT;
+		__sync_lock_test_and_set(&other->ifindex, port); /* a barrier */
+		*(volatile __u8 *)&other->target = TARGET_PORT;
 	} else if (other->target == TARGET_PORT) {
-		other->ifindex = zone->ifindex;
-		other->next_hop = key->saddr;
-		other->target = TARGET_DEVICE;
+		*(volatile __u8 *)&other->target = TARGET_DEVICE;
 	}
 	return 0;
 }
@@ -606,22 +615,11 @@ static __always_inline int session_release(const struct session_key *key,
 	return 0;
 }
 
-/*
- * A session that is opened from outside is as old as the binding's last packet
- * out, where inbound packets do not refresh (RFC 7857 section 7): else anybody
- * keeps the binding by sending from one port after the other.
- */
 static __always_inline __u32 plan_last_seen(const struct session_plan *plan)
 {
 	struct nat_binding *b = binding_at(plan->ref.binding);
-	const struct session_key *key = &plan->key;
 
-	if (!(plan->flags & HALF_INBOUND) || key->proto != IPPROTO_UDP || !b ||
-	    b->flags & BINDING_STATIC ||
-	    filtering_of(key->zone, key->saddr, key->proto) !=
-		    NAT_ENDPOINT_INDEPENDENT)
-		return clock_tick();
-	return b->outbound;
+	return plan->no_refresh && b ? b->outbound : clock_tick();
 }
 
 static __always_inline void plan_primary(const struct session_plan *plan,
@@ -740,17 +738,32 @@ static __always_inline void session_expedite(const struct session_half *half)
 		slot->check = clock_tick();
 }
 
-static __always_inline int plan_permission(struct session_plan *plan)
+/*
+ * What filtering means for the session. One that is opened from outside is as old
+ * as the binding's last packet out, where inbound packets do not refresh (RFC 7857
+ * section 7): else anybody keeps the binding by sending from one port after the
+ * other.
+ */
+static __always_inline int plan_filtering(struct session_plan *plan)
 {
+	struct nat_binding *b = binding_at(plan->ref.binding);
+	const struct session_key *key = &plan->key;
 	int rc;
 
-	if (filtering_of(plan->key.zone, plan->key.saddr, plan->key.proto) !=
-	    NAT_ADDRESS_DEPENDENT)
+	switch (filtering_of(key->zone, key->saddr, key->proto)) {
+	case NAT_ENDPOINT_INDEPENDENT:
+		plan->no_refresh = plan->flags & HALF_INBOUND &&
+				   key->proto == IPPROTO_UDP && b &&
+				   !(b->flags & BINDING_STATIC);
 		return 0;
-	rc = permission_hold(&plan->ref, plan->key.daddr);
-	if (rc == 0)
-		plan->flags |= HALF_FILTER;
-	return rc;
+	case NAT_ADDRESS_DEPENDENT:
+		rc = permission_hold(&plan->ref, key->daddr);
+		if (rc == 0)
+			plan->flags |= HALF_FILTER;
+		return rc;
+	default:
+		return 0;
+	}
 }
 
 /* Gives back what the plan of a session that did not come about has held. */
@@ -795,7 +808,7 @@ NAT_GLOBAL int session_open(struct session_plan *plan)
 
 	if (!plan)
 		return -REASON_DROPPED_RACE;
-	rc = plan_permission(plan);
+	rc = plan_filtering(plan);
 	if (rc == 0)
 		rc = session_insert(plan);
 	if (rc == 0)

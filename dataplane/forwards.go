@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -54,7 +55,19 @@ func (d *Dataplane) request(r *bpf.Request) error {
 	return fmt.Errorf("nat_control answers %d", answer)
 }
 
-// AddForward makes a static binding. Errors: ErrPortTaken, ErrHostSocket, ErrNotFound (no such network, or
+// requestWhenIdle waits for the sweeper's goes, which are short.
+func (d *Dataplane) requestWhenIdle(r *bpf.Request) error {
+	deadline := time.Now().Add(time.Minute)
+	for {
+		err := d.request(r)
+		if !errors.Is(err, errBusy) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(sweepRetry)
+	}
+}
+
+// AddForward makes a static binding. What its internal endpoint opens from now on leaves by it. Errors: ErrPortTaken, ErrHostSocket, ErrNotFound (no such network, or
 // the external address is none of an outside), ErrFull.
 func (d *Dataplane) AddForward(f Forward) (Binding, error) {
 	defer d.writes.hold()()
@@ -93,7 +106,7 @@ func (d *Dataplane) addForward(f Forward) (Binding, error) {
 	if f.Published {
 		r.Flags |= bpf.BindPublished
 	}
-	if err := d.request(&r); err != nil {
+	if err := d.requestWhenIdle(&r); err != nil {
 		return Binding{}, err
 	}
 	return Binding{Protocol: f.Protocol, Network: name, Internal: f.Internal, External: f.External,
@@ -219,39 +232,69 @@ func (d *Dataplane) ReserveHost(p Protocol, external netip.AddrPort) error {
 	return nil
 }
 
-// kill ends the bindings that match, with their sessions: each is marked, and a walk over all sessions ends
-// those of marked bindings. It looks again until there is none: a packet that was on its way may have made
-// one meanwhile.
+// kill ends the bindings that match now, with their sessions: each is marked, and a walk over all sessions ends those of
+// marked bindings. It walks again for what a packet that was on its way has opened meanwhile. What is bound anew while it
+// does is not ended: an address may have another owner by then.
 func (d *Dataplane) kill(match func(binding) bool) error {
+	marked, err := d.mark(match)
+	for deadline := time.Now().Add(time.Minute); err == nil && len(marked) > 0; {
+		if err = d.sweep(); err == nil {
+			err = d.forgetEnded(marked)
+		}
+		if err == nil && len(marked) > 0 && time.Now().After(deadline) {
+			err = fmt.Errorf("%d bindings do not end", len(marked))
+		}
+	}
+	return err
+}
+
+// killAll is kill where nothing new can match any more but what a packet that was on its way has bound.
+func (d *Dataplane) killAll(match func(binding) bool) error {
 	for {
-		n, err := d.mark(match)
-		if err != nil {
+		left, err := d.liveBindings()
+		if err != nil || !slices.ContainsFunc(left, match) {
 			return err
 		}
-		if err := d.sweep(); err != nil || n == 0 {
+		if err := d.kill(match); err != nil {
 			return err
 		}
 	}
 }
 
-// mark says how many there were that match.
-func (d *Dataplane) mark(match func(binding) bool) (n int, err error) {
+// forgetEnded leaves those that live, by index and generation.
+func (d *Dataplane) forgetEnded(marked map[uint32]uint32) error {
+	for index, generation := range marked {
+		var b bpf.Binding
+		if err := d.objs.Bindings4.Lookup(index, &b); err != nil {
+			return fmt.Errorf("read binding: %w", err)
+		}
+		if uint32(b.Word>>32) != generation {
+			delete(marked, index)
+		}
+	}
+	return nil
+}
+
+// mark says which there are that match, by index and generation.
+func (d *Dataplane) mark(match func(binding) bool) (map[uint32]uint32, error) {
 	live, err := d.liveBindings()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+	marked := map[uint32]uint32{}
 	for _, b := range live {
 		if !match(b) {
 			continue
 		}
-		n++
+		generation := uint32(b.Word >> 32)
 		r := bpf.Request{Command: bpf.CommandKill}
-		r.Binding.Binding, r.Binding.Generation = b.index, uint32(b.Word>>32)
+		r.Binding.Binding, r.Binding.Generation = b.index, generation
 		if err := d.request(&r); err != nil && !errors.Is(err, ErrNotFound) {
-			return n, fmt.Errorf("end binding %s: %w", endpoint(b.External, b.ExternalPort), err)
+			return marked, fmt.Errorf("end binding %s: %w", endpoint(b.External, b.ExternalPort), err)
 		}
+		marked[b.index] = generation
 	}
-	return n, nil
+	return marked, nil
 }
 
 // sweepRetry is how long a walk waits for the kernel's own; its goes are bounded to well under it.

@@ -275,7 +275,7 @@ func (d *Dataplane) RemoveNetwork(name string) error {
 	if err := d.refuseLinked(name, uint16(id), false); err != nil {
 		return err
 	}
-	if err := d.kill(func(b binding) bool { return b.Zone == id }); err != nil {
+	if err := d.killAll(func(b binding) bool { return b.Zone == id }); err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
 	if err := d.removeOwners(id); err != nil {
@@ -402,12 +402,12 @@ func (d *Dataplane) removeAddress(address uint32) error {
 	if err := d.objs.Addresses4.Lookup(address, &was); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("read external address %s: %w", addrOf(address), err)
 	} else if err != nil {
-		return d.kill(func(b binding) bool { return b.External == address })
+		return d.killAll(func(b binding) bool { return b.External == address })
 	}
 	if err := d.objs.Addresses4.Delete(address); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("remove external address %s: %w", addrOf(address), err)
 	}
-	if err := d.kill(func(b binding) bool { return b.External == address }); err != nil {
+	if err := d.killAll(func(b binding) bool { return b.External == address }); err != nil {
 		return err
 	}
 	return d.clearPorts(int(was.Slot))

@@ -129,18 +129,92 @@ func TestPublishOverHost(t *testing.T) {
 	r.wantBindings("udp br0 " + c1 + ":80 " + external + ":80 0 static")
 }
 
-// TestForwardIndexedLater: the internal endpoint had a dynamic binding, which has ended.
-func TestForwardIndexedLater(t *testing.T) {
+// TestPublishedTakesTheIndex: what an endpoint opens after it was published leaves as what is published; what it had opened
+// before goes on.
+func TestPublishedTakesTheIndex(t *testing.T) {
 	r := newRig(t)
 	r.inside(UDP(c1+":80", peer1+":53", "x"))
 	was := r.externalOf("udp", c1+":80")
-	r.forward("br0", dataplane.UDP, external+":8080", c1+":80")
-	r.must("index", r.dp.IndexForwards)
-	r.out(UDP(c1+":80", peer1+":54", "x"), UDP(was, peer1+":54", "x"))
-	r.wait(301 * 1e9)
-	r.must("index", r.dp.IndexForwards)
-	r.out(UDP(c1+":80", peer1+":53", "x"), UDP(external+":8080", peer1+":53", "x"))
+	r.publish(dataplane.UDP, external+":8080", c1+":80")
+	r.out(UDP(c1+":80", peer1+":53", "x"), UDP(was, peer1+":53", "x"))
+	r.in(UDP(peer1+":53", was, "y"), UDP(peer1+":53", c1+":80", "y"))
+	r.out(UDP(c1+":80", peer1+":54", "x"), UDP(external+":8080", peer1+":54", "x"))
 	r.consistent()
+	r.wait(301 * 1e9)
+	r.out(UDP(c1+":80", peer1+":55", "x"), UDP(external+":8080", peer1+":55", "x"))
+	r.consistent()
+}
+
+// TestForwardsIndexed: of two static bindings of one endpoint the first is what it sends by; when that goes, the other.
+func TestForwardsIndexed(t *testing.T) {
+	r := newRig(t)
+	r.forward("br0", dataplane.UDP, external+":8080", c1+":80")
+	r.forward("br0", dataplane.UDP, external+":8081", c1+":80")
+	r.out(UDP(c1+":80", peer1+":1", "x"), UDP(external+":8080", peer1+":1", "x"))
+	if err := r.removeForward(dataplane.UDP, external+":8080"); err != nil {
+		t.Fatal(err)
+	}
+	r.must("index", r.dp.IndexForwards)
+	r.out(UDP(c1+":80", peer1+":2", "x"), UDP(external+":8081", peer1+":2", "x"))
+	r.consistent()
+}
+
+// publish is a forward as Docker's ports are.
+func (r *rig) publish(p dataplane.Protocol, ext, in string) {
+	r.t.Helper()
+	r.must("publish", func() error {
+		_, err := r.dp.AddForward(dataplane.Forward{Protocol: p, External: Endpoint(ext), Internal: Endpoint(in), OverHostSocket: true, Published: true})
+		return err
+	})
+}
+
+// TestPublishOverAnother: the port of another container's binding is published: new clients reach the service, what the
+// other one has opened goes on from the same endpoint, and what it opens anew gets another.
+func TestPublishOverAnother(t *testing.T) {
+	r := newRig(t)
+	r.inside(TCP(c1+":32770", peer1+":80", "S", ""))
+	r.publish(dataplane.TCP, external+":32770", c2+":80")
+	r.in(TCP(peer2+":9", external+":32770", "S", ""), TCP(peer2+":9", c2+":80", "S", ""))
+	r.in(TCP(peer1+":80", external+":32770", "SA", ""), TCP(peer1+":80", c1+":32770", "SA", ""))
+	r.out(TCP(c1+":32770", peer1+":80", "A", "x"), TCP(external+":32770", peer1+":80", "A", "x"))
+	r.inside(TCP(c1+":32770", peer2+":80", "S", ""))
+	if got := r.externalOf("tcp", c1+":32770"); got == "" {
+		t.Errorf("no binding for what is opened anew: %q", r.bindings())
+	}
+	r.wait(7441 * 1e9)
+	r.wantBindings("tcp br0 " + c2 + ":80 " + external + ":32770 0 static")
+	if err := r.removeForward(dataplane.TCP, external+":32770"); err != nil {
+		t.Fatal(err)
+	}
+	r.consistent()
+	if got := r.opened("tcp", c1+":32770"); got != 32770 {
+		t.Errorf("port 32770 became %d", got)
+	}
+}
+
+// TestImportAfterMasquerade: packets of the flow have passed the egress hook under masquerade before it was imported; a
+// port of the host's own is not taken.
+func TestImportAfterMasquerade(t *testing.T) {
+	r := newRig(t)
+	r.egress("br0", UDP(external+":2000", peer1+":53", "x").With(routed)).passed("host")
+	r.mustImport(dataplane.UDP, "", c1+":2000", external+":2000", peer1+":53")
+	r.out(UDP(c1+":2000", peer1+":53", "x"), UDP(external+":2000", peer1+":53", "x"))
+	r.egress("br0", UDP(external+":2001", peer1+":53", "x").With(routed)).passed("host")
+	r.egress("", UDP(external+":2001", peer1+":53", "x")).passed("host")
+	if err := r.imported(dataplane.UDP, "", c1+":2001", external+":2001", peer1+":53"); !errors.Is(err, dataplane.ErrPortTaken) {
+		t.Errorf("imported over the host's port: %v", err)
+	}
+	r.consistent()
+}
+
+// TestPathStackBetweenNetworks: on the stack path the host's rules see what goes from one network to another.
+func TestPathStackBetweenNetworks(t *testing.T) {
+	r := newRig(t)
+	r.takePath(true)
+	r.publish(dataplane.UDP, external+":8080", c1+":80")
+	r.from("q1", UDP(other+":9", external+":8080", "x")).passed("stack")
+	r.forward("br0", dataplane.UDP, external+":8081", c1+":80")
+	r.from("q1", UDP(other+":9", external+":8081", "x")).dropped("isolated")
 }
 
 // TestAlreadyTranslated: netfilter still translates a connection that was taken over, just as its session would.
