@@ -85,11 +85,12 @@ func outsideNames(t *target, in inputs) (names []string) {
 			names = append(names, l.Name)
 		}
 	}
-	if len(names) == 0 {
+	none := len(names) == 0
+	if none {
 		t.problem("no default route by an interface that can be outside: waiting for one")
 	}
 	for _, o := range in.actual.Outsides {
-		if !slices.Contains(names, o.Name) && (len(names) == 0 || staysOutside(in, o)) {
+		if !slices.Contains(names, o.Name) && (none || staysOutside(in, o)) {
 			names = append(names, o.Name)
 		}
 	}
