@@ -425,3 +425,44 @@ func TestManyPorts(t *testing.T) {
 	l.eventually("nothing has failed", func() bool { return len(l.status().Warnings) == 0 })
 	l.settles()
 }
+
+// TestDockerUplinks: what Docker publishes is published on both uplinks, answers by the one that it was asked by, and
+// outlives an uplink that is made anew, while conenat runs and while it does not.
+func TestDockerUplinks(t *testing.T) {
+	for _, path := range paths {
+		t.Run(path, func(t *testing.T) {
+			g := placeGuardLab(t, topo.Figure3Config{}, "--path", path)
+			second, err := g.AddUplink(topo.UplinkConfig{Name: "eth1", OwnRouter: true})
+			g.must(err)
+			g.must(g.Host.Sysctl("net.ipv4.fib_multipath_hash_policy=1"))
+			g.ip(twoDefaults)
+			g.Run()
+			both := func() {
+				t.Helper()
+				g.reaches(topo.HostAddr, g.second)
+				g.reaches(secondAddr, g.second)
+			}
+			both()
+			g.must(second.Delete())
+			g.ip("route replace default via 198.51.100.254\n") // with one of its nexthops, the kernel deletes a route
+			g.eventually("the daemon sees it gone", func() bool { return !strings.HasPrefix(g.outside("eth1"), "active") })
+			g.reaches(topo.HostAddr, g.second)
+			g.must(second.Restore())
+			g.ip(twoDefaults)
+			g.isOutside("eth1", secondAddr)
+			both()
+
+			g.Kill()
+			g.must(second.Delete())
+			g.must(second.Restore())
+			g.ip("route replace default via 198.18.1.254\n")
+			g.reaches(secondAddr, g.second) // by Docker's own rules
+			g.ip(twoDefaults)
+			g.Run()
+			g.isOutside("eth1", secondAddr)
+			both()
+			g.wholeWay(path)
+			checkReplay(g.lab)
+		})
+	}
+}
