@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/bpf"
 )
@@ -21,10 +23,14 @@ type Owner struct {
 	Port      int          // ifindex of its bridge port; 0: not known
 	Excluded  bool         // not translated: the host's own NAT has it
 	Filtering *[3]Behavior // as Network.Filtering; nil: the network's
+
+	// Began is when the inside host came into being, since boot (CLOCK_BOOTTIME); 0: not known. It is not kept.
+	Began time.Duration
 }
 
 // PutOwner says whose an address is, or changes what is known of it. Whoever had the address before keeps its
-// bindings until RemoveOwner. Errors: ErrNotFound (no such network), ErrFull.
+// bindings until RemoveOwner. Where nobody is known to have had it, bindings that are older than the owner end: they are
+// of somebody who was gone again before anybody could tell. Errors: ErrNotFound (no such network), ErrFull.
 func (d *Dataplane) PutOwner(o Owner) error {
 	defer d.writes.hold()()
 	if err := d.putOwner(o); err != nil {
@@ -51,8 +57,32 @@ func (d *Dataplane) putOwner(o Owner) error {
 			raw.Filtering[i] = uint8(b)
 		}
 	}
+	var before bpf.Owner
+	switch err := d.objs.Owners4.Lookup(key, &before); {
+	case errors.Is(err, ebpf.ErrKeyNotExist) && o.Began > 0:
+		if err := d.endOlder(key, o.Began); err != nil {
+			return err
+		}
+	case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
+		return fmt.Errorf("read the one before: %w", err)
+	}
 	defer d.forgetNames()
 	return d.objs.Owners4.Put(key, raw)
+}
+
+// endOlder ends the dynamic bindings of an address that were made before a moment since boot. They have whole seconds of the
+// monotonic clock, rounded down, and one that may be younger stays.
+func (d *Dataplane) endOlder(key bpf.OwnerKey, moment time.Duration) error {
+	var boot unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
+		return fmt.Errorf("read the time since boot: %w", err)
+	}
+	age := time.Duration(boot.Nano()) - moment
+	mono := time.Duration(d.now().mono) - age
+	return d.kill(func(b binding) bool {
+		return b.Zone == key.Zone && b.Internal == key.Address && b.Flags&bpf.BindingStatic == 0 &&
+			time.Duration(b.Created+1)*time.Second <= mono
+	})
 }
 
 func (d *Dataplane) ownerKey(network string, address netip.Addr) (bpf.OwnerKey, error) {
@@ -70,9 +100,16 @@ func (d *Dataplane) ownerKey(network string, address netip.Addr) (bpf.OwnerKey, 
 	return bpf.OwnerKey{Address: rawAddr(address), Zone: id}, nil
 }
 
-// RemoveOwner forgets whose an address is, and ends its bindings and sessions. Error: ErrNotFound.
-func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
+// ForgetOwner forgets whose an address is, and leaves its bindings. Error: ErrNotFound.
+func (d *Dataplane) ForgetOwner(network string, address netip.Addr) error {
 	defer d.writes.hold()()
+	if _, err := d.deleteOwner(network, address); err != nil {
+		return fmt.Errorf("forget owner of %s in network %s: %w", address, network, err)
+	}
+	return nil
+}
+
+func (d *Dataplane) deleteOwner(network string, address netip.Addr) (bpf.OwnerKey, error) {
 	key, err := d.ownerKey(network, address)
 	if err == nil {
 		err = d.objs.Owners4.Delete(key)
@@ -81,6 +118,13 @@ func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		err = ErrNotFound
 	}
+	return key, err
+}
+
+// RemoveOwner forgets whose an address is, and ends its bindings and sessions. Error: ErrNotFound.
+func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
+	defer d.writes.hold()()
+	key, err := d.deleteOwner(network, address)
 	if err == nil {
 		err = d.kill(func(b binding) bool { return b.Zone == key.Zone && b.Internal == key.Address })
 	}

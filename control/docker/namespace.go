@@ -3,10 +3,15 @@
 package docker
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -18,6 +23,9 @@ type Namespace struct {
 	ID        int          // as the reader's namespace numbers it (RTM_GETNSID); -1: it does not
 	Addresses []netip.Addr // IPv4
 	Gateway   netip.Addr   // of the IPv4 default route with the lowest metric; the zero Addr: there is none
+
+	// Began is when the process began, since boot (CLOCK_BOOTTIME), to the hundredth of a second.
+	Began time.Duration
 }
 
 // ReadNamespace reads the network namespace of a process by /proc and netlink.
@@ -50,7 +58,30 @@ func ReadNamespace(pid int) (Namespace, error) {
 		return n, fmt.Errorf("list its routes: %w", err)
 	}
 	n.Gateway = gateway(routes)
-	return n, nil
+	n.Began, err = began(pid)
+	return n, err
+}
+
+// userHz is how many clock ticks of /proc are a second: USER_HZ, on every architecture that Docker runs on.
+const userHz = 100
+
+// began reads the start time of a process: the 20th number after its name, which is in parentheses and may have any
+// character (proc_pid_stat(5)).
+func began(pid int) (time.Duration, error) {
+	path := fmt.Sprintf("/proc/%d/stat", pid)
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:]))
+	if len(fields) < 20 {
+		return 0, fmt.Errorf("read the start time in %s: it has %d fields", path, len(fields))
+	}
+	ticks, err := strconv.ParseInt(fields[19], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read the start time in %s: %w", path, err)
+	}
+	return time.Duration(ticks) * (time.Second / userHz), nil
 }
 
 // namespaceID asks the namespace of the calling thread how it numbers another one.

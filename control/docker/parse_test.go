@@ -3,14 +3,20 @@
 package docker
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/go-connections/nat"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
 )
@@ -188,5 +194,32 @@ func TestGateway(t *testing.T) {
 	}
 	if got := gateway(routes[:1]); got.IsValid() {
 		t.Errorf("gateway %v without a default route", got)
+	}
+}
+
+// TestBegan: a process began after the one that started it, and before now.
+func TestBegan(t *testing.T) {
+	child := exec.Command("sleep", "100")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = child.Process.Kill()
+		_ = child.Wait() // killed
+	}()
+	own, err := began(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := began(child.Process.Pid)
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || own <= 0 || got < own || got > time.Duration(now.Nano()) {
+		t.Errorf("began %v after boot, %v; this process %v, now %v", got, err, own, time.Duration(now.Nano()))
+	}
+	if _, err := began(-1); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of no process: %v", err)
 	}
 }

@@ -73,7 +73,8 @@ func (c *containerState) place(networks map[string]*Network, base [3]dataplane.B
 		if w == nil || !a.address.IsValid() {
 			continue
 		}
-		e := Endpoint{ID: a.endpoint, Container: c.id, Name: c.name, Address: a.address, NetNSID: c.namespace.ID, Excluded: c.labels.disabled}
+		e := Endpoint{ID: a.endpoint, Container: c.id, Name: c.name, Address: a.address, NetNSID: c.namespace.ID,
+			Excluded: c.labels.disabled, Began: c.namespace.Began}
 		if f := c.labels.filtering; f != nil && w.Filtering != nil {
 			e.Filtering = f.over(*w.Filtering)
 		} else if f != nil {

@@ -4,12 +4,17 @@ package docker
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/conenat/conenat/dataplane"
 )
 
 // Snapshot is the last picture of the Engine. What it refers to is shared with other snapshots: read only.
 type Snapshot struct {
+	// Incomplete: the Engine has not said yet what some containers are that run: nothing of what they may have is to be
+	// taken away.
+	Incomplete bool
+
 	Connected bool      // false: the Engine has not answered yet, or is gone: the rest is the last that was known
 	Problem   string    // why not connected, and what to do; empty while connected
 	Engine    string    // "20.10.24, API 1.41"
@@ -39,6 +44,7 @@ type Endpoint struct {
 	NetNSID   int                    // the container's network namespace as this one numbers it (IFLA_LINK_NETNSID); -1: not known
 	Excluded  bool                   // label conenat.enable=false
 	Filtering *[3]dataplane.Behavior // label conenat.filtering on the container; nil: the network's
+	Began     time.Duration          // when the container's process did, since boot (CLOCK_BOOTTIME); 0: not known
 	Published []Published            // in order; only where the container's default route leads, for there Docker publishes
 }
 
