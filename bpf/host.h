@@ -92,6 +92,29 @@ static __noinline int host_session(const struct nat *n,
 	return session_open(&plan);
 }
 
+/* The session, if any, whose remote a packet with an external endpoint goes to. */
+static __always_inline struct session_half *
+session_of_remote(const struct nat *n, struct session_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = n->p.daddr;
+	key->daddr = n->p.saddr;
+	key->sport = n->p.dport;
+	key->dport = n->p.sport;
+	key->proto = n->p.proto;
+	key->zone = NAT_ZONE_OUTSIDE;
+	return session_find(key);
+}
+
+/* The host answers a datagram that was left to its socket (inbound_is_hosts). */
+static __noinline int host_answers(const struct nat *n)
+{
+	struct session_key key;
+
+	return n->p.proto == IPPROTO_UDP && !session_of_remote(n, &key) &&
+	       answers_conntrack(n->skb, &n->p);
+}
+
 /* The host sends from a port that a binding holds: a session of its own. */
 static __noinline int host_open(const struct nat *n)
 {
@@ -103,7 +126,7 @@ static __noinline int host_open(const struct nat *n)
 	address = bpf_map_lookup_elem(&addresses, &n->p.saddr);
 	if (!address)
 		return -REASON_PASSED_HOST;
-	if (answers_dnat(n->skb, &n->p))
+	if (answers_dnat(n->skb, &n->p) || host_answers(n))
 		return -REASON_PASSED_CONNTRACK;
 	/* A connection that was there before the binding: it goes on as it is. */
 	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
@@ -128,16 +151,10 @@ static __noinline int host_open(const struct nat *n)
  */
 static __always_inline bool is_translated(const struct nat *n)
 {
+	struct session_key key, inside_key;
 	struct session_half *half, *inside_half;
-	struct session_key key = {}, inside_key;
 
-	key.saddr = n->p.daddr;
-	key.daddr = n->p.saddr;
-	key.sport = n->p.dport;
-	key.dport = n->p.sport;
-	key.proto = n->p.proto;
-	key.zone = NAT_ZONE_OUTSIDE;
-	half = session_find(&key);
+	half = session_of_remote(n, &key);
 	if (!half || !(half->flags & HALF_NETFILTER))
 		return false;
 	session_reverse_key(&key, half, &inside_key);

@@ -82,6 +82,23 @@ static __always_inline bool inbound_is_martian(const struct nat *n,
 	       address_in_zone(b->zone, n->p.saddr);
 }
 
+/*
+ * Whether the host's socket comes before a dynamic binding on the same port, which
+ * was there first: one that is connected to just this remote, and one that takes
+ * connections, of which the inside host opens those that it has. A UDP socket has
+ * what the binding's filter would drop.
+ */
+static __noinline int inbound_is_hosts(const struct nat *n,
+				       const struct nat_binding *b,
+				       const struct binding_ref *ref)
+{
+	int socket = packet_socket(n);
+
+	if (socket != HOST_SOCKET_WAITING)
+		return socket == HOST_SOCKET_CONNECTED;
+	return n->p.proto == IPPROTO_TCP || !filter_allows(b, ref, n->p.saddr);
+}
+
 /* Whether the binding admits a packet that is of no session of its. */
 static __noinline int inbound_admit(const struct nat *n,
 				    const struct binding_ref *ref)
@@ -93,7 +110,7 @@ static __noinline int inbound_admit(const struct nat *n,
 	if (inbound_is_martian(n, b))
 		return -REASON_DROPPED_SPOOFED;
 	if (!(b->flags & BINDING_STATIC)) {
-		if (packet_is_hosts(n))
+		if (inbound_is_hosts(n, b, ref))
 			return -REASON_PASSED_HOST;
 		if (conntrack_brings_in(n->skb, &n->p))
 			return -REASON_PASSED_CONNTRACK;

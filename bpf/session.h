@@ -46,8 +46,8 @@ session_find(const struct session_key *key)
 	return bpf_map_lookup_elem(&sessions, key);
 }
 
-/* A socket of the host that is connected to just this remote comes first. */
-static __noinline bool packet_is_hosts(const struct nat *n)
+/* The host's socket for a packet, if there is one. */
+static __noinline int packet_socket(const struct nat *n)
 {
 	struct bpf_sock_tuple tuple = {};
 
@@ -55,7 +55,13 @@ static __noinline bool packet_is_hosts(const struct nat *n)
 	tuple.ipv4.sport = n->p.sport;
 	tuple.ipv4.daddr = n->p.daddr;
 	tuple.ipv4.dport = n->p.dport;
-	return host_socket(n->skb, &tuple, n->p.proto) == HOST_SOCKET_CONNECTED;
+	return host_socket(n->skb, &tuple, n->p.proto);
+}
+
+/* A socket of the host that is connected to just this remote comes first. */
+static __always_inline bool packet_is_hosts(const struct nat *n)
+{
+	return packet_socket(n) == HOST_SOCKET_CONNECTED;
 }
 
 /* The key of the packets that go the other way, after this half's rewrite. */
