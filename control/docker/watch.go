@@ -241,14 +241,10 @@ func (n *session) showNow() {
 	if n.published && !n.changed {
 		return
 	}
-	incomplete := false
 	for id := range n.inspecting {
 		n.recall(id)
-		incomplete = incomplete || n.containers[id] == nil
 	}
-	next := n.picture()
-	next.Incomplete = incomplete
-	n.s.publish(next)
+	n.s.publish(n.picture())
 	n.changed, n.published = false, true
 	n.tried()
 }
