@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -238,4 +239,22 @@ func (d *Dataplane) hookMechanism(ifindex int, h hook) (string, error) {
 		return "", err
 	}
 	return mechanismClsact, nil
+}
+
+// queryHooks says whether this process's programs are attached to an interface by TCX; ids remembers theirs.
+func (d *Dataplane) queryHooks(l Link, ids map[*ebpf.Program]ebpf.ProgramID) bool {
+	for _, h := range d.hooksOf(l.Kind) {
+		if ids[h.program] == 0 {
+			info, err := h.program.Info()
+			if err != nil {
+				return false
+			}
+			ids[h.program], _ = info.ID()
+		}
+		there, err := link.QueryPrograms(link.QueryOptions{Target: l.IfIndex, Attach: h.attach})
+		if err != nil || !slices.ContainsFunc(there.Programs, func(p link.AttachedProgram) bool { return p.ID == ids[h.program] }) {
+			return false
+		}
+	}
+	return true
 }
