@@ -4,9 +4,12 @@
 PREFIX    ?= /usr/local
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TESTFLAGS ?=
+# For test-vm: a kernel of `bin/vmtest list`, and the packages whose tests run there.
+KERNEL    ?= 6.12
+VMTESTS   ?= ./bpf ./dataplane ./tests/prog
 
 # Packages whose tests need no root, or skip what does.
-UNIT := $(addsuffix /...,$(wildcard ./bpf ./dataplane ./control ./cmd ./tests/lint ./tests/oracle ./tests/packets))
+UNIT := $(addsuffix /...,$(wildcard ./bpf ./dataplane ./control ./cmd ./vmtest ./tests/lint ./tests/oracle ./tests/packets))
 C_FILES   = $(wildcard bpf/*.c bpf/*.h)
 GENERATED = bpf/nat_bpfel.go bpf/nat_bpfel.o
 
@@ -17,7 +20,7 @@ export GOFLAGS ?= -buildvcs=false
 need_root = @[ "$$(id -u)" = 0 ] || { echo "make $@ needs root, for network namespaces and eBPF: sudo make $@" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit build install generate generate-check lint fmt fmt-check clean
+.PHONY: help demo test test-unit test-vm test-vm-all build install generate generate-check lint fmt fmt-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +41,14 @@ test: ## run every test, with real packets and a real dockerd (root)
 test-unit: ## run the tests that need no root
 	@.ci/install-packages unit
 	go test -count=1 -short $(TESTFLAGS) $(UNIT)
+
+test-vm: ## run the tests of VMTESTS on another kernel, KERNEL=6.1, in a virtual machine
+	@.ci/install-packages vm
+	@go build -o bin/vmtest ./vmtest
+	bin/vmtest test --kernel $(KERNEL) $(VMTESTS) -- $(TESTFLAGS)
+
+test-vm-all: ## run them on every supported kernel
+	@$(MAKE) --no-print-directory test-vm KERNEL=all
 
 build: ## build bin/conenat
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/conenat ./cmd/conenat

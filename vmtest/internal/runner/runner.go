@@ -158,7 +158,8 @@ func (s *session) runDir() (string, error) {
 		return "", err
 	}
 	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
+		owner, _, _ := strings.Cut(e.Name(), "-")
+		pid, err := strconv.Atoi(owner)
 		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 			_ = os.RemoveAll(filepath.Join(runs, e.Name())) // the next run tries again
 		}

@@ -20,7 +20,7 @@ import (
 // runs them on each kernel, one package after the other, in the package's directory. Flags are those of `go test`
 // that the test itself takes: -v, -run, -short and so on. Returns an exit code, as Run does.
 func (r *Runner) Test(ctx context.Context, kernels []kernel.Kernel, packages, flags []string) int {
-	dir := filepath.Join(r.Cache, "tests-"+strconv.Itoa(os.Getpid()))
+	dir := filepath.Join(r.Cache, "runs", strconv.Itoa(os.Getpid())+"-tests")
 	defer os.RemoveAll(dir)
 	script, err := r.buildTests(ctx, dir, packages, testFlags(flags))
 	if ctx.Err() != nil {

@@ -253,7 +253,8 @@ func startQEMU(args []string, files []*os.File) (*qemu, error) {
 	return q, nil
 }
 
-func (q *qemu) kill() { _ = q.cmd.Process.Kill() } // it may have ended
+// kill ends it, and what it may have started; all of it may have ended.
+func (q *qemu) kill() { _ = syscall.Kill(-q.cmd.Process.Pid, syscall.SIGKILL) }
 
 // wait returns what it said on its way.
 func (q *qemu) wait() string {
