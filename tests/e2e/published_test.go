@@ -23,15 +23,33 @@ import (
 // secondAddress is the host's too, but no external address of conenat's.
 var secondAddress = netip.MustParseAddr("198.51.100.9")
 
-// TestPublished: all ways to published ports, with and without Docker's proxy.
+// TestPublished: all ways to published ports, with and without Docker's proxy, on the default and a user's network.
 func TestPublished(t *testing.T) {
-	for name, proxy := range map[string]bool{"Proxy": true, "NoProxy": false} {
-		t.Run(name, func(t *testing.T) {
-			h := newDockerHost(t, docker.Config{Args: []string{fmt.Sprintf("--userland-proxy=%t", proxy)}})
-			p := h.publishAll()
+	tests := []struct {
+		name, network, path string
+		proxy               bool
+	}{
+		{"ProxyDefaultDirect", "bridge", "direct", true},
+		{"ProxyUserStack", "user", "stack", true},
+		{"NoProxyUserDirect", "user", "direct", false},
+		{"NoProxyDefaultStack", "bridge", "stack", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newDockerHost(t, docker.Config{Args: []string{fmt.Sprintf("--userland-proxy=%t", tt.proxy)}}, "--path", tt.path)
+			p := h.publishAll(tt.network)
 			p.fromOutside()
+			if n := conntracked(p.lab, 8080) + conntracked(p.lab, 5353); n != 0 && tt.path == "direct" {
+				t.Errorf("conntrack has %d entries of what came from outside", n)
+			}
 			p.addresses()
-			p.hairpins()
+			p.hairpin(p.near)
+			p.hairpin(p.web)
+			if tt.path == "direct" {
+				p.hairpin(p.far)
+			} else {
+				p.betweenNetworks(tt.proxy)
+			}
 			p.fromHost()
 			p.ownPackets()
 			if w := h.followed().Warnings; len(w) != 0 {
@@ -51,17 +69,18 @@ type publishers struct {
 	service      probe.Socket      // the container's udp/53
 }
 
-func (h *dockerHost) publishAll() *publishers {
+func (h *dockerHost) publishAll(network string) *publishers {
 	h.t.Helper()
+	h.must(h.docker.NewNetwork(h.t.Context(), "user", "br-user", "172.21.0.0/16"))
 	h.must(h.Host.AddAddr("eth0", secondAddress.String()+"/24"))
 	h.must(h.docker.NewNetwork(h.t.Context(), "other", "br-other", "172.20.0.0/16"))
 	p := &publishers{dockerHost: h, tcpAt: at(topo.HostAddr, 8080), udpAt: at(topo.HostAddr, 5353)}
-	p.web = h.run(docker.Spec{Name: "web", Publish: map[string]string{
+	p.web = h.run(docker.Spec{Name: "web", Network: network, Publish: map[string]string{
 		"80/tcp": ":8080", "53/udp": ":5353",
 		"81/tcp": topo.HostAddr.String() + ":8081", "82/tcp": "127.0.0.1:8082", "83/tcp": secondAddress.String() + ":8083",
 		"9000-9004/tcp": ":9100-9104", "9000-9004/udp": ":9100-9104",
 	}})
-	p.near, p.far = h.run(docker.Spec{Name: "near"}), h.run(docker.Spec{Name: "far", Network: "other"})
+	p.near, p.far = h.run(docker.Spec{Name: "near", Network: network}), h.run(docker.Spec{Name: "far", Network: "other"})
 	want := []string{binding("tcp", p.tcpAt, p.web.Addr, 80), binding("udp", p.udpAt, p.web.Addr, 53), binding("tcp", at(topo.HostAddr, 8081), p.web.Addr, 81)}
 	for i := range uint16(5) {
 		want = append(want, binding("tcp", at(topo.HostAddr, 9100+i), p.web.Addr, 9000+i), binding("udp", at(topo.HostAddr, 9100+i), p.web.Addr, 9000+i))
@@ -100,11 +119,6 @@ func (p *publishers) fromOutside() {
 	if from := p.heard(p.udp(p.peer1, 6001), at(topo.HostAddr, 9104), last); from != at(topo.Peer1Addr, 6001) {
 		p.t.Errorf("the last of the UDP range sees its client as %s", from)
 	}
-	for _, port := range []uint16{8080, 5353, 9104} {
-		if n := conntracked(p.lab, port); n != 0 {
-			p.t.Errorf("conntrack has %d entries of port %d", n, port)
-		}
-	}
 }
 
 // addresses: what is published on one address is there alone, on the loopback not outside at all, and on an address
@@ -121,31 +135,45 @@ func (p *publishers) addresses() {
 	}
 }
 
-// hairpins: another container reaches published ports by the external address, and the service sees its external endpoint.
-func (p *publishers) hairpins() {
+// hairpin: a container reaches published ports by the external address, and the service sees its external endpoint.
+func (p *publishers) hairpin(c *docker.Container) {
 	p.t.Helper()
-	for i, c := range []*docker.Container{p.near, p.far, p.web} {
-		conn, err := c.DialTCP(0, p.tcpAt)
-		if err != nil {
-			p.t.Errorf("%s: %v", c.Name, err)
-			continue
-		}
-		if from, err := conn.Seen(); err != nil || from.Addr() != topo.HostAddr {
-			p.t.Errorf("%s is seen as %s, %v", c.Name, from, err)
-		}
-		if _, err := conn.Download(2 * megabyte); err != nil {
-			p.t.Errorf("%s: %v", c.Name, err)
-		}
-		conn.Close()
-		port := uint16(7000 + i)
-		p.asks(c.Name, p.udp(c, port), at(topo.HostAddr, port))
+	conn, err := c.DialTCP(0, p.tcpAt)
+	if err != nil {
+		p.t.Errorf("%s: %v", c.Name, err)
+		return
 	}
+	defer conn.Close()
+	if from, err := conn.Seen(); err != nil || from.Addr() != topo.HostAddr {
+		p.t.Errorf("%s is seen as %s, %v", c.Name, from, err)
+	}
+	if _, err := conn.Download(2 * megabyte); err != nil {
+		p.t.Errorf("%s: %v", c.Name, err)
+	}
+	client := p.udp(c, 0)
+	p.asks(c.Name, client, at(topo.HostAddr, client.Port()))
+}
+
+// betweenNetworks: on the stack path that is for the host's rules, and as without conenat: Docker's proxy brings it, and
+// without the proxy Docker's isolation drops it.
+func (p *publishers) betweenNetworks(proxy bool) {
+	p.t.Helper()
+	client := p.udp(p.far, 0)
+	if proxy {
+		if err := p.dial(p.far, p.tcpAt).Echo("by the proxy"); err != nil {
+			p.t.Errorf("from another network by Docker's proxy: %v", err)
+		}
+		p.heard(client, p.udpAt, p.service) // the proxy answers from the bridge's address, as ever
+		return
+	}
+	p.send(client, p.udpAt, "from another network")
+	p.receivesNothing(p.service, 100*time.Millisecond)
 }
 
 // fromHost: the host's own clients, by its addresses and the loopback, as Docker has it.
 func (p *publishers) fromHost() {
 	p.t.Helper()
-	for _, to := range []string{"198.51.100.1:8080", "127.0.0.1:8080", "172.17.0.1:8080", "198.51.100.9:8080", "198.51.100.9:8083", "198.51.100.1:8081"} {
+	for _, to := range []string{"198.51.100.1:8080", "127.0.0.1:8080", "172.17.0.1:8080", "172.20.0.1:8080", "198.51.100.9:8080", "198.51.100.9:8083", "198.51.100.1:8081"} {
 		conn, err := p.host.DialTCP(0, netip.MustParseAddrPort(to))
 		if err != nil {
 			p.t.Errorf("the host to %s: %v", to, err)
