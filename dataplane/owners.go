@@ -100,9 +100,16 @@ func (d *Dataplane) ownerKey(network string, address netip.Addr) (bpf.OwnerKey, 
 	return bpf.OwnerKey{Address: rawAddr(address), Zone: id}, nil
 }
 
-// RemoveOwner forgets whose an address is, and ends its bindings and sessions. Error: ErrNotFound.
-func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
+// ForgetOwner forgets whose an address is, and leaves its bindings. Error: ErrNotFound.
+func (d *Dataplane) ForgetOwner(network string, address netip.Addr) error {
 	defer d.writes.hold()()
+	if _, err := d.deleteOwner(network, address); err != nil {
+		return fmt.Errorf("forget owner of %s in network %s: %w", address, network, err)
+	}
+	return nil
+}
+
+func (d *Dataplane) deleteOwner(network string, address netip.Addr) (bpf.OwnerKey, error) {
 	key, err := d.ownerKey(network, address)
 	if err == nil {
 		err = d.objs.Owners4.Delete(key)
@@ -111,6 +118,13 @@ func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		err = ErrNotFound
 	}
+	return key, err
+}
+
+// RemoveOwner forgets whose an address is, and ends its bindings and sessions. Error: ErrNotFound.
+func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
+	defer d.writes.hold()()
+	key, err := d.deleteOwner(network, address)
 	if err == nil {
 		err = d.kill(func(b binding) bool { return b.Zone == key.Zone && b.Internal == key.Address })
 	}

@@ -203,7 +203,7 @@ func (d *Dataplane) liveBindings() ([]binding, error) {
 
 // Held is what the external addresses are held by.
 type Held struct {
-	Forwards []Forward          // the static bindings, in no order; OverHostSocket is not kept
+	Forwards []Forward          // the static bindings, in no order, by Network.Name; OverHostSocket is not kept
 	Dynamic  map[netip.Addr]int // how many dynamic bindings live on an external address
 }
 
@@ -223,7 +223,7 @@ func (d *Dataplane) Held() (Held, error) {
 			h.Dynamic[addrOf(b.External)]++
 			continue
 		}
-		h.Forwards = append(h.Forwards, Forward{Protocol: Protocol(b.Proto), Network: known.zone(b.Zone),
+		h.Forwards = append(h.Forwards, Forward{Protocol: Protocol(b.Proto), Network: known.zoneName(b.Zone),
 			External: endpoint(b.External, b.ExternalPort), Internal: endpoint(b.Internal, b.InternalPort),
 			Published: b.Flags&bpf.BindingPublished != 0})
 	}

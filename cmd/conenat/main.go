@@ -43,7 +43,8 @@ type env struct {
 // netfilter is conntrack of the network namespace that the process runs in.
 type netfilter struct{}
 
-func (netfilter) List() ([]conntrack.Flow, error) { return conntrack.List() }
+func (netfilter) List() ([]conntrack.Flow, error)     { return conntrack.List() }
+func (netfilter) Forget(flows []conntrack.Flow) error { return conntrack.Forget(flows) }
 func (netfilter) Replace(flows []conntrack.Flow) (int, error) {
 	return conntrack.Replace(flows)
 }

@@ -277,7 +277,9 @@ type fakePinned struct {
 func (p *fakePinned) Sessions() ([]dataplane.Session, error) { return p.sessions, nil }
 func (p *fakePinned) Yield() error                           { p.yielded = true; return nil }
 func (p *fakePinned) Close() error                           { return nil }
-func (p *fakePinned) List() ([]conntrack.Flow, error)        { return nil, nil }
+func (p *fakePinned) Forget([]conntrack.Flow) error          { return nil }
+
+func (p *fakePinned) List() ([]conntrack.Flow, error) { return nil, nil }
 func (p *fakePinned) Replace(flows []conntrack.Flow) (int, error) {
 	if !p.yielded {
 		return 0, errors.New("sessions are not marked")

@@ -158,6 +158,23 @@ func TestReplace(t *testing.T) {
 	}
 }
 
+// TestForget: just those entries go, whichever NAT they have; one that is gone already is no error.
+func TestForget(t *testing.T) {
+	inNamespace(t)
+	masqueraded := flow(dataplane.TCP, "172.17.0.2:1001", "203.0.113.1:80")
+	masqueraded.SourceNAT, masqueraded.Reply.Dst = true, netip.MustParseAddrPort("198.51.100.1:40000")
+	published := flow(dataplane.UDP, "203.0.113.1:80", "198.51.100.1:40001")
+	published.DestinationNAT, published.Reply.Src = true, netip.MustParseAddrPort("172.17.0.2:53")
+	other := flow(dataplane.UDP, "172.17.0.2:1002", "203.0.113.1:80")
+	must(t, Seed([]Flow{masqueraded, published, other}))
+	for range 2 {
+		must(t, Forget([]Flow{masqueraded, published}))
+		if diff := cmp.Diff([]Flow{other}, listed(t), compareIP); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 func sorted(flows []Flow) []Flow {
 	return slices.SortedFunc(slices.Values(flows), func(a, b Flow) int {
 		return strings.Compare(fmt.Sprint(a.Protocol, a.Original), fmt.Sprint(b.Protocol, b.Original))

@@ -95,6 +95,8 @@ type seeder struct {
 	exist  []Flow
 	failed int
 	first  error // of those that failed
+
+	forgets bool // entries are deleted: one that is not there is no failure
 }
 
 func newSeeder() (*seeder, error) {
@@ -155,9 +157,9 @@ func (s *seeder) batch(flows []Flow, request func(*message, Flow, uint32)) error
 }
 
 func (s *seeder) answer(f Flow, errno unix.Errno) {
-	switch errno {
-	case 0:
-	case unix.EEXIST:
+	switch {
+	case errno == 0, s.forgets && gone(errno):
+	case errno == unix.EEXIST:
 		s.exist = append(s.exist, f)
 	default:
 		s.fail(f, errno)

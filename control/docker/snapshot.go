@@ -11,6 +11,10 @@ import (
 
 // Snapshot is the last picture of the Engine. What it refers to is shared with other snapshots: read only.
 type Snapshot struct {
+	// Incomplete: the Engine has not said yet what some containers are that run: nothing of what they may have is to be
+	// taken away.
+	Incomplete bool
+
 	Connected bool      // false: the Engine has not answered yet, or is gone: the rest is the last that was known
 	Problem   string    // why not connected, and what to do; empty while connected
 	Engine    string    // "20.10.24, API 1.41"

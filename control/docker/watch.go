@@ -241,10 +241,14 @@ func (n *session) showNow() {
 	if n.published && !n.changed {
 		return
 	}
+	incomplete := false
 	for id := range n.inspecting {
 		n.recall(id)
+		incomplete = incomplete || n.containers[id] == nil
 	}
-	n.s.publish(n.picture())
+	next := n.picture()
+	next.Incomplete = incomplete
+	n.s.publish(next)
 	n.changed, n.published = false, true
 	n.tried()
 }

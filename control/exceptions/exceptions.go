@@ -28,6 +28,9 @@ type Pair struct {
 	External netip.Addr // where packets from outside are addressed to; zero: there is none now
 	Except   []netip.Addr
 	// Except are inside addresses that conenat leaves to the host's NAT.
+
+	// Unhooked: the hooks that translate what leaves are not on yet, and it stays the host's NAT's.
+	Unhooked bool
 }
 
 // comment identifies a rule: what stands in the kernel is compared by it, so all that a rule is made of is in it.
@@ -39,6 +42,9 @@ func (p Pair) comment() string {
 	}
 	if len(p.Except) > 0 {
 		c += fmt.Sprintf(", %d excepted (%.8x)", len(p.Except), sha256.Sum256(fmt.Append(nil, p.Except)))
+	}
+	if p.Unhooked {
+		c += ", inward"
 	}
 	return c
 }

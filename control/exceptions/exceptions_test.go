@@ -52,7 +52,7 @@ func TestNormalIsSortedAndWithoutDoubles(t *testing.T) {
 // Two rules that differ have different comments, for they are compared by them; and nft(8) takes them.
 func TestCommentSaysAll(t *testing.T) {
 	base := func(change func(*Pair)) string {
-		p := Pair{netip.MustParsePrefix("172.17.0.0/16"), 2, "eth0", netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9")}
+		p := Pair{netip.MustParsePrefix("172.17.0.0/16"), 2, "eth0", netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9"), false}
 		change(&p)
 		return p.comment()
 	}

@@ -3,7 +3,10 @@
 package exceptions
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -81,6 +84,9 @@ func (p part) add(conn *nftables.Conn, table *nftables.Table) ([]expr.Any, error
 		return p.exprs, nil
 	}
 	set := &nftables.Set{Table: table, Anonymous: true, Constant: true, KeyType: p.lookup.kind}
+	if p.lookup.kind == nftables.TypeIFIndex {
+		set.KeyByteOrder = binaryutil.NativeEndian // for who reads the rules
+	}
 	var elements []nftables.SetElement
 	for _, key := range p.lookup.keys {
 		elements = append(elements, nftables.SetElement{Key: key})
@@ -96,6 +102,9 @@ func (p part) add(conn *nftables.Conn, table *nftables.Table) ([]expr.Any, error
 // "oif OUTSIDE ip saddr INSIDE ip saddr != { EXCEPT } meta l4proto { icmp, tcp, udp } snat to ip saddr".
 func leaving(pairs []Pair) (out []rule) {
 	for _, p := range pairs {
+		if p.Unhooked {
+			continue
+		}
 		r := rule{p.comment(), []part{
 			equal(&expr.Meta{Key: expr.MetaKeyOIF, Register: register}, index(p.Outside)),
 			in(loadAddress(sourceOffset), p.Inside),
@@ -119,6 +128,9 @@ func leaving(pairs []Pair) (out []rule) {
 // conntrack, which would send it out with its inside address until a daemon has put hooks on the new interface.
 func unclaimed(pairs []Pair) (out []rule) {
 	for _, p := range pairs {
+		if p.Unhooked {
+			continue
+		}
 		name := make([]byte, unix.IFNAMSIZ)
 		copy(name, p.Name)
 		out = append(out, rule{p.comment(), []part{
@@ -133,17 +145,19 @@ func unclaimed(pairs []Pair) (out []rule) {
 }
 
 // arriving is "meta mark 0 return" and, for each pair with an external address, "meta mark & MASK == INSIDE
-// iif OUTSIDE ip daddr EXTERNAL ip daddr set meta mark meta mark set 0". The mark's bytes in memory are the inside
-// address in network byte order, which is how registers and headers have it: nothing is ever swapped.
+// iif { OUTSIDES } ip daddr EXTERNAL ip daddr set meta mark meta mark set 0": a packet to one outside's address may come
+// in by another. The mark's bytes in memory are the inside address in network byte order, which is how registers and
+// headers have it: nothing is ever swapped.
 func arriving(pairs []Pair) (out []rule) {
 	mark := &expr.Meta{Key: expr.MetaKeyMARK, Register: register}
+	outsides, names := indices(pairs)
 	for _, p := range pairs {
 		if !p.External.IsValid() {
 			continue
 		}
-		out = append(out, rule{p.comment(), []part{
+		out = append(out, rule{p.comment() + names, []part{
 			in(mark, p.Inside),
-			equal(&expr.Meta{Key: expr.MetaKeyIIF, Register: register}, index(p.Outside)),
+			cameBy(outsides),
 			equal(loadAddress(destinationOffset), p.External.AsSlice()),
 			do(mark, &expr.Payload{
 				OperationType: expr.PayloadWrite, SourceRegister: register,
@@ -161,6 +175,33 @@ func arriving(pairs []Pair) (out []rule) {
 		equal(mark, make([]byte, 4)), do(&expr.Verdict{Kind: expr.VerdictReturn}),
 	}}
 	return append([]rule{unmarked}, out...)
+}
+
+// cameBy is "iif INDEX", or "iif { INDICES }".
+func cameBy(outsides [][]byte) part {
+	load := &expr.Meta{Key: expr.MetaKeyIIF, Register: register}
+	if len(outsides) == 1 {
+		return equal(load, outsides[0])
+	}
+	return part{lookup: &lookup{load, nftables.TypeIFIndex, outsides, false}}
+}
+
+// indices are the outsides of all pairs, each once; names is what a comment says of them if there are several.
+func indices(pairs []Pair) (keys [][]byte, names string) {
+	var list []int
+	for _, p := range pairs {
+		if !slices.Contains(list, p.Outside) {
+			list = append(list, p.Outside)
+		}
+	}
+	slices.Sort(list)
+	for _, i := range list {
+		keys = append(keys, index(i))
+	}
+	if len(list) > 1 {
+		names = fmt.Sprintf(" (by %d: %.4x)", len(list), sha256.Sum256(fmt.Append(nil, list)))
+	}
+	return keys, names
 }
 
 const (

@@ -16,13 +16,14 @@ import (
 )
 
 // TCP states (include/net/tcp_states.h), whose bits are a request's idiag_states. A UDP socket that is connected
-// is in the first one; one that is not is in TCP_CLOSE, and the packet path finds it.
+// is in the first one; one that is not is in TCP_CLOSE, and the packet path finds it. TIME_WAIT is left out: what it
+// reserves would outlive it by hours.
 const (
 	stateEstablished   = 1
 	stateBoundInactive = 13 // bound, neither connected nor listening; Linux 6.8 and later list them, under this bit
 
 	connectedStates = 1<<stateEstablished | 1<<2 /* SYN_SENT */ | 1<<3 /* SYN_RECV */ | 1<<4 | 1<<5 /* FIN_WAIT */ |
-		1<<6 /* TIME_WAIT */ | 1<<8 /* CLOSE_WAIT */ | 1<<9 /* LAST_ACK */ | 1<<11 /* CLOSING */
+		1<<8 /* CLOSE_WAIT */ | 1<<9 /* LAST_ACK */ | 1<<11 /* CLOSING */
 )
 
 // Layout of struct inet_diag_req_v2 and struct inet_diag_msg (include/uapi/linux/inet_diag.h).
@@ -94,10 +95,19 @@ func parseSocket(protocol dataplane.Protocol, m []byte) (Socket, bool) {
 	if addr == netip.IPv6Unspecified() && !v6Only(m[diagMessageSize:]) {
 		addr = netip.IPv4Unspecified()
 	}
-	if port == 0 || !addr.Is4() || addr.IsLoopback() {
+	if port == 0 || !addr.Is4() || addr.IsLoopback() || talksToItself(m, addr) {
 		return Socket{}, false
 	}
 	return Socket{Protocol: protocol, Local: netip.AddrPortFrom(addr, port)}, true
+}
+
+// talksToItself: the remote address is the local one, so no packet of it ever leaves.
+func talksToItself(m []byte, local netip.Addr) bool {
+	remote := netip.AddrFrom4([4]byte(m[24:28]))
+	if m[0] == unix.AF_INET6 {
+		remote = netip.AddrFrom16([16]byte(m[24:40])).Unmap()
+	}
+	return remote == local && !local.IsUnspecified()
 }
 
 func v6Only(attributes []byte) bool {

@@ -54,7 +54,7 @@ func TestParseSocket(t *testing.T) {
 // Sockets of every kind, in the kernel; the packet path finds those that listen and those of UDP without a peer.
 func TestSocketsOfTheKernel(t *testing.T) {
 	inNamespace(t)
-	ip(t, "link set lo up\nlink add eth0 type veth peer name x0\nlink set eth0 up\nlink set x0 up\naddr add 198.51.100.1/24 dev eth0\n")
+	ip(t, "link set lo up\nlink add eth0 type veth peer name x0\nlink set eth0 up\nlink set x0 up\naddr add 198.51.100.1/24 dev eth0\naddr add 198.51.100.2/24 dev eth0\n")
 	addr, any4 := netip.MustParseAddr("198.51.100.1"), netip.IPv4Unspecified()
 	any6, mapped := netip.IPv6Unspecified(), netip.MustParseAddr("::ffff:198.51.100.1")
 	bind(t, unix.SOCK_STREAM, addr, 1001)
@@ -66,10 +66,12 @@ func TestSocketsOfTheKernel(t *testing.T) {
 	bind(t, unix.SOCK_DGRAM, addr, 1007)
 	listener := bind(t, unix.SOCK_STREAM, addr, 1008)
 	must(t, unix.Listen(listener, 1))
-	client := bind(t, unix.SOCK_STREAM, addr, 1009)
+	client := bind(t, unix.SOCK_STREAM, netip.MustParseAddr("198.51.100.2"), 1009)
 	must(t, unix.Connect(client, &unix.SockaddrInet4{Port: 1008, Addr: addr.As4()}))
 	connected := bind(t, unix.SOCK_DGRAM, any4, 1010)
-	must(t, unix.Connect(connected, &unix.SockaddrInet4{Port: 9, Addr: addr.As4()}))
+	must(t, unix.Connect(connected, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{198, 51, 100, 9}}))
+	itself := bind(t, unix.SOCK_DGRAM, any4, 1011)
+	must(t, unix.Connect(itself, &unix.SockaddrInet4{Port: 9, Addr: addr.As4()}))
 
 	got, err := New().Sockets()
 	must(t, err)
@@ -79,7 +81,7 @@ func TestSocketsOfTheKernel(t *testing.T) {
 		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.1:1001")},
 		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.1:1005")},
 		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.1:1008")}, // the server's end of the connection
-		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.1:1009")},
+		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.2:1009")},
 		{dataplane.UDP, netip.MustParseAddrPort("198.51.100.1:1010")},
 	}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {

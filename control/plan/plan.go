@@ -19,6 +19,7 @@ type State struct {
 	Outsides []dataplane.Outside
 	Networks []dataplane.Network
 	Owners   []dataplane.Owner
+	Vouched  bool                // desired: somebody says who the owners are; else those that are there are forgotten, and not ended
 	Forwards []dataplane.Forward // a desired one may leave Network empty
 	Links    []dataplane.Link
 
@@ -35,6 +36,7 @@ const (
 	Detach        Verb = "detach"
 	RemoveForward Verb = "remove forward"
 	RemoveOwner   Verb = "remove container"
+	ForgetOwner   Verb = "forget container"
 	RemoveNetwork Verb = "remove network"
 	RemoveOutside Verb = "remove outside"
 	Configure     Verb = "configure"
@@ -63,7 +65,7 @@ func (a Action) String() string {
 		return fmt.Sprintf("%s %s hooks, interface %s (index %d)", a.Verb, a.Link.Kind, a.Link.Name, a.Link.IfIndex)
 	case RemoveForward, AddForward:
 		return fmt.Sprintf("%s %s", a.Verb, ForwardID(a.Forward.Protocol, a.Forward.External))
-	case RemoveOwner, PutOwner:
+	case RemoveOwner, ForgetOwner, PutOwner:
 		return fmt.Sprintf("%s %s of network %s", a.Verb, a.Owner.Address, a.Owner.Network)
 	case RemoveNetwork, PutNetwork:
 		return fmt.Sprintf("%s %s", a.Verb, a.Network.Name)
@@ -159,7 +161,11 @@ func removeOwners(desired, actual State) (p []Action) {
 		if _, stays := networks[o.Network]; !stays {
 			continue
 		}
-		if w, ok := want[ownerKey(o)]; !ok || w.ID != o.ID {
+		w, ok := want[ownerKey(o)]
+		switch {
+		case !desired.Vouched:
+			p = append(p, Action{Verb: ForgetOwner, Owner: o})
+		case !ok || w.ID != o.ID:
 			p = append(p, Action{Verb: RemoveOwner, Owner: o})
 		}
 	}

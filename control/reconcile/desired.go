@@ -51,7 +51,7 @@ func (t *target) problem(format string, args ...any) {
 // desire is a pure function: the state that the configuration and Docker ask for on a host. Of an interface that is
 // away, what actual still holds is kept, so that its bindings live when it comes back.
 func desire(in inputs) target {
-	t := target{State: plan.State{Settings: in.cfg.Settings, Forwards: in.forwards}}
+	t := target{State: plan.State{Settings: in.cfg.Settings, Forwards: slices.Clone(in.forwards), Vouched: in.cfg.Docker}}
 	insides := in.insides(&t)
 	in.cfg.Inside = nil
 	for _, n := range insides {
@@ -63,10 +63,23 @@ func desire(in inputs) target {
 	for _, n := range insides {
 		t.inside(in, n)
 	}
+	for i, f := range t.Forwards {
+		t.Forwards[i].Network = networkOf(t.Networks, f.Network)
+	}
 	for _, n := range insides {
 		t.publish(in, n)
 	}
 	return t
+}
+
+// networkOf is the name of a network that an operator may call by its name or as it is shown.
+func networkOf(networks []dataplane.Network, called string) string {
+	for _, n := range networks {
+		if n.Name == called || n.Shown() == called {
+			return n.Name
+		}
+	}
+	return called
 }
 
 // outsideNames are the given outside interfaces, or those of the default routes and those that were in use and still

@@ -105,16 +105,25 @@ func (in inputs) adoptedInsides() (list []inside) {
 // owners are whose the addresses of the network are.
 func (i inside) owners(in inputs, bridge hostnet.Link) (list []dataplane.Owner) {
 	if i.adopted {
-		for _, o := range in.actual.Owners {
-			if o.Network == i.name {
-				list = append(list, o)
-			}
-		}
-		return list
+		return i.kept(in)
 	}
 	for _, e := range i.endpoints {
 		list = append(list, dataplane.Owner{Network: i.name, Address: e.Address, ID: identity(e.ID),
 			Port: portOf(in.host, bridge, e.NetNSID), Excluded: e.Excluded, Filtering: e.Filtering, Began: e.Began})
+	}
+	if in.docker.Incomplete {
+		list = append(list, i.kept(in)...)
+	}
+	return list
+}
+
+// kept are the owners that were, but for addresses that somebody else has by now.
+func (i inside) kept(in inputs) (list []dataplane.Owner) {
+	for _, o := range in.actual.Owners {
+		taken := slices.ContainsFunc(i.endpoints, func(e docker.Endpoint) bool { return e.Address == o.Address })
+		if o.Network == i.name && !taken {
+			list = append(list, o)
+		}
 	}
 	return list
 }
@@ -146,11 +155,7 @@ func portOf(host hostnet.Snapshot, bridge hostnet.Link, nsid int) (index int) {
 // published on. Where an operator forwards the same endpoint, that stays.
 func (t *target) publish(in inputs, i inside) {
 	if i.adopted {
-		for _, f := range in.actual.Forwards {
-			if f.Published && f.Network == (dataplane.Network{Name: i.name, Label: i.label}).Shown() {
-				t.Forwards = append(t.Forwards, f)
-			}
-		}
+		t.keepPublished(in, i)
 		return
 	}
 	if _, there := findNetwork(t.State, i.name); !there {
@@ -172,16 +177,32 @@ func (t *target) publish(in inputs, i inside) {
 			t.Forwards = append(t.Forwards, f)
 		}
 	}
+	if in.docker.Incomplete {
+		t.keepPublished(in, i)
+	}
+}
+
+// keepPublished keeps the network's published ports that are there, and that nobody else has by now.
+func (t *target) keepPublished(in inputs, i inside) {
+	taken := map[string]bool{}
+	for _, f := range t.Forwards {
+		taken[plan.ForwardID(f.Protocol, f.External)] = true
+	}
+	for _, f := range in.actual.Forwards {
+		owned := slices.ContainsFunc(i.endpoints, func(e docker.Endpoint) bool { return e.Address == f.Internal.Addr() })
+		if f.Published && f.Network == i.name && !owned && !taken[plan.ForwardID(f.Protocol, f.External)] {
+			t.Forwards = append(t.Forwards, f)
+		}
+	}
 }
 
 func (i inside) forwards(outsides []dataplane.Outside, e docker.Endpoint) (list []dataplane.Forward) {
-	network := dataplane.Network{Name: i.name, Label: i.label}.Shown()
 	for _, p := range e.Published {
 		for _, o := range outsides {
 			if !o.Address.IsValid() || (p.Host.IsValid() && p.Host != o.Address) {
 				continue
 			}
-			list = append(list, dataplane.Forward{Protocol: p.Protocol, Network: network,
+			list = append(list, dataplane.Forward{Protocol: p.Protocol, Network: i.name,
 				External: netip.AddrPortFrom(o.Address, p.HostPort), Internal: netip.AddrPortFrom(e.Address, p.ContainerPort),
 				OverHostSocket: true, Published: true})
 		}

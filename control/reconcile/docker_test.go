@@ -81,7 +81,7 @@ func TestFollowsDocker(t *testing.T) {
 		t.Errorf("networks %+v", networks)
 	}
 	wantOwners := []string{"docker0 172.17.0.2 170 4 false"}
-	wantForwards := []string{"tcp bridge 198.51.100.1:8080 172.17.0.2:80 true", "udp bridge 198.51.100.1:54 172.17.0.2:53 true"}
+	wantForwards := []string{"tcp docker0 198.51.100.1:8080 172.17.0.2:80 true", "udp docker0 198.51.100.1:54 172.17.0.2:53 true"}
 	if diff := cmp.Diff(wantOwners, w.ownerLines()) + cmp.Diff(wantForwards, w.forwardLines()); diff != "" {
 		t.Error(diff)
 	}
@@ -122,8 +122,8 @@ func TestDockerGone(t *testing.T) {
 func TestContainerStartedAnew(t *testing.T) {
 	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
 	w.start(t)
-	w.dp.OpenSession(dataplane.Session{Protocol: dataplane.UDP, Network: "bridge", Internal: netip.MustParseAddrPort("172.17.0.2:5000"),
-		External: netip.MustParseAddrPort("198.51.100.1:5000"), Remote: netip.MustParseAddrPort("203.0.113.1:1")})
+	w.dp.OpenBinding(dataplane.Binding{Protocol: dataplane.UDP, Network: "bridge", Internal: netip.MustParseAddrPort("172.17.0.2:5000"),
+		External: netip.MustParseAddrPort("198.51.100.1:5000")})
 	anew := web()
 	anew.ID = "00000000000000bb22"
 	engine.picture = picture(anew)
@@ -158,7 +158,7 @@ func TestAdoptsWithoutDocker(t *testing.T) {
 	}
 	engine.picture = picture()
 	next.again()
-	if diff := cmp.Diff([]string{"tcp bridge 198.51.100.1:9 172.17.0.2:9 false"}, next.forwardLines()); diff != "" {
+	if diff := cmp.Diff([]string{"tcp docker0 198.51.100.1:9 172.17.0.2:9 false"}, next.forwardLines()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -168,7 +168,7 @@ func TestPublishedAndForwarded(t *testing.T) {
 	cfg := config.Config{Forwards: []dataplane.Forward{{Protocol: dataplane.TCP, External: external, Internal: netip.MustParseAddrPort("172.17.0.9:1")}}}
 	w, _ := dockerWorld(cfg, dataplanetest.New(), picture(web()))
 	w.start(t)
-	if diff := cmp.Diff([]string{"tcp bridge 198.51.100.1:8080 172.17.0.9:1 false", "udp bridge 198.51.100.1:54 172.17.0.2:53 true"}, w.forwardLines()); diff != "" {
+	if diff := cmp.Diff([]string{"tcp docker0 198.51.100.1:8080 172.17.0.9:1 false", "udp docker0 198.51.100.1:54 172.17.0.2:53 true"}, w.forwardLines()); diff != "" {
 		t.Error(diff)
 	}
 	if p := strings.Join(w.View().Problems, "\n"); !strings.Contains(p, "container web publishes tcp/198.51.100.1:8080") {
@@ -205,5 +205,72 @@ func TestEqualNames(t *testing.T) {
 	networks, _ := w.dp.Networks()
 	if len(networks) != 2 || networks[0].Shown() != "br-other" || networks[1].Shown() != "bridge" || !networks[0].Isolated {
 		t.Errorf("networks %+v", networks)
+	}
+}
+
+// A network may be called by its interface or by Docker's name, and what is called so changes with --docker: forwards stay.
+func TestForwardsByEitherName(t *testing.T) {
+	forward := dataplane.Forward{Protocol: dataplane.TCP, Network: "docker0", External: netip.MustParseAddrPort("198.51.100.1:9"),
+		Internal: netip.MustParseAddrPort("172.17.0.9:9")}
+	plain := newWorld(t, config.Config{Forwards: []dataplane.Forward{forward}})
+	plain.start(t)
+	forward.Network, forward.External = "", netip.MustParseAddrPort("198.51.100.1:10")
+	if _, err := plain.AddForward(forward); err != nil {
+		t.Fatal(err)
+	}
+	want := plain.forwardLines()
+	for _, calls := range []string{"docker0", "bridge"} {
+		forward.Network, forward.External = calls, netip.MustParseAddrPort("198.51.100.1:9")
+		w, _ := dockerWorld(config.Config{Forwards: []dataplane.Forward{forward}}, plain.dp.Reopen(), picture())
+		w.start(t)
+		before := len(w.dp.Log())
+		w.again()
+		if diff := cmp.Diff(want, w.forwardLines()); diff != "" || len(w.dp.Log()) != before {
+			t.Errorf("called %s: %s, a second pass does %v", calls, diff, w.dp.Log()[before:])
+		}
+		if list, err := w.Forwards(); err != nil || len(list) != 2 || list[0].Network != "bridge" {
+			t.Errorf("shown as %+v, %v", list, err)
+		}
+	}
+	again := worldOf(config.Config{}, dockerHost(), plain.dp.Reopen()) // and back, where the label has gone
+	again.start(t)
+	if diff := cmp.Diff(want, again.forwardLines()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Without --docker nobody says who the owners are: they are forgotten, and their containers keep what they have.
+func TestOwnersForgotten(t *testing.T) {
+	w, _ := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	w.dp.OpenBinding(dataplane.Binding{Protocol: dataplane.UDP, Network: "bridge", Internal: netip.MustParseAddrPort("172.17.0.2:5000"),
+		External: netip.MustParseAddrPort("198.51.100.1:5000")})
+	next := worldOf(config.Config{}, dockerHost(), w.dp.Reopen())
+	next.start(t)
+	held, _ := next.dp.Held()
+	if len(next.ownerLines()) != 0 || len(held.Forwards) != 0 || held.Dynamic[external.Addr()] != 1 {
+		t.Errorf("owners %q, held %+v", next.ownerLines(), held)
+	}
+}
+
+// A container that Docker has not said anything of yet keeps what it has; what somebody else has by now, it does not.
+func TestIncompletePicture(t *testing.T) {
+	w, _ := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	owners, forwards := w.ownerLines(), w.forwardLines()
+	incomplete := picture()
+	incomplete.Incomplete = true
+	next, engine := dockerWorld(config.Config{}, w.dp.Reopen(), incomplete)
+	next.start(t)
+	if diff := cmp.Diff(owners, next.ownerLines()) + cmp.Diff(forwards, next.forwardLines()); diff != "" {
+		t.Error(diff)
+	}
+	other := web()
+	other.ID, other.Published = "00000000000000bb22", nil
+	engine.picture = picture(other)
+	engine.picture.Incomplete = true
+	next.again()
+	if diff := cmp.Diff([]string{"docker0 172.17.0.2 187 4 false"}, next.ownerLines()); diff != "" || len(next.forwardLines()) != 0 {
+		t.Errorf("%s; forwards %q", diff, next.forwardLines())
 	}
 }

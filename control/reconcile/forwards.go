@@ -3,10 +3,12 @@
 package reconcile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/conenat/conenat/control/plan"
 	"github.com/conenat/conenat/dataplane"
@@ -38,9 +40,11 @@ func (r *Reconciler) AddForward(f dataplane.Forward) (dataplane.Binding, error) 
 	if err != nil {
 		return b, err
 	}
-	f.Network = b.Network
+	if f.Network, err = r.networkName(b.Network); err != nil {
+		return b, err
+	}
 	r.forwards[id] = f
-	r.log.Info("forward added", "id", id, "internal", f.Internal, "network", f.Network)
+	r.log.Info("forward added", "id", id, "internal", f.Internal, "network", b.Network)
 	return b, nil
 }
 
@@ -70,6 +74,11 @@ func (r *Reconciler) Forwards() ([]Forward, error) {
 	if err != nil {
 		return nil, err
 	}
+	networks, err := r.dp.Networks()
+	if err != nil {
+		return nil, err
+	}
+	failed := r.failedForwards()
 	active := map[string]dataplane.Forward{}
 	for _, f := range held.Forwards {
 		active[plan.ForwardID(f.Protocol, f.External)] = f
@@ -77,12 +86,12 @@ func (r *Reconciler) Forwards() ([]Forward, error) {
 	var out []Forward
 	for _, f := range append(r.wanted(), r.published...) {
 		id := plan.ForwardID(f.Protocol, f.External)
-		is, ok := active[id]
-		if ok {
-			out = append(out, Forward{Forward: is, Active: true})
-			continue
+		shown := Forward{Forward: f, Problem: cmp.Or(failed[id], "not made yet")}
+		if is, ok := active[id]; ok {
+			shown = Forward{Forward: is, Active: true}
 		}
-		out = append(out, Forward{Forward: f, Problem: r.why(f)})
+		shown.Network = shownNetwork(networks, shown.Network)
+		out = append(out, shown)
 	}
 	slices.SortFunc(out, func(a, b Forward) int {
 		if a.Protocol != b.Protocol {
@@ -110,12 +119,33 @@ func (r *Reconciler) wanted() (out []dataplane.Forward) {
 	return out
 }
 
-func (r *Reconciler) why(f dataplane.Forward) string {
-	action := plan.Action{Verb: plan.AddForward, Forward: f}.String()
+// failedForwards are why forwards are not made, by their identifiers.
+func (r *Reconciler) failedForwards() map[string]string {
+	out := map[string]string{}
 	for _, failure := range r.View().Failures {
-		if failure.Action == action {
-			return failure.Err.Error()
+		if id, ok := strings.CutPrefix(failure.Action, string(plan.AddForward)+" "); ok {
+			out[id] = failure.Err.Error()
 		}
 	}
-	return "not made yet"
+	return out
+}
+
+// networkName is the name of the network that people call so; names and what is shown may change places.
+func (r *Reconciler) networkName(shown string) (string, error) {
+	networks, err := r.dp.Networks()
+	for _, n := range networks {
+		if n.Shown() == shown {
+			return n.Name, nil
+		}
+	}
+	return shown, err
+}
+
+func shownNetwork(networks []dataplane.Network, name string) string {
+	for _, n := range networks {
+		if n.Name == name {
+			return n.Shown()
+		}
+	}
+	return name
 }

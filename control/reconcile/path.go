@@ -20,13 +20,14 @@ const unreadable = 2 * time.Second
 
 // guard is what is known of the host's firewall, and the path that follows from it.
 type guard struct {
-	traffic firewall.Traffic
-	report  firewall.Report
-	asked   bool // report is of traffic
-	stale   bool // the rules may have changed
-	failed  error
-	since   time.Time // of the first failure in a row
-	path    Path
+	traffic   firewall.Traffic
+	report    firewall.Report
+	asked     bool // report is of traffic
+	stale     bool // the rules may have changed
+	inspected bool // report is newer than what was reserved
+	failed    error
+	since     time.Time // of the first failure in a row
+	path      Path
 }
 
 // Path is the packets' path, and why.
@@ -71,6 +72,7 @@ func (r *Reconciler) inspect(traffic firewall.Traffic) {
 		return
 	}
 	r.guard.traffic, r.guard.report, r.guard.asked, r.guard.stale = traffic, report, true, false
+	r.guard.inspected = true
 }
 
 // decide: on auto, what cannot be read might be a firewall.

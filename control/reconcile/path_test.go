@@ -45,6 +45,8 @@ type fakeConntrack struct {
 }
 
 func (c *fakeConntrack) List() ([]conntrack.Flow, error) { return nil, nil }
+func (c *fakeConntrack) Forget([]conntrack.Flow) error   { return nil }
+
 func (c *fakeConntrack) Replace(flows []conntrack.Flow) (int, error) {
 	c.seeded = append(c.seeded, flows...)
 	log := c.dp.Log()

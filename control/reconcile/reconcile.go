@@ -39,6 +39,7 @@ type Dataplane interface {
 	Unhooked() ([]int, error)
 	PutOwner(dataplane.Owner) error
 	RemoveOwner(network string, address netip.Addr) error
+	ForgetOwner(network string, address netip.Addr) error
 	Owners() ([]dataplane.Owner, error)
 	Held() (dataplane.Held, error)
 	Sessions() ([]dataplane.Session, error)
@@ -73,6 +74,7 @@ type Firewall interface {
 type Conntrack interface {
 	List() ([]conntrack.Flow, error)
 	Replace([]conntrack.Flow) (made int, err error)
+	Forget([]conntrack.Flow) error
 }
 
 // Exceptions keeps the host's own NAT off the packets that take the stack.
@@ -130,12 +132,6 @@ type Reconciler struct {
 // configured are the settings that were given and what the dataplane made of them (it rounds durations).
 type configured struct{ given, taken dataplane.Settings }
 
-// passState is what one pass knows of failures; those of the pass before tell which are new.
-type passState struct {
-	failures []Failure
-	fatal    []error
-}
-
 // View is the outcome of the last pass.
 type View struct {
 	Host      hostnet.Snapshot
@@ -144,14 +140,6 @@ type View struct {
 	LeftAlone []LeftAlone // by name
 	Problems  []string    // what is waited for
 	Failures  []Failure   // what did not succeed and is tried again
-}
-
-// Failure is an action that did not succeed.
-type Failure struct {
-	Action string
-	Err    error
-	Tries  int
-	Since  time.Time
 }
 
 // New is a loop that has done nothing yet.
@@ -192,7 +180,7 @@ func (r *Reconciler) adopt() error {
 	}
 	kept := map[string]bool{}
 	for _, n := range networks {
-		kept[n.Shown()] = r.cfg.Docker || slices.Contains(r.cfg.Inside, n.Name)
+		kept[n.Name] = r.cfg.Docker || slices.Contains(r.cfg.Inside, n.Name)
 	}
 	for _, f := range held.Forwards {
 		id := plan.ForwardID(f.Protocol, f.External)
@@ -288,17 +276,15 @@ func (r *Reconciler) View() View {
 
 // reconcile is one pass. With all, what lasts for a while only (the host's ports) is done anew.
 func (r *Reconciler) reconcile(all bool) {
-	r.pass = passState{}
+	r.pass = r.newPass()
 	host, err := r.host.Snapshot()
 	if err != nil {
-		r.fail("read the host's network", err, true)
-		r.publish(r.View().Host, target{})
+		r.publishFailure("read the host's network", err)
 		return
 	}
 	actual, held, err := r.actual()
 	if err != nil {
-		r.fail("read the dataplane", err, true)
-		r.publish(host, target{})
+		r.publishFailure("read the dataplane", err)
 		return
 	}
 	in := inputs{cfg: r.cfg, host: host, actual: actual, forwards: r.wanted(),
@@ -313,9 +299,11 @@ func (r *Reconciler) reconcile(all bool) {
 	actions := plan.New(t.State, actual)
 	r.carryOut(actions, &t, actual, all)
 	if slices.ContainsFunc(actions, endsForwards) {
-		if actual, _, err = r.actual(); err == nil {
-			r.carryOut(plan.New(t.State, actual), &t, actual, false)
+		if actual, _, err = r.actual(); err != nil {
+			r.publishFailure("read the dataplane", err)
+			return
 		}
+		r.carryOut(plan.New(t.State, actual), &t, actual, false)
 	}
 	if all {
 		r.index()
@@ -330,8 +318,8 @@ func endsForwards(a plan.Action) bool {
 	return a.Verb == plan.PutOutside || a.Verb == plan.RemoveOutside || a.Verb == plan.RemoveNetwork || a.Verb == plan.RemoveOwner
 }
 
-// carryOut executes a plan. What others hold is reserved, and what lives is taken over, before any hook is put on; and
-// once more after that, for what began in between.
+// carryOut executes a plan, in this order: what is configured; the ports that others hold, and what lives in another NAT;
+// the nftables table, for what comes in by the stack; hooks; and once more what began in between.
 func (r *Reconciler) carryOut(actions []plan.Action, t *target, actual plan.State, all bool) {
 	hooks := slices.IndexFunc(actions, func(a plan.Action) bool { return a.Verb == plan.Attach })
 	if hooks < 0 {
@@ -339,9 +327,12 @@ func (r *Reconciler) carryOut(actions []plan.Action, t *target, actual plan.Stat
 	}
 	r.execute(actions[:hooks])
 	over := takesOver(actions, actual)
-	if external := externalAddresses(t.Outsides); all || over || !slices.Equal(external, r.reserved) {
+	if external := externalAddresses(t.Outsides); all || over || r.guard.inspected || !slices.Equal(external, r.reserved) {
+		r.guard.inspected = false
 		r.occupy(t, external, over)
-		r.reserved = external
+	}
+	if hooks < len(actions) {
+		r.ensureExceptions()
 	}
 	turns := turnsToStack(actions, actual)
 	var told []conntrack.Flow
@@ -352,12 +343,8 @@ func (r *Reconciler) carryOut(actions []plan.Action, t *target, actual plan.Stat
 	if turns {
 		r.seed(told)
 	}
-	if !over {
-		return
-	}
-	r.importSessions(r.flows(t.State).sessions)
-	if r.guard.path.Stack {
-		r.ensureExceptions()
+	if over {
+		r.finishTakeover(t)
 	}
 }
 
@@ -366,12 +353,14 @@ func (r *Reconciler) carryOut(actions []plan.Action, t *target, actual plan.Stat
 func (r *Reconciler) occupy(t *target, external []netip.Addr, over bool) {
 	flows := r.flows(t.State)
 	ports := slices.Concat(r.hostReservations(external), flows.others)
-	r.reserve(only(ports, dataplane.UDP))
+	done := r.reserve(only(ports, dataplane.UDP))
 	if over {
 		r.importSessions(flows.sessions)
 	}
-	r.reserve(only(ports, dataplane.TCP))
-	r.reserve(t.diverted)
+	done = r.reserve(only(ports, dataplane.TCP)) && done
+	if r.reserve(t.diverted) && done {
+		r.reserved = external
+	}
 }
 
 func (r *Reconciler) index() {
@@ -427,232 +416,4 @@ func (r *Reconciler) hooked() (s plan.State, err error) {
 		}
 	}
 	return s, nil
-}
-
-// execute carries out actions in order; what is many at once is done, and told, at once.
-func (r *Reconciler) execute(actions []plan.Action) {
-	for len(actions) > 0 {
-		n := 1
-		for n < len(actions) && actions[n].Verb == actions[0].Verb {
-			n++
-		}
-		if actions[0].Verb == plan.RemoveForward {
-			r.removeForwards(actions[:n])
-		} else {
-			r.executeEach(actions[:n])
-		}
-		actions = actions[n:]
-	}
-}
-
-// tellEach is up to how many actions of a kind are told one by one.
-const tellEach = 16
-
-func (r *Reconciler) executeEach(actions []plan.Action) {
-	done := 0
-	for _, a := range actions {
-		err := r.act(a)
-		r.attached(a, err)
-		if err != nil {
-			r.fail(a.String(), err, vital(a))
-			continue
-		}
-		done++
-		if len(actions) <= tellEach {
-			r.log.Info(a.String())
-		}
-	}
-	if len(actions) > tellEach {
-		r.log.Info(string(actions[0].Verb), "count", done)
-	}
-}
-
-func (r *Reconciler) removeForwards(actions []plan.Action) {
-	list := make([]dataplane.Forward, 0, len(actions))
-	for _, a := range actions {
-		list = append(list, a.Forward)
-	}
-	if _, err := r.dp.RemoveForwards(list); err != nil {
-		r.fail("remove forwards", err, false)
-		return
-	}
-	for _, a := range actions[:min(len(actions), tellEach)] {
-		r.log.Info(a.String())
-	}
-	if n := len(actions) - tellEach; n > 0 {
-		r.log.Info("remove forward", "more", n)
-	}
-}
-
-// attached keeps the book of what is to be attached again, and tells of hooks that somebody else took away.
-func (r *Reconciler) attached(a plan.Action, err error) {
-	if a.Verb != plan.Attach && a.Verb != plan.Detach {
-		return
-	}
-	index := a.Link.IfIndex
-	if err != nil && a.Verb == plan.Attach {
-		r.stale[index] = true
-		return
-	}
-	delete(r.stale, index)
-	if r.lost[index] && a.Verb == plan.Attach {
-		r.log.Warn("hooks were taken away by somebody else: attached again", "interface", a.Link.Name, "index", index)
-		if r.tell != nil {
-			r.tell(dataplane.Event{Time: time.Now(), Type: dataplane.LinkReattached, Link: a.Link.Name})
-		}
-	}
-	delete(r.lost, index)
-}
-
-// vital: without these there is no NAT. A bridge port may go away at any moment, and its bridge's hooks see
-// its packets as well; an old hook or a forward that fails harms nobody else.
-func vital(a plan.Action) bool {
-	switch a.Verb {
-	case plan.Configure, plan.PutOutside, plan.PutNetwork:
-		return true
-	case plan.Attach:
-		return a.Link.Kind != dataplane.InsidePort
-	}
-	return false
-}
-
-func (r *Reconciler) act(a plan.Action) error {
-	switch a.Verb {
-	case plan.Detach:
-		return gone(r.dp.Detach(a.Link.IfIndex))
-	case plan.RemoveOwner:
-		return gone(r.dp.RemoveOwner(a.Owner.Network, a.Owner.Address))
-	case plan.PutOwner:
-		return r.dp.PutOwner(a.Owner)
-	case plan.RemoveNetwork:
-		return gone(r.dp.RemoveNetwork(a.Network.Name))
-	case plan.RemoveOutside:
-		return gone(r.dp.RemoveOutside(a.Outside.Name))
-	case plan.Configure:
-		return r.configure(a.Settings)
-	case plan.PutOutside:
-		return r.dp.PutOutside(a.Outside)
-	case plan.PutNetwork:
-		return r.dp.PutNetwork(a.Network)
-	case plan.AddForward:
-		_, err := r.dp.AddForward(a.Forward)
-		return err
-	case plan.Attach:
-		return r.dp.Attach(a.Link)
-	}
-	return fmt.Errorf("plan has an unknown verb %q", a.Verb)
-}
-
-func (r *Reconciler) configure(s dataplane.Settings) error {
-	if err := r.dp.Configure(s); err != nil {
-		return err
-	}
-	taken, err := r.dp.Settings()
-	if err != nil {
-		return err
-	}
-	r.settings = configured{given: s, taken: taken}
-	return nil
-}
-
-// gone: what is not there needs no removal.
-func gone(err error) error {
-	if errors.Is(err, dataplane.ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
-// ensureExceptions covers the networks and outsides that do have hooks: without them, the host's own NAT
-// must stay in charge.
-func (r *Reconciler) ensureExceptions() {
-	const action = "keep the host's NAT off packets that take the stack"
-	s, err := r.hooked()
-	if err == nil {
-		s.Owners, err = r.dp.Owners()
-	}
-	if err == nil {
-		err = r.exceptions.Ensure(pairs(s))
-	}
-	if err != nil {
-		r.fail(action, err, false)
-	}
-}
-
-func pairs(s plan.State) (out []exceptions.Pair) {
-	hooked := func(kind dataplane.LinkKind, owner string) bool {
-		return slices.ContainsFunc(s.Links, func(l dataplane.Link) bool { return l.Kind == kind && l.Owner == owner })
-	}
-	for _, n := range s.Networks {
-		for _, o := range s.Outsides {
-			if !hooked(dataplane.InsideDevice, n.Name) || !hooked(dataplane.OutsideLink, o.Name) || o.IfIndex == 0 {
-				continue
-			}
-			for _, p := range n.Prefixes {
-				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: o.Address, Except: excluded(s, n, p)})
-			}
-		}
-	}
-	return out
-}
-
-// excluded are the addresses of a network that the host's NAT has.
-func excluded(s plan.State, n dataplane.Network, in netip.Prefix) (out []netip.Addr) {
-	for _, o := range s.Owners {
-		if o.Excluded && o.Network == n.Name && in.Contains(o.Address) {
-			out = append(out, o.Address)
-		}
-	}
-	return out
-}
-
-func (r *Reconciler) fail(action string, err error, vital bool) {
-	f := Failure{Action: action, Err: err, Tries: 1, Since: time.Now()}
-	before := r.View().Failures
-	if i := slices.IndexFunc(before, func(b Failure) bool { return b.Action == action }); i >= 0 {
-		f.Tries, f.Since = before[i].Tries+1, before[i].Since
-	}
-	already := slices.ContainsFunc(r.pass.failures, func(b Failure) bool { return b.Action == action }) // by the pass's first plan
-	switch {
-	case already:
-	case f.Tries == 1:
-		r.log.Warn("action failed, and will be tried again", "what", action, "error", err)
-	default:
-		r.log.Debug("action failed again", "what", action, "error", err, "tries", f.Tries)
-	}
-	r.pass.failures = slices.DeleteFunc(r.pass.failures, func(b Failure) bool { return b.Action == action })
-	r.pass.failures = append(r.pass.failures, f)
-	if vital {
-		r.pass.fatal = append(r.pass.fatal, fmt.Errorf("%s: %w", action, err))
-	}
-}
-
-// publish shows the pass to View, and logs what is new or over.
-func (r *Reconciler) publish(host hostnet.Snapshot, t target) {
-	problems := t.problems
-	r.viewMu.Lock()
-	before := r.view
-	r.view = View{Host: host, Path: r.guard.path, LeftAlone: t.leftAlone, Problems: problems, Failures: r.pass.failures}
-	if r.docker != nil {
-		r.view.Docker = r.docker.Snapshot()
-	}
-	r.viewMu.Unlock()
-	for _, n := range t.leftAlone {
-		if !slices.Contains(before.LeftAlone, n) {
-			r.log.Info("network left alone", "network", n.Name, "because", n.Reason)
-		}
-	}
-	for _, p := range problems {
-		if !slices.Contains(before.Problems, p) {
-			r.log.Warn(p)
-		}
-	}
-	for _, p := range before.Problems {
-		if !slices.Contains(problems, p) {
-			r.log.Info("no longer: " + p)
-		}
-	}
-	if len(before.Failures) > 0 && len(r.pass.failures) == 0 {
-		r.log.Info("all actions succeed again")
-	}
 }

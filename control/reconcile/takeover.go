@@ -16,7 +16,6 @@ import (
 // States of enum tcp_conntrack (linux/netfilter/nf_conntrack_tcp.h).
 const (
 	tcpSynSent  = 1
-	tcpFinWait  = 4
 	tcpLastAck  = 6
 	tcpTimeWait = 7
 	tcpClose    = 8
@@ -25,6 +24,7 @@ const (
 // takeover is what conntrack knows, sorted by whose it is.
 type takeover struct {
 	sessions []dataplane.Session // of inside hosts: they go on in conenat
+	flows    []conntrack.Flow    // whose sessions they are, in no order
 	others   []reservation       // other NAT users' external endpoints: they stay theirs
 }
 
@@ -36,16 +36,16 @@ type reservation struct {
 // sortFlows is a pure function. Of the flows of one internal endpoint, those come first whose external port is the
 // internal one: the endpoint's binding is the first one's, and masquerade gives another port only to what collides.
 func sortFlows(flows []conntrack.Flow, s plan.State) (out takeover) {
-	view := flowView{state: s, excluded: map[netip.Addr]bool{}, forwards: map[string]dataplane.Forward{}}
+	view := flowView{state: s, excluded: map[ownedAddress]bool{}, forwards: map[string]dataplane.Forward{}}
 	for _, o := range s.Owners {
-		view.excluded[o.Address] = o.Excluded
+		view.excluded[ownedAddress{o.Network, o.Address}] = o.Excluded
 	}
 	for _, f := range s.Forwards {
 		view.forwards[plan.ForwardID(f.Protocol, f.External)] = f
 	}
 	for _, f := range flows {
 		if session, ours := view.session(f); ours {
-			out.sessions = append(out.sessions, session)
+			out.sessions, out.flows = append(out.sessions, session), append(out.flows, f)
 		} else if f.SourceNAT && view.external(f.Reply.Dst.Addr()) && view.network(f.Original.Src.Addr()) == "" {
 			out.others = append(out.others, reservation{f.Protocol, f.Reply.Dst})
 		}
@@ -62,8 +62,13 @@ func sortFlows(flows []conntrack.Flow, s plan.State) (out takeover) {
 
 type flowView struct {
 	state    plan.State
-	excluded map[netip.Addr]bool
+	excluded map[ownedAddress]bool
 	forwards map[string]dataplane.Forward
+}
+
+type ownedAddress struct {
+	network string
+	address netip.Addr
 }
 
 func (v flowView) external(a netip.Addr) bool {
@@ -72,12 +77,9 @@ func (v flowView) external(a netip.Addr) bool {
 
 // network is the one that an address is translated in; empty: none.
 func (v flowView) network(a netip.Addr) string {
-	if v.excluded[a] {
-		return ""
-	}
 	for _, n := range v.state.Networks {
 		for _, p := range n.Prefixes {
-			if p.Contains(a) {
+			if p.Contains(a) && !v.excluded[ownedAddress{n.Name, a}] {
 				return n.Name
 			}
 		}
@@ -122,10 +124,8 @@ func tcpState(f conntrack.Flow, inbound bool) (state string, alive bool) {
 		return "init-inside", true
 	case f.TCPState == tcpLastAck || f.TCPState == tcpTimeWait:
 		return "fin-both", true
-	case f.TCPState >= tcpFinWait && f.TCPState < tcpLastAck:
-		return "fin-inside", true
 	}
-	return "established", true
+	return "established", true // also half closed: conntrack does not say by whom, and the next FIN tells
 }
 
 // flows are conntrack's, nil where it cannot be asked: a host without conntrack has nothing to take over.
@@ -151,8 +151,25 @@ func takesOver(actions []plan.Action, actual plan.State) bool {
 	})
 }
 
-// importSessions makes connections that live in netfilter's NAT go on here, with the same external endpoints.
-func (r *Reconciler) importSessions(sessions []dataplane.Session) {
+// finishTakeover takes over what began until the hooks were on. On the direct path netfilter sees nothing of these
+// connections from now on, not even their end: its entries would be taken for connections that live the next time.
+func (r *Reconciler) finishTakeover(t *target) {
+	over := r.flows(t.State)
+	if !r.importSessions(over.sessions) || r.conntrack == nil {
+		return
+	}
+	if r.guard.path.Stack {
+		r.ensureExceptions()
+		return
+	}
+	if err := r.conntrack.Forget(over.flows); err != nil {
+		r.log.Warn("connections that were taken over stay in conntrack until they time out there", "error", err)
+	}
+}
+
+// importSessions makes connections that live in netfilter's NAT go on here, with the same external endpoints; it says
+// whether all of them do.
+func (r *Reconciler) importSessions(sessions []dataplane.Session) bool {
 	var failed []error
 	for _, s := range sessions {
 		if err := r.dp.ImportSession(s); err != nil {
@@ -166,17 +183,19 @@ func (r *Reconciler) importSessions(sessions []dataplane.Session) {
 		r.log.Warn("connections that cannot be taken over: they get another external endpoint, or end",
 			"count", len(failed), "first", failed[0])
 	}
+	return len(failed) == 0
 }
 
 // reserve keeps bindings off endpoints that the host, or another NAT on it, uses.
-func (r *Reconciler) reserve(list []reservation) {
+func (r *Reconciler) reserve(list []reservation) bool {
 	for _, one := range list {
 		err := r.dp.ReserveHost(one.protocol, one.external)
 		if err != nil && !errors.Is(err, dataplane.ErrNotFound) { // no external address any more
 			r.fail("reserve the host's ports", err, false)
-			return
+			return false
 		}
 	}
+	return true
 }
 
 // hostReservations are the endpoints of the host's own sockets.

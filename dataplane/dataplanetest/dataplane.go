@@ -287,6 +287,9 @@ func (d *Dataplane) AddForward(f dataplane.Forward) (dataplane.Binding, error) {
 		if !d.hasNetwork(b.Network) {
 			return fmt.Errorf("network of %s: %w", f.Internal, dataplane.ErrNotFound)
 		}
+		if n, ok := d.networks[b.Network]; ok {
+			b.Network = n.Shown()
+		}
 		if !d.hasOutside(f.External.Addr()) {
 			return fmt.Errorf("outside with address %s: %w", f.External.Addr(), dataplane.ErrNotFound)
 		}
@@ -338,7 +341,7 @@ func (d *Dataplane) Held() (dataplane.Held, error) {
 			h.Dynamic[b.External.Addr()]++
 			continue
 		}
-		h.Forwards = append(h.Forwards, dataplane.Forward{Protocol: b.Protocol, Network: b.Network, External: b.External,
+		h.Forwards = append(h.Forwards, dataplane.Forward{Protocol: b.Protocol, Network: d.nameOf(b.Network), External: b.External,
 			Internal: b.Internal, Published: b.Published})
 	}
 	return h, nil
@@ -364,6 +367,14 @@ func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
 		delete(d.owners, ownerKey{network, address})
 		shown := d.networks[network].Shown()
 		d.endBindings(func(b dataplane.Binding) bool { return b.Network == shown && b.Internal.Addr() == address })
+		return nil
+	})
+}
+
+// ForgetOwner forgets it, and leaves its bindings.
+func (d *Dataplane) ForgetOwner(network string, address netip.Addr) error {
+	return d.do(fmt.Sprintf("forget owner %s %s", network, address), func() error {
+		delete(d.owners, ownerKey{network, address})
 		return nil
 	})
 }
@@ -444,6 +455,16 @@ func (d *Dataplane) networkOf(addr netip.Addr) string {
 		}
 	}
 	return ""
+}
+
+// nameOf is the name of the network that is shown so.
+func (d *Dataplane) nameOf(shown string) string {
+	for _, n := range d.networks {
+		if n.Shown() == shown {
+			return n.Name
+		}
+	}
+	return shown
 }
 
 func (d *Dataplane) hasNetwork(name string) bool {

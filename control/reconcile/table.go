@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/conenat/conenat/control/exceptions"
+	"github.com/conenat/conenat/control/plan"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// ensureExceptions covers networks and outsides. What leaves is exempted only where both do have hooks: without them, the
+// host's own NAT must stay in charge. What arrives is not packets without conenat's mark, and may be there before.
+func (r *Reconciler) ensureExceptions() {
+	const action = "keep the host's NAT off packets that take the stack"
+	s, err := r.hooked()
+	if err == nil {
+		s.Owners, err = r.dp.Owners()
+	}
+	if err == nil {
+		err = r.exceptions.Ensure(pairs(s))
+	}
+	if err != nil {
+		r.fail(action, err, false)
+	}
+}
+
+func pairs(s plan.State) (out []exceptions.Pair) {
+	hooked := func(kind dataplane.LinkKind, owner string) bool {
+		return slices.ContainsFunc(s.Links, func(l dataplane.Link) bool { return l.Kind == kind && l.Owner == owner })
+	}
+	for _, n := range s.Networks {
+		for _, o := range s.Outsides {
+			if o.IfIndex == 0 {
+				continue
+			}
+			leaves := hooked(dataplane.InsideDevice, n.Name) && hooked(dataplane.OutsideLink, o.Name)
+			for _, p := range n.Prefixes {
+				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: o.Address, Unhooked: !leaves,
+					Except: excluded(s, n, p)})
+			}
+		}
+	}
+	return out
+}
+
+// excluded are the addresses of a network that the host's NAT has.
+func excluded(s plan.State, n dataplane.Network, in netip.Prefix) (out []netip.Addr) {
+	for _, o := range s.Owners {
+		if o.Excluded && o.Network == n.Name && in.Contains(o.Address) {
+			out = append(out, o.Address)
+		}
+	}
+	return out
+}
