@@ -92,6 +92,7 @@ func (s *streams) dialStream(place probe.Place, local uint16, server netip.AddrP
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.t.Cleanup(stream.Close)
 	return stream
 }
 
@@ -101,6 +102,7 @@ func (s *streams) datagrams(place probe.Place, local uint16, server netip.AddrPo
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.t.Cleanup(stream.Close)
 	return stream
 }
 

@@ -19,6 +19,7 @@ type UDPStream struct {
 	conn   *net.UDPConn
 	server netip.AddrPort
 	stop   chan struct{}
+	once   sync.Once     // of stop
 	ended  chan struct{} // the sender
 
 	mu      sync.Mutex
@@ -200,8 +201,8 @@ func (s *UDPStream) Ask(server netip.AddrPort) (netip.AddrPort, error) {
 
 // Finish sends nothing more, waits for answers that are late, and reports. Its error is one of sending.
 func (s *UDPStream) Finish() (UDPReport, error) {
-	defer s.conn.Close()
-	close(s.stop)
+	defer s.Close()
+	s.once.Do(func() { close(s.stop) })
 	<-s.ended
 	deadline := time.Now().Add(Timeout)
 	late := time.AfterFunc(Timeout, s.arrived.Broadcast) // not before the deadline
@@ -220,4 +221,11 @@ func (s *UDPStream) Finish() (UDPReport, error) {
 		}
 	}
 	return r, s.err
+}
+
+// Close ends the stream at once. It may be called after Finish.
+func (s *UDPStream) Close() {
+	s.once.Do(func() { close(s.stop) })
+	s.conn.Close()
+	<-s.ended
 }

@@ -29,6 +29,7 @@ type pipe struct {
 	out, in          *rand.ChaCha8
 	sent, received   atomic.Int64 // bytes of content
 	stop             chan struct{}
+	once             sync.Once  // of stop
 	writing, reading chan error // the outcome, once
 }
 
@@ -103,7 +104,7 @@ func (p *pipe) end(header []byte) error {
 
 // finish ends what this end sends, and waits for the end of what the other one does.
 func (p *pipe) finish() error {
-	close(p.stop)
+	p.once.Do(func() { close(p.stop) })
 	if err := p.conn.SetDeadline(time.Now().Add(streamTimeout)); err != nil {
 		return err
 	}
@@ -298,4 +299,10 @@ func (s *TCPStream) Finish() error {
 		return fmt.Errorf("TCP stream from %s, seen as %s: %w", s.Local(), s.seen, err)
 	}
 	return nil
+}
+
+// Close ends the stream at once, by a reset or not. It may be called after Finish.
+func (s *TCPStream) Close() {
+	s.pipe.conn.Close()
+	s.pipe.once.Do(func() { close(s.pipe.stop) })
 }
