@@ -23,7 +23,7 @@ const defaultName = "conenat"
 // Pair is packets between an inside prefix and an outside interface.
 type Pair struct {
 	Inside   netip.Prefix
-	Outside  int        // interface index: one that is made anew under its old name is another interface
+	Outside  int        // interface index: one that is made anew under its old name is another interface; 0: it is away
 	Name     string     // of the outside interface
 	External netip.Addr // where packets from outside are addressed to; zero: there is none now
 	Except   []netip.Addr

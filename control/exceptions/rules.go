@@ -124,22 +124,20 @@ func leaving(pairs []Pair) (out []rule) {
 }
 
 // unclaimed is, for each pair, "oifname NAME oif != OUTSIDE ip saddr INSIDE drop": what would leave untranslated by an
-// interface that was made anew under its old name. A connection that was mapped to itself by leaving stays so in
-// conntrack, which would send it out with its inside address until a daemon has put hooks on the new interface.
+// interface that was made anew under its old name; without "oif", while OUTSIDE's hooks are not on. A connection that was
+// mapped to itself by leaving stays so in conntrack, which would send it out with its inside address until a daemon has
+// put hooks on the new interface.
 func unclaimed(pairs []Pair) (out []rule) {
 	for _, p := range pairs {
-		if p.Unhooked {
-			continue
-		}
 		name := make([]byte, unix.IFNAMSIZ)
 		copy(name, p.Name)
-		out = append(out, rule{p.comment(), []part{
-			equal(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}, name),
-			do(&expr.Meta{Key: expr.MetaKeyOIF, Register: register},
-				&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: index(p.Outside)}),
-			in(loadAddress(sourceOffset), p.Inside),
-			do(&expr.Verdict{Kind: expr.VerdictDrop}),
-		}})
+		parts := []part{equal(&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: register}, name)}
+		if !p.Unhooked {
+			parts = append(parts, do(&expr.Meta{Key: expr.MetaKeyOIF, Register: register},
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: index(p.Outside)}))
+		}
+		parts = append(parts, in(loadAddress(sourceOffset), p.Inside), do(&expr.Verdict{Kind: expr.VerdictDrop}))
+		out = append(out, rule{p.comment(), parts})
 	}
 	return out
 }
@@ -190,7 +188,7 @@ func cameBy(outsides [][]byte) part {
 func indices(pairs []Pair) (keys [][]byte, names string) {
 	var list []int
 	for _, p := range pairs {
-		if !slices.Contains(list, p.Outside) {
+		if p.Outside != 0 && !slices.Contains(list, p.Outside) {
 			list = append(list, p.Outside)
 		}
 	}

@@ -33,10 +33,10 @@ func pairs(s plan.State) (out []exceptions.Pair) {
 	}
 	for _, n := range s.Networks {
 		for _, o := range s.Outsides {
-			if o.IfIndex == 0 {
-				continue
+			if o.IfIndex == 0 { // away: nothing arrives, and nothing is to leave by it when it comes back
+				o.Address = netip.Addr{}
 			}
-			leaves := hooked(dataplane.InsideDevice, n.Name) && hooked(dataplane.OutsideLink, o.Name)
+			leaves := o.IfIndex != 0 && hooked(dataplane.InsideDevice, n.Name) && hooked(dataplane.OutsideLink, o.Name)
 			for _, p := range n.Prefixes {
 				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: o.Address, Unhooked: !leaves,
 					Except: excluded(s, n, p)})
