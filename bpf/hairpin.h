@@ -102,9 +102,9 @@ static __always_inline void plan_self(struct session_plan *plan)
 }
 
 /* Both references are held for the session; they are its, or given back. */
-static __noinline int hairpin_open(const struct nat *n,
-				   const struct binding_ref *from,
-				   const struct binding_ref *to)
+static __always_inline int hairpin_open(const struct nat *n,
+					const struct binding_ref *from,
+					const struct binding_ref *to)
 {
 	struct nat_binding *sender = binding_at(from->binding);
 	struct nat_binding *receiver = binding_at(to->binding);

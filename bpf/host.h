@@ -69,8 +69,8 @@ static __always_inline void host_touch(const struct nat *n,
 }
 
 /* ref is held for the session; it is the session's, or given back. */
-static __noinline int host_session(const struct nat *n,
-				   const struct binding_ref *ref)
+static __always_inline int host_session(const struct nat *n,
+					const struct binding_ref *ref)
 {
 	struct nat_binding *b = binding_at(ref->binding);
 	struct session_plan plan = {
@@ -169,26 +169,19 @@ static __always_inline int host_translate(struct nat *n)
 {
 	struct session_half *half;
 	struct session_key key;
-	int rc;
 
 	if (n->skb->ingress_ifindex && is_translated(n))
 		return -REASON_PASSED_TRANSLATED;
 	n->zone = NAT_ZONE_HOST;
 	packet_key(&n->p, n->zone, &key);
 	half = session_find(&key);
-	if (!half) {
-		rc = host_open(n);
-		if (rc < 0)
-			return rc;
-		half = session_find(&key);
-		if (!half)
-			return -REASON_DROPPED_RACE;
-	}
+	if (!half)
+		return -LOOK_AGAIN;
 	return session_forward(n, &key, half);
 }
 
 /* A packet that the host sends outside. */
-static __noinline int host_outbound(struct nat *n)
+static __noinline int host_known(struct nat *n)
 {
 	struct nat_claim *claim;
 	struct claim_key key;
@@ -204,6 +197,20 @@ static __noinline int host_outbound(struct nat *n)
 		return host_translate(n);
 	host_touch(n, claim);
 	return -REASON_PASSED_HOST;
+}
+
+/* One after the other, not in each other: their stacks would add up. */
+static __always_inline int host_outbound(struct nat *n)
+{
+	int rc = host_known(n);
+
+	if (rc != -LOOK_AGAIN)
+		return rc;
+	rc = host_open(n);
+	if (rc < 0)
+		return rc;
+	rc = host_known(n);
+	return rc == -LOOK_AGAIN ? -REASON_DROPPED_RACE : rc;
 }
 
 /*

@@ -24,9 +24,21 @@ static __always_inline struct nat_ports *ports_get(__u32 address, __u8 proto)
 	return bpf_map_lookup_elem(&ports, &index);
 }
 
+/*
+ * A port's word. clang knows that 16 bits need no mask; the verifier before
+ * 6.18 (6.12 fails) knows it no more after a spill or a byte swap.
+ */
+static __always_inline __u64 *port_word(struct nat_ports *map, __u16 port)
+{
+	__u32 index = port / 64;
+
+	barrier_var(index);
+	return &map->words[index & (NAT_PORT_WORDS - 1)];
+}
+
 static __always_inline bool port_claim(struct nat_ports *map, __u16 port)
 {
-	__u64 *word = &map->words[port / 64 % NAT_PORT_WORDS];
+	__u64 *word = port_word(map, port);
 	__u64 bit = 1ULL << (port % 64);
 
 	return !(__sync_fetch_and_or(word, bit) & bit);
@@ -35,12 +47,10 @@ static __always_inline bool port_claim(struct nat_ports *map, __u16 port)
 static __always_inline void port_release(__u32 address, __u8 proto, __u16 port)
 {
 	struct nat_ports *map = ports_get(address, proto);
-	__u64 *word;
 
 	if (!map)
 		return;
-	word = &map->words[port / 64 % NAT_PORT_WORDS];
-	__sync_fetch_and_and(word, ~(1ULL << (port % 64)));
+	__sync_fetch_and_and(port_word(map, port), ~(1ULL << (port % 64)));
 }
 
 /* Of a de Bruijn sequence: its top six bits, shifted left by n, to n. */

@@ -64,6 +64,13 @@ static __always_inline bool packet_is_hosts(const struct nat *n)
 	return packet_socket(n) == HOST_SOCKET_CONNECTED;
 }
 
+static __noinline int session_delete(const struct session_key *key)
+{
+	struct session_key copy = *key;
+
+	return bpf_map_delete_elem(&sessions, &copy);
+}
+
 /* The key of the packets that go the other way, after this half's rewrite. */
 static __always_inline void session_reverse_key(const struct session_key *key,
 						const struct session_half *half,
@@ -675,11 +682,12 @@ static __always_inline void plan_reverse(const struct session_plan *plan,
 static __noinline int plan_insert_primary(const struct session_plan *plan,
 					  __u32 slot)
 {
+	struct session_key key = plan->key;
 	struct session_half half = {};
 
 	plan_primary(plan, &half);
 	half.slot = slot;
-	return bpf_map_update_elem(&sessions, &plan->key, &half, BPF_NOEXIST);
+	return bpf_map_update_elem(&sessions, &key, &half, BPF_NOEXIST);
 }
 
 static __noinline int plan_insert_reverse(const struct session_plan *plan,
@@ -703,7 +711,7 @@ static __noinline int plan_insert_reverse(const struct session_plan *plan,
  * Puts both halves of a plan into the table; it holds one reference on each
  * half's binding. -LOOK_AGAIN: another CPU has opened the same session.
  */
-static __noinline int session_insert(const struct session_plan *plan)
+static __always_inline int session_insert(const struct session_plan *plan)
 {
 	__s64 slot = session_slot_use(&plan->key);
 	int rc;
@@ -714,7 +722,7 @@ static __noinline int session_insert(const struct session_plan *plan)
 	if (rc == 0 && !(plan->flags & HALF_SELF)) {
 		rc = plan_insert_reverse(plan, slot);
 		if (rc < 0)
-			bpf_map_delete_elem(&sessions, &plan->key);
+			session_delete(&plan->key);
 	}
 	if (rc == 0)
 		return 0;
@@ -786,9 +794,9 @@ static __always_inline void plan_release(const struct session_plan *plan)
 /* A session that is in the table now, and a hairpin's second one. */
 static __always_inline int plan_announce(const struct session_plan *plan)
 {
-	struct session_half *half = session_find(&plan->key), *reverse;
+	struct session_key key = plan->key, reverse_key;
+	struct session_half *half = session_find(&key), *reverse;
 	struct session_change c = { .type = EVENT_SESSION_CREATED };
-	struct session_key reverse_key;
 
 	if (!half)
 		return 0;

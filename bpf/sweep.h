@@ -64,7 +64,7 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 			     __u8 state)
 {
 	struct session_half primary = {}, reverse = {}, *found, *other = NULL;
-	struct session_key reverse_key;
+	struct session_key own, reverse_key;
 	struct session_change c = {
 		.key = key,
 		.half = &primary,
@@ -74,7 +74,8 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 
 	if (!key)
 		return 0;
-	found = session_find(key);
+	own = *key;
+	found = session_find(&own);
 	if (!found)
 		return 0;
 	primary = *found;
@@ -85,7 +86,7 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 		other = &reverse;
 	}
 	event_sessions(&c, &reverse_key, other);
-	bpf_map_delete_elem(&sessions, key);
+	bpf_map_delete_elem(&sessions, &own);
 	if (!(primary.flags & HALF_SELF))
 		bpf_map_delete_elem(&sessions, &reverse_key);
 	session_release(key, &primary, other);
