@@ -5,6 +5,7 @@ package dataplane_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -362,4 +363,31 @@ func TestForeignStateDir(t *testing.T) {
 	if _, err := open(t, f, dataplane.Options{StateDir: dir}); !errors.Is(err, dataplane.ErrPermission) || !strings.Contains(err.Error(), dir) {
 		t.Errorf("open: %v, want %v", err, dataplane.ErrPermission)
 	}
+}
+
+// TestAttachToNothing: an interface that went in the meantime is not found, by either mechanism, and leaves nothing.
+func TestAttachToNothing(t *testing.T) {
+	for name, without := range map[string][]string{"TCX": nil, "Clsact": {"tcx"}} {
+		t.Run(name, func(t *testing.T) {
+			f, dir := lab(t)
+			d := mustOpen(t, f, dataplane.Options{StateDir: dir, DisableFeatures: without})
+			nothing := dataplane.Link{IfIndex: 12345, Name: "veth-gone", Kind: dataplane.InsidePort, Owner: "docker0"}
+			err := f.Host.Do(func() error { return errors.Join(equip(f, d), gone(d.Attach(nothing))) })
+			if err != nil {
+				t.Error(err)
+			}
+			links, err := d.Links()
+			if err != nil || len(links) != 2 {
+				t.Errorf("links %+v, %v", links, err)
+			}
+		})
+	}
+}
+
+// gone is nil for an error that says "not found".
+func gone(err error) error {
+	if errors.Is(err, dataplane.ErrNotFound) {
+		return nil
+	}
+	return fmt.Errorf("want it not to be found: %w", err)
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/bpf"
 )
@@ -21,10 +22,15 @@ var linkKinds = map[LinkKind]uint8{
 }
 
 // Attach makes an interface known to the packet path and puts its hooks on it. It may be called again, for a
-// link that changed or to take hooks of an earlier daemon over to this program.
+// link that changed or to take hooks of an earlier daemon over to this program. Error: ErrNotFound, where the interface is
+// gone by now.
 func (d *Dataplane) Attach(l Link) error {
 	defer d.writes.hold()()
-	if err := d.attach(l); err != nil {
+	err := d.attach(l)
+	if errors.Is(err, unix.ENODEV) {
+		err = fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	if err != nil {
 		return fmt.Errorf("attach %s hooks to %s (ifindex %d): %w", l.Kind, l.Name, l.IfIndex, err)
 	}
 	return nil

@@ -127,7 +127,11 @@ func (r *Reconciler) act(a plan.Action) error {
 		_, err := r.dp.AddForward(a.Forward)
 		return err
 	case plan.Attach:
-		return r.dp.Attach(a.Link)
+		err := r.dp.Attach(a.Link)
+		if a.Link.Kind == dataplane.InsidePort { // a container that ended since the snapshot
+			return gone(err)
+		}
+		return err
 	}
 	return fmt.Errorf("plan has an unknown verb %q", a.Verb)
 }
