@@ -48,8 +48,12 @@ func (d *Dataplane) attach(l Link) error {
 	if known && (before.Kind == bpf.LinkOutside) != (raw.Kind == bpf.LinkOutside) {
 		return fmt.Errorf("it is on the other side already: detach it first")
 	}
-	if err := d.putLink(raw); err != nil {
-		return err
+	if !known {
+		// Known, so that its hooks are found again, and of no kind yet: nothing may leave by an outside before what
+		// comes back is translated.
+		if err := d.putLink(bpf.Link{Ifindex: raw.Ifindex}); err != nil {
+			return err
+		}
 	}
 	if err := d.attachHooks(l); err != nil {
 		if !known {
@@ -57,7 +61,7 @@ func (d *Dataplane) attach(l Link) error {
 		}
 		return err
 	}
-	return nil
+	return d.putLink(raw)
 }
 
 func (d *Dataplane) rawLink(l Link) (bpf.Link, error) {
@@ -226,6 +230,9 @@ func (d *Dataplane) Detach(ifindex int) error {
 	l, known, err := d.lookupLink(uint32(ifindex))
 	if err == nil && !known {
 		err = ErrNotFound
+	}
+	if err == nil { // before its hooks are off: nothing leaves by it that cannot come back
+		err = d.putLink(bpf.Link{Ifindex: l.Ifindex})
 	}
 	if err == nil {
 		err = d.detachHooks(int(l.Ifindex))
