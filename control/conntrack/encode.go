@@ -32,14 +32,6 @@ func (m *message) add(f Flow, sequence uint32) {
 	m.request(unix.NLM_F_CREATE|unix.NLM_F_EXCL, sequence, func() { m.flow(f) })
 }
 
-// renew appends a request to make the entry that is there, whoever opened it, what a new one would be.
-func (m *message) renew(f Flow, sequence uint32) {
-	m.request(0, sequence, func() {
-		m.nest(attrOriginal, func() { m.tuple(f.Original, f.Protocol) })
-		m.state(f)
-	})
-}
-
 func (m *message) request(flags uint16, sequence uint32, content func()) {
 	m.start(typeNew, flags, sequence, content)
 }

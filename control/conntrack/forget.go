@@ -16,7 +16,7 @@ func Forget(flows []Flow) error {
 	if len(flows) == 0 {
 		return nil
 	}
-	s, err := newSeeder()
+	s, err := newWriter()
 	if err != nil {
 		return fmt.Errorf("forget tracked connections: %w", unavailable(err))
 	}

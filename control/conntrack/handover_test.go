@@ -132,7 +132,7 @@ func TestConnectionOfTheDirectPathGoesOnInTheStack(t *testing.T) {
 			}))
 			src, dst := addrPort(c.inside.LocalAddr()), addrPort(c.inside.RemoteAddr())
 			must(t, f.Host.Do(func() error {
-				return Seed([]Flow{{Protocol: p, Original: Tuple{src, dst}, Reply: Tuple{dst, src}}})
+				return seed([]Flow{{Protocol: p, Original: Tuple{src, dst}, Reply: Tuple{dst, src}}})
 			}))
 			if p == dataplane.TCP { // which sends it again
 				got := make([]byte, len("dropped"))
@@ -240,7 +240,7 @@ func handOver(t *testing.T, host *topo.NS) Flow {
 	if left := list(t, host); len(left) != 0 {
 		t.Fatalf("after a flush: %+v", left)
 	}
-	must(t, host.Do(func() error { return Seed(before) }))
+	must(t, host.Do(func() error { return seed(before) }))
 	return before[0]
 }
 
@@ -275,8 +275,8 @@ func TestManyFlows(t *testing.T) {
 	inNamespace(t)
 	const n = 3*batchSize + 1
 	want := many(n)
-	must(t, Seed(want))
-	must(t, Seed(want)) // each is answered: no answer may be lost
+	must(t, seed(want))
+	must(t, seed(want)) // each is answered: no answer may be lost
 	if got := listed(t); len(got) != n {
 		t.Errorf("%d flows, want %d", len(got), n)
 	}
@@ -284,7 +284,7 @@ func TestManyFlows(t *testing.T) {
 
 func BenchmarkList100000(b *testing.B) {
 	inNamespace(b)
-	must(b, Seed(many(100_000)))
+	must(b, seed(many(100_000)))
 	for b.Loop() {
 		flows, err := List()
 		must(b, err)
@@ -300,6 +300,6 @@ func BenchmarkSeed1000(b *testing.B) {
 		b.StopTimer()
 		inNamespace(b)
 		b.StartTimer()
-		must(b, Seed(flows))
+		must(b, seed(flows))
 	}
 }

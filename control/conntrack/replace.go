@@ -4,10 +4,8 @@ package conntrack
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -25,44 +23,25 @@ const (
 	replaceSize = batchSize / 4 // three messages each
 )
 
-// Seed makes entries, each of an established connection whatever SeenReply and Assured say: one without an answer
+// replaceTries is how often Replace tries: a packet in the moment between may make an entry of its own.
+const replaceTries = 5
+
+// Replace makes entries, each of an established connection whatever SeenReply and Assured say: one without an answer
 // would be sent through NAT's rules by its next packet. TCPState 0 means ESTABLISHED, Timeout 0 netfilter's default.
-// Sequence numbers are not checked in them.
+// Sequence numbers are not checked in them. Other entries that have a flow's endpoints, translated or not, its own of
+// before among them, are deleted for it, in the same system call, just before.
 //
 // A flow with SourceNAT and a Reply.Dst that differs from Original.Src is translated by netfilter from then on, to
 // just that endpoint, provided that the namespace has a NAT rule at all (nat chains do the translation); likewise
 // DestinationNAT. Any other flow is not, and no NAT rule will be applied to it.
 //
-// One that is there already is made to be like new: while its packets went elsewhere, their sequence numbers have left
-// the window that netfilter remembers. The others are made even if some fail. Errors: ErrUnavailable; ErrConflict,
-// where one of the endpoints is another connection's.
-func Seed(flows []Flow) error {
-	if len(flows) == 0 {
-		return nil
-	}
-	s, err := newSeeder()
-	if err != nil {
-		return fmt.Errorf("make tracked connections: %w", unavailable(err))
-	}
-	defer s.socket.Close()
-	for start := 0; start < len(flows); start += batchSize {
-		if err := s.batch(flows[start:min(len(flows), start+batchSize)], (*message).add); err != nil {
-			return fmt.Errorf("make tracked connections: %w", err)
-		}
-	}
-	return s.result(len(flows))
-}
-
-// replaceTries is how often Replace tries: a packet in the moment between may make an entry of its own.
-const replaceTries = 5
-
-// Replace is Seed, where other entries that have a flow's endpoints, translated or not, are deleted for it: each in the
-// same system call, just before. It tells how many are made, the others with the error. Errors: ErrUnavailable.
+// It tells how many are made, the others with the error. Errors: ErrUnavailable; ErrConflict, where packets of
+// another connection with the endpoints kept coming in between.
 func Replace(flows []Flow) (made int, err error) {
 	if len(flows) == 0 {
 		return 0, nil
 	}
-	s, err := newSeeder()
+	s, err := newWriter()
 	if err != nil {
 		return 0, fmt.Errorf("replace tracked connections: %w", unavailable(err))
 	}
@@ -90,7 +69,7 @@ func Replace(flows []Flow) (made int, err error) {
 	return len(flows), nil
 }
 
-type seeder struct {
+type writer struct {
 	socket *nl.NetlinkSocket
 	exist  []Flow
 	failed int
@@ -99,7 +78,7 @@ type seeder struct {
 	forgets bool // entries are deleted: one that is not there is no failure
 }
 
-func newSeeder() (*seeder, error) {
+func newWriter() (*writer, error) {
 	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
@@ -112,12 +91,12 @@ func newSeeder() (*seeder, error) {
 		socket.Close()
 		return nil, err
 	}
-	return &seeder{socket: socket}, nil
+	return &writer{socket: socket}, nil
 }
 
 // batch sends requests in one system call. The kernel answers those that fail, and the last one; a message's sequence
 // number is its flow's place from 1.
-func (s *seeder) batch(flows []Flow, request func(*message, Flow, uint32)) error {
+func (s *writer) batch(flows []Flow, request func(*message, Flow, uint32)) error {
 	var out message
 	last := 0
 	for i, f := range flows {
@@ -141,12 +120,15 @@ func (s *seeder) batch(flows []Flow, request func(*message, Flow, uint32)) error
 			return fmt.Errorf("read the kernel's answer: %w", err)
 		}
 		for _, a := range answers {
-			if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 || a.Header.Seq == 0 || int(a.Header.Seq) > len(flows) {
+			if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 {
 				continue
 			}
 			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(a.Data)))
-			if errno == unix.EPERM { // of the batch: it is not looked at further
+			if errno == unix.EPERM { // of the batch, whichever message it is told of: it is not looked at further
 				return unavailable(errno)
+			}
+			if a.Header.Seq == 0 || int(a.Header.Seq) > len(flows) {
+				continue
 			}
 			s.answer(flows[a.Header.Seq-1], errno)
 			if int(a.Header.Seq) == last {
@@ -156,7 +138,7 @@ func (s *seeder) batch(flows []Flow, request func(*message, Flow, uint32)) error
 	}
 }
 
-func (s *seeder) answer(f Flow, errno unix.Errno) {
+func (s *writer) answer(f Flow, errno unix.Errno) {
 	switch {
 	case errno == 0, s.forgets && gone(errno):
 	case errno == unix.EEXIST:
@@ -166,52 +148,11 @@ func (s *seeder) answer(f Flow, errno unix.Errno) {
 	}
 }
 
-func (s *seeder) fail(f Flow, err error) {
+func (s *writer) fail(f Flow, err error) {
 	s.failed++
 	if s.first == nil {
 		s.first = fmt.Errorf("%s from %s to %s: %w", f.Protocol, f.Original.Src, f.Original.Dst, err)
 	}
-}
-
-// result renews flows that are there already, and tells them from those whose endpoints others have.
-func (s *seeder) result(wanted int) error {
-	if len(s.exist) > 0 || errors.Is(s.first, unix.EINVAL) { // which a kernel without connection tracking answers, too
-		there, err := List()
-		if err != nil {
-			return err
-		}
-		for same := range slices.Chunk(s.compare(there), batchSize) {
-			if err := s.batch(same, (*message).renew); err != nil {
-				return fmt.Errorf("renew tracked connections: %w", err)
-			}
-		}
-	}
-	if s.failed == 0 {
-		return nil
-	}
-	return fmt.Errorf("make %d of %d tracked connections: %w", s.failed, wanted, s.first)
-}
-
-// compare returns the flows whose entries are theirs, from whichever end.
-func (s *seeder) compare(there []Flow) (same []Flow) {
-	type key struct {
-		protocol dataplane.Protocol
-		original Tuple
-	}
-	replies := map[key]Tuple{}
-	for _, f := range there {
-		replies[key{f.Protocol, f.Original}] = f.Reply
-	}
-	for _, f := range s.exist {
-		openedHere := replies[key{f.Protocol, f.Original}] == f.Reply
-		openedThere := replies[key{f.Protocol, f.Reply}] == f.Original
-		if openedHere || openedThere {
-			same = append(same, f)
-		} else {
-			s.fail(f, ErrConflict)
-		}
-	}
-	return same
 }
 
 func (f Flow) check() error {
