@@ -161,7 +161,9 @@ NAT_GLOBAL int binding_drop(__u32 index, __u32 generation)
 	next = (__u64)(generation + 1) << 32;
 	if (__sync_val_compare_and_swap(&b->word, old, next) != old)
 		return 0; /* somebody took a reference: it lives on */
-	event_binding(b, EVENT_BINDING_EXPIRED);
+	if (!(b->flags &
+	      BINDING_RETIRED)) /* which was told when it was displaced */
+		event_binding(b, EVENT_BINDING_EXPIRED);
 	return binding_forget(b, index);
 }
 

@@ -80,6 +80,7 @@ static __always_inline int control_displace(const struct binding_want *want,
 	if (!want->over_socket)
 		return ANSWER_TAKEN;
 	b->flags |= BINDING_RETIRED;
+	event_binding(b, EVENT_BINDING_EXPIRED);
 	binding_internal_key(b, &internal);
 	internal_forget(&internal, ref->binding);
 	return control_reclaim(want, key, ref);

@@ -230,7 +230,8 @@ func (d *Dataplane) Held() (Held, error) {
 	return h, nil
 }
 
-// Bindings are those that live now, in no order.
+// Bindings are those that live now, in no order. One that a published port has displaced is none any more; its sessions
+// are there until they end.
 func (d *Dataplane) Bindings() ([]Binding, error) {
 	live, err := d.liveBindings()
 	if err != nil {
@@ -246,6 +247,9 @@ func (d *Dataplane) Bindings() ([]Binding, error) {
 	}
 	out := make([]Binding, 0, len(live))
 	for _, b := range live {
+		if b.Flags&bpf.BindingRetired != 0 {
+			continue // its external endpoint is a static one's; its sessions go on
+		}
 		v := Binding{
 			Protocol:  Protocol(b.Proto),
 			Network:   sessions.names.zone(b.Zone),

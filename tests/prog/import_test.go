@@ -173,7 +173,9 @@ func (r *rig) publish(p dataplane.Protocol, ext, in string) {
 func TestPublishOverAnother(t *testing.T) {
 	r := newRig(t)
 	r.inside(TCP(c1+":32770", peer1+":80", "S", ""))
+	r.forget()
 	r.publish(dataplane.TCP, external+":32770", c2+":80")
+	r.wantEvents("binding.expired tcp br0 "+c1+":32770 "+external+":32770", "binding.created tcp br0 "+c2+":80 "+external+":32770 static")
 	r.in(TCP(peer2+":9", external+":32770", "S", ""), TCP(peer2+":9", c2+":80", "S", ""))
 	r.in(TCP(peer1+":80", external+":32770", "SA", ""), TCP(peer1+":80", c1+":32770", "SA", ""))
 	r.out(TCP(c1+":32770", peer1+":80", "A", "x"), TCP(external+":32770", peer1+":80", "A", "x"))
@@ -182,6 +184,11 @@ func TestPublishOverAnother(t *testing.T) {
 		t.Errorf("no binding for what is opened anew: %q", r.bindings())
 	}
 	r.wait(7441 * 1e9)
+	for _, e := range r.events() {
+		if line := eventLine(e); line == "binding.expired tcp br0 "+c1+":32770 "+external+":32770" {
+			t.Errorf("told twice: %s", line)
+		}
+	}
 	r.wantBindings("tcp br0 " + c2 + ":80 " + external + ":32770 0 static")
 	if err := r.removeForward(dataplane.TCP, external+":32770"); err != nil {
 		t.Fatal(err)
