@@ -121,6 +121,7 @@ type Reconciler struct {
 	stale     map[int]bool                 // interfaces to attach again
 	lost      map[int]bool                 // those of them whose hooks somebody else took away
 	reserved  []netip.Addr                 // external addresses that the host's ports were reserved on
+	seen      hostnet.Snapshot             // the pass's
 	guard     guard
 	settings  configured
 	pass      passState
@@ -282,6 +283,7 @@ func (r *Reconciler) reconcile(all bool) {
 		r.publishFailure("read the host's network", err)
 		return
 	}
+	r.seen = host
 	actual, held, err := r.actual()
 	if err != nil {
 		r.publishFailure("read the dataplane", err)

@@ -31,6 +31,8 @@ var (
 	bridgeMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	external  = netip.MustParseAddrPort("198.51.100.1:8080")
 	internal  = netip.MustParseAddrPort("172.17.0.2:80")
+
+	gatewayAddr = netip.MustParseAddr("172.17.0.1") // of docker0: the host's own
 )
 
 // fakeHost is a host that a test changes.
@@ -149,7 +151,8 @@ func TestStartOnADockerHost(t *testing.T) {
 	if diff := cmp.Diff(wantNetworks, networks, compareIP) + cmp.Diff(wantOutsides, outsides, compareIP) + cmp.Diff(wantLinks, links); diff != "" {
 		t.Error(diff)
 	}
-	wantPairs := []exceptions.Pair{{Inside: netip.MustParsePrefix("172.17.0.0/16"), Outside: 2, Name: "eth0", External: external.Addr()}}
+	wantPairs := []exceptions.Pair{{Inside: netip.MustParsePrefix("172.17.0.0/16"), Outside: 2, Name: "eth0", External: external.Addr(),
+		Except: []netip.Addr{gatewayAddr}}}
 	if diff := cmp.Diff(wantPairs, w.exc.pairs, compareIP); diff != "" {
 		t.Error(diff)
 	}
@@ -427,7 +430,8 @@ func TestExceptionsCoverOnlyWhatHasHooks(t *testing.T) {
 	w.start(t)
 	w.host.drop("eth0")
 	w.again()
-	away := []exceptions.Pair{{Inside: netip.MustParsePrefix("172.17.0.0/16"), Name: "eth0", Unhooked: true}}
+	away := []exceptions.Pair{{Inside: netip.MustParsePrefix("172.17.0.0/16"), Name: "eth0", Unhooked: true,
+		Except: []netip.Addr{gatewayAddr}}}
 	if diff := cmp.Diff(away, w.exc.pairs, compareIP); diff != "" {
 		t.Error(diff)
 	}

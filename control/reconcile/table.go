@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/conenat/conenat/control/exceptions"
+	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/control/plan"
 	"github.com/conenat/conenat/dataplane"
 )
@@ -20,14 +21,14 @@ func (r *Reconciler) ensureExceptions() {
 		s.Owners, err = r.dp.Owners()
 	}
 	if err == nil {
-		err = r.exceptions.Ensure(pairs(s))
+		err = r.exceptions.Ensure(pairs(s, r.seen))
 	}
 	if err != nil {
 		r.fail(action, err, false)
 	}
 }
 
-func pairs(s plan.State) (out []exceptions.Pair) {
+func pairs(s plan.State, host hostnet.Snapshot) (out []exceptions.Pair) {
 	hooked := func(kind dataplane.LinkKind, owner string) bool {
 		return slices.ContainsFunc(s.Links, func(l dataplane.Link) bool { return l.Kind == kind && l.Owner == owner })
 	}
@@ -39,8 +40,19 @@ func pairs(s plan.State) (out []exceptions.Pair) {
 			leaves := o.IfIndex != 0 && hooked(dataplane.InsideDevice, n.Name) && hooked(dataplane.OutsideLink, o.Name)
 			for _, p := range n.Prefixes {
 				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: o.Address, Unhooked: !leaves,
-					Except: excluded(s, n, p)})
+					Except: append(excluded(s, n, p), ownAddresses(host, n, p)...)})
 			}
+		}
+	}
+	return out
+}
+
+// ownAddresses are the host's on the inside interface: what a process of the host sends from there is the host's NAT's.
+func ownAddresses(host hostnet.Snapshot, n dataplane.Network, in netip.Prefix) (out []netip.Addr) {
+	l, _ := host.LinkAt(n.IfIndex)
+	for _, a := range l.Addresses {
+		if in.Contains(a.Addr()) {
+			out = append(out, a.Addr())
 		}
 	}
 	return out

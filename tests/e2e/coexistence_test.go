@@ -355,3 +355,34 @@ func connectedAnswered(conn *net.UDPConn, peer probe.Socket) error {
 	}
 	return nil
 }
+
+// TestHostFromBridgeAddress: what a process of the host sends outside from the bridge's own address is the host's NAT's,
+// as before.
+func TestHostFromBridgeAddress(t *testing.T) {
+	for _, path := range []string{"direct", "stack"} {
+		t.Run(path, func(t *testing.T) {
+			l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--path", path)
+			conn, err := l.Host.ListenUDP(at(topo.GatewayAddr, 5555))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			peer := l.udp(l.peer1, 3478)
+			if _, err := conn.WriteToUDPAddrPort([]byte("from the bridge"), at(topo.Peer1Addr, 3478)); err != nil {
+				t.Fatal(err)
+			}
+			from := l.receives(peer, "from the bridge")
+			if from.Addr() != topo.HostAddr {
+				t.Errorf("seen as %s", from)
+			}
+			l.send(peer, from, "back")
+			buffer := make([]byte, 16)
+			if err := conn.SetReadDeadline(time.Now().Add(probe.Timeout)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := conn.Read(buffer); err != nil || string(buffer[:n]) != "back" {
+				t.Errorf("received %q, %v", buffer[:n], err)
+			}
+		})
+	}
+}
