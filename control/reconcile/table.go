@@ -13,7 +13,7 @@ import (
 )
 
 // ensureExceptions covers networks and outsides. What leaves is exempted only where both do have hooks: without them, the
-// host's own NAT must stay in charge. What arrives is not packets without conenat's mark, and may be there before.
+// host's own NAT must stay in charge. The rules of what arrives are about marked packets alone, and stand before the hooks.
 func (r *Reconciler) ensureExceptions() {
 	const action = "keep the host's NAT off packets that take the stack"
 	s, err := r.hooked()
