@@ -28,6 +28,15 @@ static __always_inline struct nat_pool *pool_get(__u32 id)
 	return bpf_map_lookup_elem(&pools, &id);
 }
 
+/*
+ * An int, not the helper's long: before Linux 6.4 (d7ba4cc900bf) an inlined map
+ * helper leaves an error in 32 bits, which is not negative in 64.
+ */
+static __always_inline int queue_pop(void *queue, __u32 *index)
+{
+	return bpf_map_pop_elem(queue, index);
+}
+
 /* Takes a number that was never used; negative: there is none. */
 static __always_inline __s64 pool_bump(struct nat_pool *pool, __u32 max)
 {
@@ -46,7 +55,7 @@ static __always_inline __s64 binding_index_take(const struct nat_config *cfg)
 
 	if (!pool)
 		return -1;
-	if (bpf_map_pop_elem(&binding_free, &index) < 0)
+	if (queue_pop(&binding_free, &index) < 0)
 		return pool_bump(pool, cfg->max_bindings);
 	__sync_fetch_and_sub(&pool->free, 1);
 	return index;

@@ -559,7 +559,7 @@ static __always_inline __s64 session_slot_take(const struct nat_config *cfg)
 
 	if (!pool)
 		return -1;
-	if (bpf_map_pop_elem(&session_free, &index) < 0)
+	if (queue_pop(&session_free, &index) < 0)
 		return pool_bump(pool, cfg->max_sessions);
 	__sync_fetch_and_sub(&pool->free, 1);
 	return index;
