@@ -55,6 +55,28 @@ func (d *Dataplane) request(r *bpf.Request) error {
 	return fmt.Errorf("nat_control answers %d", answer)
 }
 
+func checkEndpoints(list ...netip.AddrPort) error {
+	for _, e := range list {
+		if !e.Addr().Is4() || e.Port() == 0 {
+			return fmt.Errorf("endpoint %s: want an IPv4 address and a port from 1 to 65535", e)
+		}
+	}
+	return nil
+}
+
+// mappingRequest speaks of an internal endpoint's mapping to an external one.
+func mappingRequest(command uint8, p Protocol, zone uint16, internal, external netip.AddrPort) bpf.Request {
+	return bpf.Request{
+		Command:      command,
+		Proto:        uint8(p),
+		Zone:         zone,
+		Internal:     rawAddr(internal.Addr()),
+		InternalPort: rawPort(internal.Port()),
+		External:     rawAddr(external.Addr()),
+		ExternalPort: rawPort(external.Port()),
+	}
+}
+
 // requestWhenIdle waits for the sweeper's goes, which are short.
 func (d *Dataplane) requestWhenIdle(r *bpf.Request) error {
 	deadline := time.Now().Add(time.Minute)
@@ -82,24 +104,14 @@ func (d *Dataplane) addForward(f Forward) (Binding, error) {
 	if f.Protocol != TCP && f.Protocol != UDP {
 		return Binding{}, fmt.Errorf("protocol %s cannot be forwarded: want tcp or udp", f.Protocol)
 	}
-	for _, e := range []netip.AddrPort{f.External, f.Internal} {
-		if !e.Addr().Is4() || e.Port() == 0 {
-			return Binding{}, fmt.Errorf("endpoint %s: want an IPv4 address and a port from 1 to 65535", e)
-		}
+	if err := checkEndpoints(f.External, f.Internal); err != nil {
+		return Binding{}, err
 	}
 	zone, name, err := d.zoneOf(f.Network, f.Internal.Addr())
 	if err != nil {
 		return Binding{}, err
 	}
-	r := bpf.Request{
-		Command:      bpf.CommandBind,
-		Proto:        uint8(f.Protocol),
-		Zone:         zone,
-		Internal:     rawAddr(f.Internal.Addr()),
-		InternalPort: rawPort(f.Internal.Port()),
-		External:     rawAddr(f.External.Addr()),
-		ExternalPort: rawPort(f.External.Port()),
-	}
+	r := mappingRequest(bpf.CommandBind, f.Protocol, zone, f.Internal, f.External)
 	if f.OverHostSocket {
 		r.Flags |= bpf.BindOverSocket
 	}

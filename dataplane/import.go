@@ -4,7 +4,6 @@ package dataplane
 
 import (
 	"fmt"
-	"net/netip"
 
 	"github.com/conenat/conenat/bpf"
 )
@@ -32,26 +31,15 @@ func (d *Dataplane) ImportSession(s Session) error {
 }
 
 func (d *Dataplane) importSession(s Session) error {
-	for _, e := range []netip.AddrPort{s.Internal, s.External, s.Remote} {
-		if !e.Addr().Is4() || e.Port() == 0 {
-			return fmt.Errorf("endpoint %s: want an IPv4 address and a port from 1 to 65535", e)
-		}
+	if err := checkEndpoints(s.Internal, s.External, s.Remote); err != nil {
+		return err
 	}
 	zone, _, err := d.zoneOf(s.Network, s.Internal.Addr())
 	if err != nil {
 		return err
 	}
-	r := bpf.Request{
-		Command:      bpf.CommandImport,
-		Proto:        uint8(s.Protocol),
-		Zone:         zone,
-		Internal:     rawAddr(s.Internal.Addr()),
-		InternalPort: rawPort(s.Internal.Port()),
-		External:     rawAddr(s.External.Addr()),
-		ExternalPort: rawPort(s.External.Port()),
-		Remote:       rawAddr(s.Remote.Addr()),
-		RemotePort:   rawPort(s.Remote.Port()),
-	}
+	r := mappingRequest(bpf.CommandImport, s.Protocol, zone, s.Internal, s.External)
+	r.Remote, r.RemotePort = rawAddr(s.Remote.Addr()), rawPort(s.Remote.Port())
 	if s.Protocol == TCP {
 		seen, ok := importSeen[s.State]
 		if !ok {
