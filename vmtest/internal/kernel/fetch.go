@@ -22,6 +22,9 @@ import (
 
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
+// layout is raised when what finish adds to a tree changes: cached trees of another layout are made anew.
+const layout = "2"
+
 // Tree is a kernel that is ready to boot.
 type Tree struct {
 	Release    string // `uname -r`
@@ -43,7 +46,7 @@ func Prepare(ctx context.Context, cache, mirror string, k Kernel, progress func(
 	}
 	defer unlock()
 
-	ready := filepath.Join(dir, k.Name+"_"+k.Version)
+	ready := filepath.Join(dir, k.Name+"_"+k.Version+"_"+layout)
 	if _, err := os.Stat(ready); err == nil {
 		return open(ready)
 	}
@@ -206,21 +209,42 @@ func checksum(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// finish adds to what the packages hold: vmlinux, and modules.dep, which Debian makes at installation.
+// finish adds to what the packages hold: vmlinux, and modules.dep, which Debian makes at installation. The kernel's
+// configuration, boot/config-RELEASE of older packages, goes to lib/modules/RELEASE/config, where newer ones have it.
 func (p *preparation) finish(ctx context.Context) error {
 	tree := filepath.Join(p.dir, "tree")
 	if err := mergeUsr(tree); err != nil {
 		return err
 	}
-	images, _ := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
-	if len(images) != 1 {
-		return fmt.Errorf("find the kernel's image: %d boot/vmlinuz files, not 1", len(images))
-	}
-	if err := Extract(ctx, images[0], filepath.Join(tree, "vmlinux")); err != nil {
+	image, release, err := findImage(tree)
+	if err != nil {
 		return err
 	}
-	release := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
+	if err := Extract(ctx, image, filepath.Join(tree, "vmlinux")); err != nil {
+		return err
+	}
+	config := filepath.Join(tree, "lib/modules", release, "config")
+	if _, err := os.Stat(config); err != nil {
+		if err := os.Rename(filepath.Join(tree, "boot/config-"+release), config); err != nil {
+			return fmt.Errorf("find the kernel's configuration: %w", err)
+		}
+	}
 	return p.command(ctx, "depmod", "-b", tree, release)
+}
+
+// findImage returns the path of the compressed kernel and its release: boot/vmlinuz-RELEASE, and since Debian's 7.2
+// lib/modules/RELEASE/vmlinuz.
+func findImage(tree string) (path, release string, err error) {
+	inBoot, _ := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
+	inModules, _ := filepath.Glob(filepath.Join(tree, "lib/modules/*/vmlinuz"))
+	switch {
+	case len(inBoot)+len(inModules) != 1:
+		return "", "", fmt.Errorf("find the kernel's image: %d files boot/vmlinuz-* and lib/modules/*/vmlinuz, not 1", len(inBoot)+len(inModules))
+	case len(inBoot) == 1:
+		return inBoot[0], strings.TrimPrefix(filepath.Base(inBoot[0]), "vmlinuz-"), nil
+	default:
+		return inModules[0], filepath.Base(filepath.Dir(inModules[0])), nil
+	}
 }
 
 // mergeUsr makes /usr/lib/modules of newer packages the /lib/modules of older ones.
