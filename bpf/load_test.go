@@ -4,18 +4,17 @@ package bpf
 
 import (
 	"errors"
-	"os"
 	"testing"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/tests/require"
 )
 
 // TestLoadsWithEveryConstant loads the object with each combination of its constants: a branch behind a
 // constant that is never set is never verified.
 func TestLoadsWithEveryConstant(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: loads BPF programs")
-	}
+	require.Root(t)
 	constants := []string{ConstFIBSkipNeigh, ConstHaveConntrack, ConstClockIsVirtual}
 	for bits := range 1 << len(constants) {
 		spec, err := Load()

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -41,9 +42,7 @@ func flow(p dataplane.Protocol, src, dst string) Flow {
 // inNamespace runs the test on a thread in a new network namespace, which ends with the thread.
 func inNamespace(t testing.TB) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root, for a network namespace")
-	}
+	require.Root(t)
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test's goroutine
 	must(t, unix.Unshare(unix.CLONE_NEWNET))
 }

@@ -29,6 +29,7 @@ import (
 
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/dockerfake"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -600,9 +601,7 @@ func TestDockerHost(t *testing.T) {
 
 // A process without rights on the socket.
 func TestPermissionDenied(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to become another user")
-	}
+	require.Root(t) // to become another user
 	engine := dockerfake.ForTest(t)
 	if err := os.Chmod(engine.Socket, 0o600); err != nil {
 		t.Fatal(err)

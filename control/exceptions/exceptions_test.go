@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -108,13 +109,9 @@ func ruleset(t *testing.T) string {
 }
 
 func TestTable(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, for a network namespace")
-	}
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip("needs nft, to read the rules with")
-	}
-	runtime.LockOSThread() // and never unlocked: the namespace ends with the thread
+	require.Root(t)
+	require.Program(t, "nft") // to read the rules with
+	runtime.LockOSThread()    // and never unlocked: the namespace ends with the thread
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)
 	}

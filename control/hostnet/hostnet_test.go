@@ -5,7 +5,6 @@ package hostnet
 import (
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/require"
 )
 
 var compareIP = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})
@@ -64,9 +64,7 @@ func address(index int, cidr string, scope netlink.Scope) netlink.Addr {
 // inNamespace runs the test on a thread in a new network namespace, which ends with the thread.
 func inNamespace(t *testing.T) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root, for a network namespace")
-	}
+	require.Root(t)
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test's goroutine
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"github.com/conenat/conenat/control/natcheck"
 	"github.com/conenat/conenat/control/stunserver"
 	"github.com/conenat/conenat/tests/probe"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -29,9 +30,7 @@ var alternate = netip.MustParseAddr("203.0.113.9")
 // clean is for a test whose subtests run at the same time, of which none can tell its own leftovers from another's.
 func clean(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip(topo.ErrNotRoot)
-	}
+	require.Root(t)
 	topo.AssertClean(t)
 }
 

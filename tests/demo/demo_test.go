@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/tests/build"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -22,9 +23,7 @@ func TestMain(m *testing.M) { os.Exit(topo.Main(m)) }
 // binaries builds what `make demo` runs.
 func binaries(t *testing.T) (demo, conenat string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip(topo.ErrNotRoot)
-	}
+	require.Root(t)
 	topo.AssertClean(t)
 	conenat, err := build.Binary("cmd/conenat")
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/conenat/conenat/control/api"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -64,11 +65,8 @@ func placeUplinkLab(t *testing.T, figure topo.Figure3Config, cfg topo.UplinkConf
 	l := &uplinkLab{lab: &lab{Figure3: f, t: t}, first: f.Uplink()}
 	if cfg.Name != "" {
 		var err error
-		if l.second, err = f.AddUplink(cfg); topo.MissingFeature(err) != "" {
-			t.Skip(err)
-		} else if err != nil {
-			t.Fatal(err)
-		}
+		l.second, err = f.AddUplink(cfg)
+		l.must(err)
 	}
 	l.must(topo.DockerRules(t.Context(), f.Host))
 	l.iptables(net2Rules)
@@ -451,6 +449,7 @@ func (l *lab) wholeWayWithFragments(path string) {
 func TestBondUplink(t *testing.T) {
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
+			require.Kernel(t, require.Bonding, require.VLAN)
 			l := newUplinkLab(t, topo.UplinkConfig{Name: "bond0.100", VLANOnBond: true, OwnRouter: true},
 				"route replace default via 198.18.1.254\n", "--path", path)
 			l.leavesAs(l.near, secondAddr)

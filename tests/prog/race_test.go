@@ -16,6 +16,7 @@ import (
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/require"
 )
 
 // hammerPackets is how many packets each CPU sends.
@@ -175,9 +176,7 @@ func endpointOf(addr string, port int) string { return fmt.Sprintf("%s:%d", addr
 
 // TestRaces: two CPUs at once, and the sweeper between them.
 func TestRaces(t *testing.T) {
-	if testing.Short() {
-		t.Skip("hammers for seconds")
-	}
+	require.Long(t, "hammers for seconds")
 	for name, c := range map[string]struct {
 		options []option
 		senders func(*bpf.Objects) []hammer
@@ -261,9 +260,7 @@ func hostAndContainer(o *bpf.Objects) []hammer {
 // TestKillUnderFire: forwards that come and go while packets open sessions through them. The tables are
 // small, so that the walks that end sessions meet those that are being opened.
 func TestKillUnderFire(t *testing.T) {
-	if testing.Short() {
-		t.Skip("hammers for seconds")
-	}
+	require.Long(t, "hammers for seconds")
 	// A session that a walk missed ends with the timer's next one.
 	r := newRig(t, withRealClock(), withCapacity(16, 4), withSettings(func(s *dataplane.Settings) { s.SweepPeriod = 5 * time.Millisecond }))
 	forward := dataplane.Forward{Protocol: dataplane.UDP, External: Endpoint(external + ":5000"), Internal: Endpoint(c1 + ":5000")}

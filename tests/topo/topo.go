@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/require"
 )
 
 // ErrNotRoot says that network namespaces need root.
@@ -191,13 +193,11 @@ type TB interface {
 	Skipf(format string, args ...any)
 }
 
-// ForTest is New for a test: it skips without root, closes the topology at the end, and fails the test if
+// ForTest is New for a test: it requires root, closes the topology at the end, and fails the test if
 // anything is left then.
 func ForTest(t TB) *Topo {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skipf("%v", ErrNotRoot)
-	}
+	require.Root(t)
 	AssertClean(t)
 	topology, err := New()
 	if err != nil {

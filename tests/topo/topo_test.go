@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/conenat/conenat/tests/require"
 )
 
 func TestFigure3Routes(t *testing.T) {
@@ -187,9 +189,7 @@ func TestSweep(t *testing.T) {
 		dieWithEverything(t)
 	}
 	AssertClean(t)
-	if os.Geteuid() != 0 {
-		t.Skip(ErrNotRoot)
-	}
+	require.Root(t)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestSweep$")
 	cmd.Env = append(os.Environ(), "TOPO_TEST_DIE=1")
 	out, err := cmd.CombinedOutput()

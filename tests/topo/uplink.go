@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // Uplink is one of the host's ways to the peers.
@@ -34,7 +33,7 @@ type UplinkConfig struct {
 	Name       string // interface in the host; "BOND.ID" with VLANOnBond
 	OwnRouter  bool   // reaches the peers by a router of its own, not by Figure3.Router
 	Tun        bool   // TUN devices on both ends: no Ethernet header
-	VLANOnBond bool   // VLAN ID on BOND of two veth pairs; an error that MissingFeature knows where the kernel has no bonds
+	VLANOnBond bool   // VLAN ID on BOND of two veth pairs; see BondVLANLink
 	MTU        int    // in bytes; 0: 1500
 }
 
@@ -134,7 +133,7 @@ func (u *Uplink) SetMTU(mtu int) error {
 }
 
 // BondVLANLink joins two namespaces by a VLAN on bonds of two veth pairs. The ends are called BOND.ID, with one ID.
-// MTU 0 is the kernel's. See MissingFeature.
+// MTU 0 is the kernel's. A test requires Bonding and VLAN of the kernel (tests/require).
 func (t *Topo) BondVLANLink(a, b End, mtu int) error {
 	var id int
 	if _, err := fmt.Sscanf(afterDot(a.Name), "%d", &id); err != nil || afterDot(a.Name) != afterDot(b.Name) {
@@ -178,7 +177,7 @@ func (e End) addBond(mtu int) error {
 	bond := netlink.NewLinkBond(netlink.LinkAttrs{Name: e.bond(), MTU: mtu})
 	bond.Mode, bond.Miimon = netlink.BOND_MODE_ACTIVE_BACKUP, 100
 	if err := e.NS.nl.LinkAdd(bond); err != nil {
-		return featureError("bonding (CONFIG_BONDING)", fmt.Errorf("make bond %s in namespace %s: %w", e.bond(), e.NS.Name, err))
+		return fmt.Errorf("make bond %s in namespace %s: %w", e.bond(), e.NS.Name, err)
 	}
 	return e.NS.Up(e.bond())
 }
@@ -198,35 +197,7 @@ func (e End) addVLAN(id int) error {
 	}
 	vlan := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: e.Name, ParentIndex: parent}, VlanId: id}
 	if err := e.NS.nl.LinkAdd(vlan); err != nil {
-		return featureError("VLANs (CONFIG_VLAN_8021Q)", fmt.Errorf("make VLAN %s in namespace %s: %w", e.Name, e.NS.Name, err))
+		return fmt.Errorf("make VLAN %s in namespace %s: %w", e.Name, e.NS.Name, err)
 	}
 	return e.configure()
-}
-
-// missingFeature is an error of a kernel without something that a topology needs.
-type missingFeature struct {
-	feature string
-	err     error
-}
-
-func (m missingFeature) Error() string {
-	return fmt.Sprintf("this kernel has no %s: %v", m.feature, m.err)
-}
-func (m missingFeature) Unwrap() error { return m.err }
-
-func featureError(feature string, err error) error {
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return missingFeature{feature, err}
-	}
-	return err
-}
-
-// MissingFeature names what the kernel lacks if that is why a topology cannot be made; a test may skip then. Empty:
-// err is something else.
-func MissingFeature(err error) (name string) {
-	var missing missingFeature
-	if errors.As(err, &missing) {
-		return missing.feature
-	}
-	return ""
 }

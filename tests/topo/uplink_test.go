@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/conenat/conenat/tests/require"
 )
 
 func TestUplinks(t *testing.T) {
@@ -19,11 +21,11 @@ func TestUplinks(t *testing.T) {
 		{Name: "bond0.100", VLANOnBond: true, OwnRouter: true},
 	} {
 		t.Run(fmt.Sprintf("%+v", cfg), func(t *testing.T) {
+			if cfg.VLANOnBond {
+				require.Kernel(t, require.Bonding, require.VLAN)
+			}
 			f := Figure3ForTest(t, Figure3Config{})
 			u, err := f.AddUplink(cfg)
-			if MissingFeature(err) != "" {
-				t.Skip(err)
-			}
 			must(t, err)
 			must(t, f.Host.IP(t.Context(), fmt.Sprintf("rule add from %s lookup 100\nroute add default via %s table 100\n", u.Host, u.Gateway)))
 			f.echo(t, u.Host)
