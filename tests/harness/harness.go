@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -27,13 +26,8 @@ import (
 // readyWithin bounds a daemon's start, loading and verifying included, on a machine that is busy.
 const readyWithin = 60 * time.Second
 
-// Binary is the conenat that is tested: the one that CONENAT_BINARY names, or one built from this tree.
-func Binary() (string, error) {
-	if path := os.Getenv("CONENAT_BINARY"); path != "" {
-		return path, nil
-	}
-	return build.Binary("cmd/conenat")
-}
+// Binary is the conenat that is tested.
+func Binary() (string, error) { return build.Binary("cmd/conenat") }
 
 // Conenat is a daemon's place: namespace, state directory and socket. The daemon may be stopped and started.
 type Conenat struct {
