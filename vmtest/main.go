@@ -23,6 +23,7 @@ import (
 	"github.com/conenat/conenat/vmtest/internal/kernel"
 	"github.com/conenat/conenat/vmtest/internal/runner"
 	"github.com/conenat/conenat/vmtest/internal/vm"
+	"github.com/conenat/conenat/vmtest/internal/wire"
 )
 
 //go:embed kernels.yaml
@@ -46,11 +47,15 @@ func main() {
 func root(code *int) *cobra.Command {
 	r := &runner.Runner{Stdout: os.Stdout, Stderr: os.Stderr}
 	var name string
+	var wires []string
 	cmd := &cobra.Command{
 		Use: "vmtest", Short: "run commands and tests in virtual machines, on other Linux kernels",
 		SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
 			if r.Kernels, err = kernel.Parse(kernelsFile); err != nil {
+				return err
+			}
+			if r.Wires, err = wire.ParseAll(wires); err != nil {
 				return err
 			}
 			r.Cache, err = runner.DefaultCache()
@@ -59,12 +64,13 @@ func root(code *int) *cobra.Command {
 	}
 	f := cmd.PersistentFlags()
 	f.StringVar(&name, "kernel", "", "the kernel's name, as `vmtest list` has it, or all")
-	f.StringVar((*string)(&r.Accel), "accel", string(vm.Auto), "kvm, tcg, or auto: kvm where it boots in a few seconds")
+	f.StringVar((*string)(&r.Accel), "accel", string(vm.Auto), "kvm, tcg, auto: kvm where it boots in a few seconds, or icount: tcg, 1 CPU, a nanosecond is an instruction")
 	f.IntVar(&r.CPUs, "cpus", 2, "virtual CPUs")
 	f.IntVar(&r.MemoryMB, "memory", 3072, "memory, in MB")
 	f.DurationVar(&r.BootTimeout, "boot-timeout", 3*time.Minute, "time until the command runs")
 	f.DurationVar(&r.Timeout, "timeout", 30*time.Minute, "time that the command may take")
 	f.Int64Var(&r.ConsoleLimit, "console-limit", 64<<20, "bytes that the kernel may write to its console")
+	f.StringArrayVar(&wires, "wire", nil, "two network cards that see each other, of this `MODEL[,queues=N]`: virtio-net-pci, e1000e, igb (repeat)")
 	f.StringVar(&r.Append, "append", "", "more of the kernel's command line")
 	f.StringArrayVar(&r.QEMU, "qemu", nil, "one more argument for QEMU (repeat)")
 	f.StringArrayVar(&r.Env, "env", nil, "NAME=value for the command's environment (repeat)")

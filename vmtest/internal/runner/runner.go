@@ -18,6 +18,7 @@ import (
 	"github.com/conenat/conenat/vmtest/internal/initramfs"
 	"github.com/conenat/conenat/vmtest/internal/kernel"
 	"github.com/conenat/conenat/vmtest/internal/vm"
+	"github.com/conenat/conenat/vmtest/internal/wire"
 )
 
 // Runner runs commands in machines.
@@ -32,6 +33,7 @@ type Runner struct {
 	BootTimeout  time.Duration
 	Timeout      time.Duration // of the command
 	ConsoleLimit int64         // bytes
+	Wires        []wire.Spec   // between the machine's own network cards
 	Append       string        // more of the kernel's command line
 	QEMU         []string      // more arguments
 	Env          []string      // "NAME=value", more of the command's environment
@@ -121,7 +123,10 @@ func (s *session) boot(ctx context.Context, c Command) (result vm.Result, consol
 	defer os.RemoveAll(dir)
 	m := vm.Machine{
 		Image: tree.Image, Initramfs: filepath.Join(dir, "initramfs"), Accel: s.Accel,
-		CPUs: s.CPUs, MemoryMB: s.MemoryMB, Append: s.Append, QEMU: s.QEMU,
+		CPUs: s.CPUs, MemoryMB: s.MemoryMB, Wires: s.Wires, Append: s.Append, QEMU: s.QEMU,
+	}
+	if m.Accel == vm.ICount {
+		m.CPUs = 1 // two would share the count
 	}
 	command := initramfs.Command{Args: c.Args, Dir: c.Dir, Env: s.environment(), ModulesDir: tree.ModulesDir}
 	if err := initramfs.Write(m.Initramfs, modules, command); err != nil {
@@ -174,6 +179,9 @@ var inherited = strings.Fields("PATH HOME USER LANG LC_ALL TERM TZ GOFLAGS GOPAT
 // environment is the command's. The root is an overlay, and TMPDIR is not: dockerd's own overlays cannot lie on one.
 func (s *session) environment() []string {
 	env := []string{"TMPDIR=/run/tmp", "VMTEST_KERNEL=" + s.kernel.Name}
+	if len(s.Wires) > 0 {
+		env = append(env, wire.Variable+"="+wire.Environment(s.Wires))
+	}
 	for _, name := range inherited {
 		if value, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+value)

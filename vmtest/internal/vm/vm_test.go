@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/conenat/conenat/vmtest/internal/wire"
 )
 
 func TestOutcome(t *testing.T) {
@@ -93,12 +95,14 @@ func TestConsoleKeepsTheLastLines(t *testing.T) {
 }
 
 func TestArgs(t *testing.T) {
-	args := Machine{Image: "i", Initramfs: "r", Accel: TCG, CPUs: 1, MemoryMB: 512, Append: "quiet", QEMU: []string{"-s"}}.args()
+	args := Machine{Image: "i", Initramfs: "r", Accel: TCG, CPUs: 1, MemoryMB: 512, Append: "quiet",
+		Wires: []wire.Spec{{Model: "igb", Queues: 1}}, QEMU: []string{"-s"}}.args()
 	for _, want := range [][]string{
 		{"-accel", "tcg,thread=multi"}, {"-smp", "1"}, {"-m", "512M"}, {"-kernel", "i"}, {"-initrd", "r"},
 		{"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"},
 		{"-chardev", "file,id=console,path=/dev/fd/3,append=on"},
 		{"-chardev", "file,id=stderr,path=/dev/fd/6,append=on"},
+		{"-netdev", "tap,id=wire0a,fds=7"}, {"-netdev", "tap,id=wire0b,fds=8"},
 		{"-append", "console=ttyS0 rdinit=/init panic=-1 oops=panic nokaslr mitigations=off quiet"},
 	} {
 		at := slices.IndexFunc(args, func(a string) bool { return a == want[1] })
@@ -108,5 +112,14 @@ func TestArgs(t *testing.T) {
 	}
 	if args[len(args)-1] != "-s" {
 		t.Errorf("the last argument is %q, not the one that was added", args[len(args)-1])
+	}
+}
+
+func TestArgsOfCountedInstructions(t *testing.T) {
+	line := strings.Join(Machine{Accel: ICount, CPUs: 1, QEMU: []string{"-cpu", "max"}}.args(), " ")
+	for _, want := range []string{"-accel tcg,thread=single -cpu Nehalem-v1", "clocksource=tsc tsc=reliable", "-icount shift=0,sleep=off -cpu max"} {
+		if !strings.Contains(line, want) {
+			t.Errorf("no %q in %q", want, line)
+		}
 	}
 }
