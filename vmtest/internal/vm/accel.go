@@ -44,7 +44,7 @@ func (m Machine) ChooseAccel(ctx context.Context, cache string, progress func(st
 }
 
 func (m Machine) probe(ctx context.Context) (Accel, error) {
-	m.Accel = KVM
+	m.Accel, m.Wires = KVM, nil
 	m.Append = strings.TrimSpace(m.Append + " " + initramfs.ProbeOption)
 	result, err := m.Run(ctx, Options{
 		BootTimeout: probeTime, Console: io.Discard, ConsoleLimit: 1 << 20,

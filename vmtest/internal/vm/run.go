@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/vmtest/internal/initramfs"
+	"github.com/conenat/conenat/vmtest/internal/wire"
 )
 
 // Options are a run's limits and where its output goes.
@@ -55,7 +57,12 @@ func (m Machine) Run(ctx context.Context, o Options) (Result, error) {
 		return Result{}, err
 	}
 	defer pipes.close()
-	qemu, err := startQEMU(m.args(), pipes.write)
+	wires, err := wire.Open(m.Wires)
+	if err != nil {
+		return Result{}, err
+	}
+	qemu, err := startQEMU(m.args(), slices.Concat(pipes.write, wires))
+	wire.Close(wires) // QEMU has them, and they end with it
 	if err != nil {
 		return Result{}, err
 	}
