@@ -59,18 +59,14 @@ func probeFeatures(disabled []string) (Features, error) {
 		}
 	}
 	off := func(name string) bool { return slices.Contains(disabled, name) }
-	for _, r := range required {
-		err := features.HaveProgramHelper(ebpf.SchedCLS, r.helper)
+	have := func(helper asm.BuiltinFunc) error {
 		if off(FeatureKernel) {
-			err = ebpf.ErrNotSupported
+			return ebpf.ErrNotSupported
 		}
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			return f, fmt.Errorf("%w: Linux %s has no %s (since %s); conenat needs Linux %s or later",
-				ErrNotSupported, f.KernelRelease, r.name, r.since, kernelFloor)
-		}
-		if err != nil {
-			return f, fmt.Errorf("probe the kernel for %s: %w", r.name, err)
-		}
+		return features.HaveProgramHelper(ebpf.SchedCLS, helper)
+	}
+	if err := checkHelpers(f.KernelRelease, have); err != nil {
+		return f, err
 	}
 	version, err := features.LinuxVersionCode()
 	if err != nil {
@@ -83,6 +79,25 @@ func probeFeatures(disabled []string) (Features, error) {
 	f.FIBSkipNeigh = version >= versionCode(6, 3) && !off(FeatureFIBSkipNeigh)
 	f.Conntrack = haveKfunc("bpf_skb_ct_lookup") && !off(FeatureConntrack)
 	return f, nil
+}
+
+// checkHelpers names all that are missing, not the first one alone: who reads it decides by that whether another kernel will do.
+func checkHelpers(release string, have func(asm.BuiltinFunc) error) error {
+	var missing []string
+	for _, r := range required {
+		err := have(r.helper)
+		if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+			return fmt.Errorf("probe the kernel for %s: %w", r.name, err)
+		}
+		if err != nil {
+			missing = append(missing, fmt.Sprintf("%s (since %s)", r.name, r.since))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: Linux %s has no %s; conenat needs Linux %s or later",
+			ErrNotSupported, release, strings.Join(missing, ", "), kernelFloor)
+	}
+	return nil
 }
 
 // haveKfunc looks in the BTF of the kernel and of its loaded modules.

@@ -29,7 +29,8 @@ type Version struct{ Major, Minor int }
 
 func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
-func (v Version) before(w Version) bool {
+// Before says whether v is older than w.
+func (v Version) Before(w Version) bool {
 	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
 }
 
@@ -55,6 +56,16 @@ func Kernel(t TB, features ...Feature) {
 	}
 }
 
+// Running is the kernel's version, for a test that expects something else of an old one.
+func Running(t TB) Version {
+	t.Helper()
+	k, err := thisKernel()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	return k.version
+}
+
 // kernel is what it says of itself.
 type kernel struct {
 	release    string
@@ -67,7 +78,7 @@ type kernel struct {
 // judge decides what becomes of a test whose feature a probe did not find.
 func (k kernel) judge(f Feature, probe error) (skip bool, why string) {
 	what := fmt.Sprintf("needs %s, which Linux %s answers with %q", f.Name, k.release, probe)
-	if k.version.before(f.Since) {
+	if k.version.Before(f.Since) {
 		return true, fmt.Sprintf("%s: it came with %s", what, f.Since)
 	}
 	if k.configFile == "" && k.complete != "" {

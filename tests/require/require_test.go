@@ -87,7 +87,7 @@ func TestParseVersion(t *testing.T) {
 			t.Errorf("%s: %v, %v", release, got, err)
 		}
 	}
-	if v := (Version{6, 1}); !v.before(Version{6, 6}) || !v.before(Version{7, 0}) || v.before(v) || v.before(Version{5, 10}) {
+	if v := (Version{6, 1}); !v.Before(Version{6, 6}) || !v.Before(Version{7, 0}) || v.Before(v) || v.Before(Version{5, 10}) {
 		t.Error("versions are not in order")
 	}
 }

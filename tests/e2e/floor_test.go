@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/require"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// floor is the oldest kernel that conenat runs on, and helpers are what it needs of those before.
+var (
+	floor   = require.Version{Major: 6, Minor: 1}
+	helpers = map[string]require.Version{
+		"bpf_loop (since 5.17)":                {Major: 5, Minor: 17},
+		"bpf_timer_init (since 5.15)":          {Major: 5, Minor: 15},
+		"bpf_ktime_get_coarse_ns (since 5.11)": {Major: 5, Minor: 11},
+		"conenat needs Linux 6.1 or later":     floor,
+	}
+)
+
+// TestKernelFloor: below the floor conenat refuses, names all that is missing, and leaves nothing behind; from there on
+// it runs. `vmtest test --kernel 5.10 ./tests/e2e -- -run TestKernelFloor` is the test of the refusal.
+func TestKernelFloor(t *testing.T) {
+	running := require.Running(t)
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
+	c := harness.Place(t, f.Topo, f.Host, "--inside", "docker0")
+	if !running.Before(floor) {
+		c.Run()
+		c.Detach()
+		return
+	}
+	before := bpfMaps(t)
+	out, code := runs(t, c, f.Host, c.RunArgs()...)
+	if code != 1 {
+		t.Errorf("exit code %d on Linux %v, want 1", code, running)
+	}
+	for says, since := range helpers {
+		if strings.Contains(out, says) != running.Before(since) {
+			t.Errorf("Linux %v, and %q in what it says is %v:\n%s", running, says, !running.Before(since), out)
+		}
+	}
+	for what, found := range leftovers(&lab{Figure3: f, Conenat: c, t: t}) {
+		t.Errorf("left behind: %s: %s", what, found)
+	}
+	// The kernel frees maps some time after their last descriptor is closed.
+	err := topo.Poll(context.Background(), 10*time.Second, "the maps go", func() (bool, error) {
+		return len(newMaps(t, before)) == 0, nil
+	})
+	if err != nil {
+		t.Errorf("%v: left behind: maps %v", err, newMaps(t, before))
+	}
+}
+
+func newMaps(t *testing.T, before []ebpf.MapID) []ebpf.MapID {
+	t.Helper()
+	return slices.DeleteFunc(bpfMaps(t), func(id ebpf.MapID) bool { return slices.Contains(before, id) })
+}
+
+// bpfMaps are all of the machine's.
+func bpfMaps(t *testing.T) (ids []ebpf.MapID) {
+	t.Helper()
+	for id := ebpf.MapID(0); ; ids = append(ids, id) {
+		next, err := ebpf.MapGetNextID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return ids
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		id = next
+	}
+}
