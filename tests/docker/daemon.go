@@ -36,10 +36,14 @@ type Config struct {
 	Args []string // further flags of dockerd
 }
 
-// In the daemon's private mounts, /run is empty and what it writes to /etc is kept apart. The script then
-// becomes the daemon.
+// In the daemon's private mounts, /run is empty but for its own directory, should TMPDIR be there (as vmtest has it), and what
+// it writes to /etc is kept apart. The script then becomes the daemon. mount's -c keeps it from making a path of the
+// descriptor, which leads to the directory that /run hides now.
 const privateMounts = `set -e
+exec 3<"$0"
 mount -t tmpfs tmpfs /run
+[ -d "$0" ] || { mkdir -p "$0" && mount -c --bind /proc/self/fd/3 "$0"; }
+exec 3<&-
 mkdir "$0/etc"
 mount -t tmpfs tmpfs "$0/etc"
 mkdir "$0/etc/upper" "$0/etc/work"
