@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package oracle
+
+// FromHost is what becomes of a packet that the host itself sends outside from the external address. From a free port:
+// the host holds that port from now on. From one that a binding holds: it is translated like anybody's, so that the
+// binding's port stays the binding's.
+func (n *NAT) FromHost(p Packet) Result {
+	if p.Kind == Error || p.Kind == Reply {
+		return Result{Reason: PassedHost}
+	}
+	if c := n.claimAt(p.Protocol, p.Src); c != nil {
+		c.touch(n, p.Kind)
+		return Result{Reason: PassedHost}
+	}
+	if n.bindingAt(p.Protocol, p.Src) == nil {
+		if len(n.sessions)+len(n.claims) < n.config.Sessions {
+			n.claims = append(n.claims, &claim{protocol: p.Protocol, endpoint: p.Src, last: n.now})
+		}
+		return Result{Reason: PassedHost}
+	}
+	if d, ok := n.lookup(Host, p.Protocol, p.flow()); ok {
+		return n.translate(d, p)
+	}
+	if p.Protocol == TCP && p.Kind != Syn { // it began before the binding did
+		return Result{Reason: PassedHost}
+	}
+	return n.outbound(Host, p)
+}
+
+func (c *claim) touch(n *NAT, k Kind) {
+	c.last = n.now
+	switch k {
+	case Fin, Rst:
+		c.closing = true
+	case Syn, SynAck:
+		c.closing = false
+	}
+}
