@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/require"
 )
 
 func TestParse(t *testing.T) {
@@ -54,16 +56,9 @@ func TestArgs(t *testing.T) {
 	}
 }
 
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("a network namespace needs root")
-	}
-}
-
 // TestWire sends a frame over each wire, with what the card says of it: that it is to be segmented.
 func TestWire(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	files, err := Open([]Spec{{"a", 1}, {"b", 2}})
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +148,7 @@ func readable(t *testing.T, queues []*os.File, wait time.Duration) *os.File {
 
 // TestNothingIsLeft: the kernel says so when the namespace is gone, to those who have a name for it.
 func TestNothingIsLeft(t *testing.T) {
-	needRoot(t)
+	require.Root(t)
 	gone, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_NSID)
 	if err != nil {
 		t.Fatal(err)
