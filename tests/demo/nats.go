@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/tests/figure3"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -61,7 +62,7 @@ type daemon struct {
 	sessions atomic.Int64 // session.created events so far
 }
 
-const readyWithin = 30 * time.Second
+var readyWithin = patience.For(30 * time.Second)
 
 // start starts the daemon and, once it is ready, follows its events.
 func (d *daemon) start(ctx context.Context, f *topo.Figure3) error {

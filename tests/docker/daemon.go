@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -193,7 +194,7 @@ func (d *Daemon) removeContainers() error {
 		return nil // removeProcesses and removeCgroups kill what is left
 	default:
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience.For(20*time.Second))
 	defer cancel()
 	var containers []struct{ ID string }
 	if err := d.api.call(ctx, "GET", "/containers/json?all=1", nil, &containers); err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -24,7 +25,7 @@ func runs(t *testing.T, c *harness.Conenat, ns *topo.NS, args ...string) (string
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // one that does not refuse runs for ever
+	ctx, cancel := context.WithTimeout(t.Context(), patience.For(time.Minute)) // one that does not refuse runs for ever
 	defer cancel()
 	out, err := ns.Command(ctx, binary, args...).CombinedOutput()
 	var exit *exec.ExitError

@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -216,7 +217,7 @@ func (g *guardLab) turnToStack(f foreign) {
 	g.script(f.on)
 	took := g.takes("stack")
 	g.t.Logf("path stack %v after the rules came", took.Round(10*time.Millisecond))
-	if took > 5*time.Second {
+	if took > patience.For(5*time.Second) {
 		g.t.Errorf("path stack came %v after the rules", took)
 	}
 	p := g.path()
@@ -234,7 +235,7 @@ func (g *guardLab) turnToStack(f foreign) {
 func (g *guardLab) turnBack(f foreign) {
 	g.t.Helper()
 	g.script(f.off)
-	if took := g.takes("direct"); took > 5*time.Second {
+	if took := g.takes("direct"); took > patience.For(5*time.Second) {
 		g.t.Errorf("path direct came %v after the rules went", took)
 	}
 }
@@ -398,7 +399,7 @@ func sendTCP(t *testing.T, from, to net.Conn) {
 	if _, err := from.Write(sent); err != nil {
 		t.Error(err)
 	}
-	_ = to.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = to.SetReadDeadline(time.Now().Add(patience.For(5 * time.Second)))
 	if _, err := io.ReadFull(to, got); err != nil {
 		t.Errorf("from %s to %s: %v", from.LocalAddr(), to.LocalAddr(), err)
 	}
@@ -418,7 +419,7 @@ func TestGuardBesideAWriter(t *testing.T) {
 		nft delete table ip busy
 	done
 	nft 'table ip busy { chain forward { type filter hook forward priority 0; ip saddr 203.0.113.99 drop; }; }'`)
-	if took := l.takes("stack"); took > 5*time.Second {
+	if took := l.takes("stack"); took > patience.For(5*time.Second) {
 		t.Errorf("path stack came %v after the last change", took)
 	}
 	exchange("on the stack")
@@ -533,7 +534,7 @@ func TestForeignRuleRejects(t *testing.T) {
 		if err == nil {
 			conn.Close()
 		}
-		if err == nil || !strings.Contains(err.Error(), "refused") || time.Since(start) > 2*time.Second {
+		if err == nil || !strings.Contains(err.Error(), "refused") || time.Since(start) > patience.For(2*time.Second) {
 			t.Errorf("%s: %v after %v, want refused at once", with, err, time.Since(start))
 		}
 		if err := g.dial(g.peer1, at(topo.HostAddr, 8080)).Echo("not refused"); err != nil {

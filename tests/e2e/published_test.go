@@ -16,6 +16,7 @@ import (
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/dockerfake"
 	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -246,7 +247,7 @@ func (h *dockerHost) tookLess(what string, since time.Time) {
 	h.t.Helper()
 	took := time.Since(since)
 	h.t.Logf("%s: %v", what, took.Round(time.Millisecond))
-	if took > 5*time.Second {
+	if took > patience.For(5*time.Second) {
 		h.t.Errorf("%s: %v", what, took)
 	}
 }
@@ -318,7 +319,7 @@ func (h *dockerHost) reachedBy(service probe.Socket, client netip.AddrPort, bega
 	})
 	took := time.Since(began)
 	h.t.Logf("the client reaches the service %v after it is up, by conenat %v after", first.Round(time.Millisecond), took.Round(time.Millisecond))
-	if took > 5*time.Second {
+	if took > patience.For(5*time.Second) {
 		h.t.Errorf("the client reaches the service %v after it is up", took)
 	}
 }

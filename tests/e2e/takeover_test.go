@@ -119,7 +119,7 @@ func (s *streams) flows(when string) {
 		from := stream.Answered()
 		waiting = append(waiting, func() bool { return stream.Answered() > from+more })
 	}
-	err := topo.Poll(s.t.Context(), probe.Timeout*5, "all streams flow "+when, func() (bool, error) {
+	err := topo.Poll(s.t.Context(), 15*time.Second, "all streams flow "+when, func() (bool, error) {
 		waiting = slices.DeleteFunc(waiting, func(done func() bool) bool { return done() })
 		return len(waiting) == 0, fmt.Errorf("%d stand still", len(waiting))
 	})

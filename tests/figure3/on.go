@@ -5,6 +5,7 @@ package figure3
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
@@ -33,7 +34,7 @@ func On(f *topo.Figure3, container probe.Host) (Experiment, error) {
 // unsolicited packet leaves.
 func ConntrackEntry(host *topo.NS) func(context.Context, netip.AddrPort, netip.AddrPort) error {
 	return func(ctx context.Context, peer, external netip.AddrPort) error {
-		return topo.Poll(ctx, probe.Timeout, "conntrack entry of the peer's packet", func() (bool, error) {
+		return topo.Poll(ctx, 3*time.Second, "conntrack entry of the peer's packet", func() (bool, error) {
 			flows, err := host.Conntrack()
 			for _, flow := range flows {
 				if flow.Src == peer && flow.Dst == external {

@@ -20,11 +20,12 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/tests/build"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 // readyWithin bounds a daemon's start, loading and verifying included, on a machine that is busy.
-const readyWithin = 60 * time.Second
+var readyWithin = patience.For(60 * time.Second)
 
 // Binary is the conenat that is tested.
 func Binary() (string, error) { return build.Binary("cmd/conenat") }

@@ -6,13 +6,15 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // ErrTimeout says that nothing arrived in time.
 var ErrTimeout = errors.New("nothing arrived in time")
 
 // Timeout is how long a probe waits for what must arrive.
-const Timeout = 3 * time.Second
+var Timeout = patience.For(3 * time.Second)
 
 // Host is a place in the network from which a test sends and receives.
 type Host interface {

@@ -10,6 +10,8 @@ import (
 	"net"
 	"slices"
 	"time"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 const (
@@ -41,7 +43,7 @@ func startPing(conn *net.IPConn, spec PingSpec) *pinger {
 		spec.Interval = 10 * time.Millisecond
 	}
 	if spec.Wait == 0 {
-		spec.Wait = time.Second
+		spec.Wait = patience.For(time.Second)
 	}
 	p := &pinger{spec: spec, conn: conn, stop: make(chan struct{}), sentAll: make(chan struct{}), received: make(chan map[int]reply, 1)}
 	go p.send()

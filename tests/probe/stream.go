@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // A TCP stream is one connection on which both ends send all the time: frames of pseudo-random bytes that the
@@ -112,7 +114,7 @@ func (p *pipe) finish() error {
 }
 
 // streamTimeout is for the end of a stream: a segment that was lost may have to be sent again several times.
-const streamTimeout = 20 * time.Second
+var streamTimeout = patience.For(20 * time.Second)
 
 // StreamServer is the other end of TCPStream and UDPStream, on one port number of both protocols.
 type StreamServer struct {

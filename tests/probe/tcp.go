@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // The protocol: one request line, one answer line. "get N SEED" is answered by "ok" and N bytes; N bytes
@@ -192,7 +194,7 @@ func (c *tcpClient) Echo(text string) error {
 }
 
 // transferTimeout is for the whole of a transfer; a veth pair does gigabits a second.
-const transferTimeout = 2 * time.Minute
+var transferTimeout = patience.For(2 * time.Minute)
 
 func (c *tcpClient) Download(n int64) (result Transfer, err error) {
 	start := time.Now()

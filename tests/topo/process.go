@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // Command is exec.CommandContext for a program inside the namespace. Only its network namespace differs:
@@ -91,11 +93,12 @@ func (p *Process) Kill() error {
 	return err
 }
 
-// Stop ends the program by SIGTERM and, when grace is over, by SIGKILL, which is an error.
+// Stop ends the program by SIGTERM and, when grace is over (see tests/patience), by SIGKILL, which is an error.
 func (p *Process) Stop(grace time.Duration) error {
 	if err := p.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
+	grace = patience.For(grace)
 	select {
 	case <-p.done:
 		return nil

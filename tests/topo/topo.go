@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 )
 
@@ -70,7 +71,7 @@ func (t *Topo) BPFFS() (string, error) {
 // unmount waits a little for a process that is still on its way out of the mount.
 func unmount(dir string) error {
 	err := unix.Unmount(dir, 0)
-	for deadline := time.Now().Add(2 * time.Second); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience.For(2 * time.Second)); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond) // no event tells that a mount fell idle
 		err = unix.Unmount(dir, 0)
 	}
@@ -164,8 +165,10 @@ func Main(m interface{ Run() int }) int {
 	return code
 }
 
-// Poll tries cond until it is true, every few milliseconds: for conditions that announce themselves by no event.
+// Poll tries cond until it is true, every few milliseconds: for conditions that announce themselves by no event. The timeout
+// is one of a machine that has time (tests/patience).
 func Poll(ctx context.Context, timeout time.Duration, what string, cond func() (bool, error)) error {
+	timeout = patience.For(timeout)
 	deadline := time.Now().Add(timeout)
 	for {
 		ok, err := cond()

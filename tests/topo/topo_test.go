@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 )
 
@@ -47,7 +48,7 @@ func TestFigure3Routes(t *testing.T) {
 			if _, err := client.Write([]byte("hello")); err != nil {
 				t.Fatal(err)
 			}
-			_ = server.SetReadDeadline(time.Now().Add(2 * time.Second))
+			_ = server.SetReadDeadline(time.Now().Add(patience.For(2 * time.Second)))
 			_, from, err := server.ReadFromUDPAddrPort(make([]byte, 10))
 			if err != nil {
 				t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 )
 
@@ -67,7 +68,7 @@ func (f *Figure3) echo(t *testing.T, from netip.Addr) {
 	defer client.Close()
 	_, err = client.Write(make([]byte, 1000))
 	must(t, err)
-	must(t, server.SetReadDeadline(time.Now().Add(2*time.Second)))
+	must(t, server.SetReadDeadline(time.Now().Add(patience.For(2*time.Second))))
 	packet := make([]byte, 2000)
 	n, source, err := server.ReadFromUDPAddrPort(packet)
 	must(t, err)
@@ -76,7 +77,7 @@ func (f *Figure3) echo(t *testing.T, from netip.Addr) {
 	}
 	_, err = server.WriteToUDPAddrPort(packet[:n], source)
 	must(t, err)
-	must(t, client.SetReadDeadline(time.Now().Add(2*time.Second)))
+	must(t, client.SetReadDeadline(time.Now().Add(patience.For(2*time.Second))))
 	if n, err := client.Read(packet); err != nil || n != 1000 {
 		t.Errorf("answer of %d bytes: %v", n, err)
 	}
