@@ -18,9 +18,10 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-// floor is the oldest kernel that conenat runs on, and helpers are what it needs of those before.
+// floor is the oldest kernel that conenat runs on, helpers are what those before lack, and tcx has the hooks that it prefers.
 var (
 	floor   = require.Version{Major: 6, Minor: 1}
+	tcx     = require.Version{Major: 6, Minor: 6}
 	helpers = map[string]require.Version{
 		"bpf_loop (since 5.17)":                {Major: 5, Minor: 17},
 		"bpf_timer_init (since 5.15)":          {Major: 5, Minor: 15},
@@ -30,14 +31,17 @@ var (
 )
 
 // TestKernelFloor: below the floor conenat refuses, names all that is missing, and leaves nothing behind; from there on
-// it runs. `vmtest test --kernel 5.10 ./tests/e2e -- -run TestKernelFloor` is the test of the refusal.
+// it runs, by the hooks that the kernel should have. `vmtest test --kernel 5.10 ./tests/e2e -- -run TestKernelFloor` is the test of the refusal.
 func TestKernelFloor(t *testing.T) {
 	running := require.Running(t)
 	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
 	c := harness.Place(t, f.Topo, f.Host, "--inside", "docker0")
+	l := &lab{Figure3: f, Conenat: c, t: t}
 	if !running.Before(floor) {
 		c.Run()
-		c.Detach()
+		if got := l.status().Mechanism; (got == "tcx") == running.Before(tcx) {
+			t.Errorf("on Linux %v the hooks are of %s; TCX came with %v", running, got, tcx)
+		}
 		return
 	}
 	before := bpfMaps(t)
@@ -50,7 +54,7 @@ func TestKernelFloor(t *testing.T) {
 			t.Errorf("Linux %v, and %q in what it says is %v:\n%s", running, says, !running.Before(since), out)
 		}
 	}
-	for what, found := range leftovers(&lab{Figure3: f, Conenat: c, t: t}) {
+	for what, found := range leftovers(l) {
 		t.Errorf("left behind: %s: %s", what, found)
 	}
 	// The kernel frees maps some time after their last descriptor is closed.

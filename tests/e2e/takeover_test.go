@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/harness"
