@@ -83,14 +83,19 @@ func (n *NAT) quota(b *Binding) Reason {
 	return ""
 }
 
-// Forward adds a static binding; false: its external endpoint is taken, or the table is full.
+// Forward adds a static binding; false: its external endpoint is taken, or the table is full. A dynamic binding of just
+// these endpoints becomes the static one.
 func (n *NAT) Forward(place Place, p Protocol, external, internal netip.AddrPort) bool {
+	if b := n.bindingAt(p, external); b != nil && !b.Static && b.Network == place && b.Internal == internal {
+		b.Static = true
+		return true
+	}
 	if len(n.bindings) >= n.config.Bindings || n.bindingAt(p, external) != nil || n.claimAt(p, external) != nil {
 		return false
 	}
 	b := &Binding{Protocol: p, Network: place, Internal: internal, External: external, Static: true}
 	other := find(n.bindings, func(b *Binding) bool {
-		return b.Protocol == p && b.Network == place && b.Internal == internal && b.remote == netip.AddrPort{}
+		return b.Protocol == p && b.Network == place && b.Internal == internal && b.remote == netip.AddrPort{} && !n.hidden[b]
 	})
 	n.hidden[b] = other != nil
 	n.bindings = append(n.bindings, b)

@@ -181,6 +181,8 @@ func (n *NAT) FromOutside(p Packet) Result {
 		return Result{Reason: DroppedFiltered}
 	case p.Protocol == TCP && p.Kind != Syn:
 		return Result{Reason: DroppedTCPNoSession}
+	case b.Network != Host && p.TTL <= 1:
+		return Result{Reason: DroppedTTL}
 	}
 	return n.inbound(b, p)
 }
@@ -210,6 +212,10 @@ func (n *NAT) inbound(b *Binding, p Packet) Result {
 		return Result{Reason: why}
 	}
 	s := &Session{Binding: b, Remote: p.Src}
+	// The internal endpoint talks to that remote one already, by another binding: which way would its answers take?
+	if _, ok := n.lookup(b.Network, p.Protocol, s.sent()); ok {
+		return Result{Reason: DroppedConflict}
+	}
 	if why := n.open(s); why != "" {
 		return Result{Reason: why}
 	}
@@ -233,6 +239,8 @@ func (n *NAT) hairpin(place Place, p Packet) Result {
 		return Result{Reason: DroppedSpoofed}
 	case p.Protocol == TCP && p.Kind != Syn:
 		return Result{Reason: DroppedTCPNoSession}
+	case p.TTL <= 1:
+		return Result{Reason: DroppedTTL}
 	}
 	if why := n.quota(to); why != "" {
 		return Result{Reason: why}
