@@ -38,6 +38,20 @@ type Options struct {
 
 // Dataplane is a loaded packet path and its pinned state. Its methods may be called from any goroutine.
 type Dataplane struct {
+	loaded
+	events *eventReader
+	writes writeLock
+
+	knownMu sync.Mutex
+	known   *names               // nil: to be read
+	linked  map[uint32]*bpf.Link // what the tables of links hold, by index; nil: to be read
+
+	epochMu sync.Mutex
+	epoch   time.Time // wall time of 0 of the monotonic clock
+}
+
+// loaded is what Open has made of its options, and stays as it is.
+type loaded struct {
 	objs     bpf.Objects
 	opts     Options
 	log      *slog.Logger
@@ -47,15 +61,6 @@ type Dataplane struct {
 	lock     *os.File
 	adopted  bool
 	capacity Capacity
-	events   *eventReader
-	writes   writeLock
-
-	knownMu sync.Mutex
-	known   *names               // nil: to be read
-	linked  map[uint32]*bpf.Link // what the tables of links hold, by index; nil: to be read
-
-	epochMu sync.Mutex
-	epoch   time.Time // wall time of 0 of the monotonic clock
 }
 
 // Open loads the programs and makes the maps, or adopts those that an earlier daemon left pinned. It
@@ -70,7 +75,7 @@ func Open(opts Options) (*Dataplane, error) {
 	if opts.Capacity == (Capacity{}) {
 		opts.Capacity = DefaultCapacity
 	}
-	d := &Dataplane{opts: opts, log: opts.Logger}
+	d := &Dataplane{loaded: loaded{opts: opts, log: opts.Logger}}
 	if d.log == nil {
 		d.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -107,7 +112,15 @@ func (d *Dataplane) open() error {
 	if err := d.load(); err != nil {
 		return err
 	}
-	if err := d.initialise(); err != nil {
+	if err := d.checkNamespace(); err != nil {
+		return err
+	}
+	return d.start()
+}
+
+// start arms the sweeper's timer with the program just loaded, and opens the events.
+func (d *Dataplane) start() (err error) {
+	if err = d.request(&bpf.Request{Command: bpf.CommandArm}); err != nil {
 		return err
 	}
 	d.events, err = newEventReader(d.objs.Events, d.objs.EventsLost)
@@ -231,9 +244,8 @@ func pinnedCapacity(pins string) (Capacity, error) {
 	return Capacity{Sessions: sizes[0], Bindings: sizes[1]}, nil
 }
 
-// initialise checks that the maps serve this network namespace, and arms the sweeper's timer with the
-// program just loaded.
-func (d *Dataplane) initialise() error {
+// checkNamespace checks that the maps serve this network namespace.
+func (d *Dataplane) checkNamespace() error {
 	netns, err := networkNamespace()
 	if err != nil {
 		return err
@@ -246,7 +258,7 @@ func (d *Dataplane) initialise() error {
 		return fmt.Errorf("adopt %s: %w (inode %d, this is %d): give another --state-dir",
 			d.opts.StateDir, ErrOtherNamespace, cfg.Netns, netns)
 	}
-	return d.request(&bpf.Request{Command: bpf.CommandArm})
+	return nil
 }
 
 func networkNamespace() (uint64, error) {
@@ -275,6 +287,16 @@ func (d *Dataplane) SetClock(ns uint64) error {
 		return fmt.Errorf("set virtual clock: %w", err)
 	}
 	return nil
+}
+
+// Renewed is the same programs and maps in a value that remembers nothing of what is in them, for tests that have
+// written to the maps themselves and stopped the sweeper's timer. d is not to be used again.
+func (d *Dataplane) Renewed() (*Dataplane, error) {
+	if err := d.events.close(); err != nil {
+		return nil, fmt.Errorf("close event ring: %w", err)
+	}
+	n := &Dataplane{loaded: d.loaded}
+	return n, n.start()
 }
 
 // Close lets go of all file descriptors and of the state directory. What is pinned goes on working.

@@ -32,7 +32,7 @@ func OpenPinned(stateDir string) (*Pinned, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state in %s: %w", stateDir, err)
 	}
-	p := &Pinned{d: &Dataplane{pins: pinDir(dir)}}
+	p := &Pinned{d: &Dataplane{loaded: loaded{pins: pinDir(dir)}}}
 	if err := p.open(); err != nil {
 		p.Close()
 		return nil, err

@@ -153,7 +153,7 @@ func removeHooks(dir string, report *RemoveReport) error {
 		return fmt.Errorf("open pinned links: %w", err)
 	}
 	defer m.Close()
-	d := &Dataplane{pins: dir}
+	d := &Dataplane{loaded: loaded{pins: dir}}
 	d.objs.Links = m
 	d.objs.LinksOverflow, err = ebpf.LoadPinnedMap(filepath.Join(dir, "links_overflow"), nil)
 	if errors.Is(err, fs.ErrNotExist) {

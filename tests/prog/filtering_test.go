@@ -27,10 +27,9 @@ var behaviors = []dataplane.Behavior{dataplane.EndpointIndependent, dataplane.Ad
 // TestFiltering: who may send to a binding (RFC 4787 section 5, RFC 5382 REQ-3), and nobody is answered.
 func TestFiltering(t *testing.T) {
 	for _, b := range behaviors {
-		r := newRig(t, withFiltering(b))
 		for _, s := range strangers {
-			r.subtest(b.String()+"/"+s.name, func() {
-				r.wait(2 * time.Hour) // what was before has ended
+			t.Run(b.String()+"/"+s.name, func(t *testing.T) {
+				r := newRig(t, withFiltering(b))
 				r.inside(UDP(c1+":20000", peer1+":3478", "out"))
 				r.inside(TCP(c1+":20000", peer1+":3478", "S", ""))
 				udp, tcp := UDP(s.remote, external+":20000", "in"), TCP(s.remote, external+":20000", "S", "")
@@ -61,15 +60,17 @@ func TestFilteringPerProtocol(t *testing.T) {
 // TestStaticBindingAdmitsAll: whatever the filtering.
 func TestStaticBindingAdmitsAll(t *testing.T) {
 	for _, b := range behaviors {
-		r := newRig(t, withFiltering(b))
-		r.forward("br0", dataplane.UDP, external+":5060", c1+":5061")
-		r.forward("br0", dataplane.TCP, external+":80", c1+":8080")
-		for _, remote := range []string{peer1 + ":1", peer1 + ":2", peer2 + ":1"} {
-			r.in(UDP(remote, external+":5060", "in"), UDP(remote, c1+":5061", "in"))
-			r.out(UDP(c1+":5061", remote, "back"), UDP(external+":5060", remote, "back"))
-			r.in(TCP(remote, external+":80", "S", ""), TCP(remote, c1+":8080", "S", ""))
-		}
-		r.wantBindings("tcp br0 "+c1+":8080 "+external+":80 3 static", "udp br0 "+c1+":5061 "+external+":5060 3 static")
+		t.Run(b.String(), func(t *testing.T) {
+			r := newRig(t, withFiltering(b))
+			r.forward("br0", dataplane.UDP, external+":5060", c1+":5061")
+			r.forward("br0", dataplane.TCP, external+":80", c1+":8080")
+			for _, remote := range []string{peer1 + ":1", peer1 + ":2", peer2 + ":1"} {
+				r.in(UDP(remote, external+":5060", "in"), UDP(remote, c1+":5061", "in"))
+				r.out(UDP(c1+":5061", remote, "back"), UDP(external+":5060", remote, "back"))
+				r.in(TCP(remote, external+":80", "S", ""), TCP(remote, c1+":8080", "S", ""))
+			}
+			r.wantBindings("tcp br0 "+c1+":8080 "+external+":80 3 static", "udp br0 "+c1+":5061 "+external+":5060 3 static")
+		})
 	}
 }
 
@@ -138,17 +139,19 @@ func TestFilteredEvent(t *testing.T) {
 // TestPings: a reply comes from who was asked; requests from outside are the host's.
 func TestPings(t *testing.T) {
 	for _, b := range behaviors {
-		r := newRig(t, withFiltering(b))
-		r.out(Ping(c1+":77", peer1), Ping(external+":77", peer1))
-		r.in(Pong(peer1, external+":77"), Pong(peer1, c1+":77"))
-		r.outside(Pong(peer2, external+":77")).dropped("filtered")
-		r.outside(Pong(peer1, external+":78")).passed("unbound")
-		r.outside(Ping(peer1+":77", external)).passed("unbound")
-		r.outside(Timestamp(peer1+":77", external)).passed("unbound")
-		r.inside(Pong(c1, peer1+":9")).dropped("icmp_type")
-		r.out(Ping(c1+":77", peer2), Ping(external+":77", peer2))
-		r.wantBindings("icmp br0 " + c1 + ":77 " + external + ":77 2")
-		r.livesFor(time.Minute)
+		t.Run(b.String(), func(t *testing.T) {
+			r := newRig(t, withFiltering(b))
+			r.out(Ping(c1+":77", peer1), Ping(external+":77", peer1))
+			r.in(Pong(peer1, external+":77"), Pong(peer1, c1+":77"))
+			r.outside(Pong(peer2, external+":77")).dropped("filtered")
+			r.outside(Pong(peer1, external+":78")).passed("unbound")
+			r.outside(Ping(peer1+":77", external)).passed("unbound")
+			r.outside(Timestamp(peer1+":77", external)).passed("unbound")
+			r.inside(Pong(c1, peer1+":9")).dropped("icmp_type")
+			r.out(Ping(c1+":77", peer2), Ping(external+":77", peer2))
+			r.wantBindings("icmp br0 " + c1 + ":77 " + external + ":77 2")
+			r.livesFor(time.Minute)
+		})
 	}
 }
 

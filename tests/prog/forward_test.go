@@ -76,9 +76,10 @@ func TestForwardOverHostSocket(t *testing.T) {
 
 // TestForwardFull: no room for one more binding.
 func TestForwardFull(t *testing.T) {
-	r := newRig(t, withCapacity(16, 2))
-	r.opened("udp", c1+":1")
-	r.opened("udp", c1+":2")
+	r := newRig(t, withSmallTables())
+	for _, port := range []string{":1", ":2", ":3", ":4"} {
+		r.opened("udp", c1+port)
+	}
 	r.refused(dataplane.ErrFull, dataplane.UDP, "br0", external+":53", c1+":53")
 }
 

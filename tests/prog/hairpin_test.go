@@ -38,24 +38,26 @@ func TestHairpin(t *testing.T) {
 // TestHairpinExpiry: the pair ends together, and each side keeps it.
 func TestHairpinExpiry(t *testing.T) {
 	for _, b := range []dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressDependent} {
-		r := newRig(t, withFiltering(b))
-		r.inside(UDP(c1+":1001", peer1+":1", "x"))
-		r.from("p2", UDP(c2+":2001", external+":1001", "x"))
-		r.wait(200 * time.Second)
-		r.inside(UDP(c1+":1001", external+":2001", "x"))
-		r.wait(299 * time.Second)
-		r.wantBindings("udp br0 "+c1+":1001 "+external+":1001 1", "udp br0 "+c2+":2001 "+external+":2001 1")
-		r.forget()
-		r.wait(2 * time.Second)
-		r.wantBindings()
-		r.wantSessions()
-		left := []string{}
-		for _, e := range r.events() {
-			left = append(left, string(e.Type))
-		}
-		if len(left) != 4 {
-			t.Errorf("events at the end: %v, want two sessions closed and two bindings expired", left)
-		}
+		t.Run(b.String(), func(t *testing.T) {
+			r := newRig(t, withFiltering(b))
+			r.inside(UDP(c1+":1001", peer1+":1", "x"))
+			r.from("p2", UDP(c2+":2001", external+":1001", "x"))
+			r.wait(200 * time.Second)
+			r.inside(UDP(c1+":1001", external+":2001", "x"))
+			r.wait(299 * time.Second)
+			r.wantBindings("udp br0 "+c1+":1001 "+external+":1001 1", "udp br0 "+c2+":2001 "+external+":2001 1")
+			r.forget()
+			r.wait(2 * time.Second)
+			r.wantBindings()
+			r.wantSessions()
+			left := []string{}
+			for _, e := range r.events() {
+				left = append(left, string(e.Type))
+			}
+			if len(left) != 4 {
+				t.Errorf("events at the end: %v, want two sessions closed and two bindings expired", left)
+			}
+		})
 	}
 }
 

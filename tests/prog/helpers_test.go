@@ -4,7 +4,6 @@ package prog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -18,18 +17,6 @@ import (
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/packets"
 )
-
-func withMTU(mtu int) option { return func(o *rigOptions) { o.mtu = mtu } }
-
-func withCapacity(sessions, bindings uint32) option {
-	return func(o *rigOptions) { o.capacity = dataplane.Capacity{Sessions: sessions, Bindings: bindings} }
-}
-
-func withRealClock() option { return func(o *rigOptions) { o.realClock = true } }
-
-func withPorts(low, high uint16) option {
-	return withSettings(func(s *dataplane.Settings) { s.PortLow, s.PortHigh = low, high })
-}
 
 // from sends a packet of a container through another hook than p1's: "p2", "q1" or a bridge device.
 func (r *rig) from(dev string, s packets.Spec) result {
@@ -73,24 +60,28 @@ func (r *rig) count(name string) uint64 {
 	return 0
 }
 
-// quiet is how long the ring must be silent to be read to its end.
-const quiet = 50 * time.Millisecond
-
-// events are those that were not read yet.
+// events are those that were not read yet. A packet's are in the ring when its program has run.
 func (r *rig) events() (out []dataplane.Event) {
 	r.t.Helper()
-	for {
-		ctx, cancel := context.WithTimeout(context.Background(), quiet)
-		e, err := r.dp.ReadEvent(ctx)
-		cancel()
-		if errors.Is(err, context.DeadlineExceeded) {
-			return out
+	for r.ring.AvailableBytes() > 0 {
+		out = append(out, r.event())
+		if out[len(out)-1].Type == dataplane.EventsLost { // it was told before an event that is read already
+			out = append(out, r.event())
 		}
-		if err != nil {
-			r.t.Fatalf("read event: %v", err)
-		}
-		out = append(out, e)
 	}
+	return out
+}
+
+// event reads one that is there.
+func (r *rig) event() dataplane.Event {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	e, err := r.dp.ReadEvent(ctx)
+	if err != nil {
+		r.t.Fatalf("read event: %v", err)
+	}
+	return e
 }
 
 // eventLine is an event in one line: type, protocol, network, endpoints and what else the type has.

@@ -53,20 +53,22 @@ func TestHostTakesPort(t *testing.T) {
 // TestHostClosesConnection: FIN or RST from the host shortens its claim; a new SYN undoes that.
 func TestHostClosesConnection(t *testing.T) {
 	for _, end := range []string{"FA", "R"} {
-		r := newRig(t)
-		r.egress("", TCP(external+":6000", peer1+":80", "S", "")).passed("host")
-		r.egress("", TCP(external+":6000", peer1+":80", end, "")).passed("host")
-		r.egress("", TCP(external+":6000", peer1+":80", "S", "")).passed("host")
-		r.wait(closing + time.Minute)
-		if got := r.opened("tcp", c1+":6000"); got == 6000 {
-			t.Errorf("the port of an open connection was given away")
-		}
-		r.egress("", TCP(external+":6000", peer1+":80", end, "")).passed("host")
-		r.wait(closing + time.Second)
-		if got := r.opened("tcp", c2+":6000"); got != 6000 {
-			t.Errorf("port 6000 became %d, after %s and the closing timeout", got, end)
-		}
-		r.consistent()
+		t.Run(end, func(t *testing.T) {
+			r := newRig(t)
+			r.egress("", TCP(external+":6000", peer1+":80", "S", "")).passed("host")
+			r.egress("", TCP(external+":6000", peer1+":80", end, "")).passed("host")
+			r.egress("", TCP(external+":6000", peer1+":80", "S", "")).passed("host")
+			r.wait(closing + time.Minute)
+			if got := r.opened("tcp", c1+":6000"); got == 6000 {
+				t.Errorf("the port of an open connection was given away")
+			}
+			r.egress("", TCP(external+":6000", peer1+":80", end, "")).passed("host")
+			r.wait(closing + time.Second)
+			if got := r.opened("tcp", c2+":6000"); got != 6000 {
+				t.Errorf("port 6000 became %d, after %s and the closing timeout", got, end)
+			}
+			r.consistent()
+		})
 	}
 }
 

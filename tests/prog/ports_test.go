@@ -197,7 +197,7 @@ func TestMappingOfTakenPort(t *testing.T) {
 // TestTablesFull: refused and counted; what lives goes on, and what ends makes room.
 func TestTablesFull(t *testing.T) {
 	t.Run("Bindings", func(t *testing.T) {
-		r := newRig(t, withCapacity(64, 4))
+		r := newRig(t, withSmallTables())
 		for i := range 4 {
 			r.opened("udp", fmt.Sprintf("%s:%d", c1, 5000+i))
 		}
@@ -209,17 +209,18 @@ func TestTablesFull(t *testing.T) {
 		r.consistent()
 	})
 	t.Run("Sessions", func(t *testing.T) {
-		r := newRig(t, withCapacity(4, 64))
-		for i := range 4 {
-			r.out(UDP(c1+":5000", fmt.Sprintf("%s:%d", peer1, i+1), "x"), UDP(external+":5000", fmt.Sprintf("%s:%d", peer1, i+1), "x"))
+		r := newRig(t, withSmallTables())
+		for i := range 16 {
+			remote := fmt.Sprintf("%s:%d", peer1, i+1)
+			r.out(UDP(c1+":5000", remote, "x"), UDP(external+":5000", remote, "x"))
 		}
-		r.inside(UDP(c1+":5000", peer1+":9", "x")).dropped("sessions_full")
-		r.inside(UDP(c1+":6000", peer1+":9", "x")).dropped("sessions_full")
-		r.outside(UDP(peer1+":9", external+":5000", "x")).dropped("sessions_full")
+		r.inside(UDP(c1+":5000", peer1+":99", "x")).dropped("sessions_full")
+		r.inside(UDP(c1+":6000", peer1+":99", "x")).dropped("sessions_full")
+		r.outside(UDP(peer1+":99", external+":5000", "x")).dropped("sessions_full")
 		r.out(UDP(c1+":5000", peer1+":1", "x"), UDP(external+":5000", peer1+":1", "x"))
-		r.wantBindings("udp br0 " + c1 + ":5000 " + external + ":5000 4")
+		r.wantBindings("udp br0 " + c1 + ":5000 " + external + ":5000 16")
 		r.wait(301 * time.Second)
-		r.out(UDP(c1+":6000", peer1+":9", "x"), UDP(external+":6000", peer1+":9", "x"))
+		r.out(UDP(c1+":6000", peer1+":99", "x"), UDP(external+":6000", peer1+":99", "x"))
 		r.consistent()
 	})
 }

@@ -262,7 +262,7 @@ func hostAndContainer(o *bpf.Objects) []hammer {
 func TestKillUnderFire(t *testing.T) {
 	require.Long(t, "hammers for seconds")
 	// A session that a walk missed ends with the timer's next one.
-	r := newRig(t, withRealClock(), withCapacity(16, 4), withSettings(func(s *dataplane.Settings) { s.SweepPeriod = 5 * time.Millisecond }))
+	r := newRig(t, withRealClock(), withSmallTables(), withSettings(func(s *dataplane.Settings) { s.SweepPeriod = 5 * time.Millisecond }))
 	forward := dataplane.Forward{Protocol: dataplane.UDP, External: Endpoint(external + ":5000"), Internal: Endpoint(c1 + ":5000")}
 	kills := 0
 	comeAndGo := func() error {

@@ -53,17 +53,19 @@ func TestMartianFromOutside(t *testing.T) {
 // TestExternalAddressLooksLikeEthertype: BPF_PROG_RUN takes bytes 12 and 13 of a request for one.
 func TestExternalAddressLooksLikeEthertype(t *testing.T) {
 	for _, address := range []string{"8.0.1.2", "134.221.1.2"} {
-		r := newRig(t)
-		r.must("outside", func() error {
-			return r.dp.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.ports["eth0"], Address: netip.MustParseAddr(address)})
+		t.Run(address, func(t *testing.T) {
+			r := newRig(t)
+			r.must("outside", func() error {
+				return r.dp.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.ports["eth0"], Address: netip.MustParseAddr(address)})
+			})
+			r.forward("br0", dataplane.TCP, address+":80", c1+":80")
+			r.must("reserve", func() error {
+				return r.dp.ReserveHost(dataplane.TCP, netip.MustParseAddrPort(address+":81"))
+			})
+			r.must("remove", func() error {
+				return r.dp.RemoveForward(dataplane.TCP, netip.MustParseAddrPort(address+":80"))
+			})
+			r.wantBindings()
 		})
-		r.forward("br0", dataplane.TCP, address+":80", c1+":80")
-		r.must("reserve", func() error {
-			return r.dp.ReserveHost(dataplane.TCP, netip.MustParseAddrPort(address+":81"))
-		})
-		r.must("remove", func() error {
-			return r.dp.RemoveForward(dataplane.TCP, netip.MustParseAddrPort(address+":80"))
-		})
-		r.wantBindings()
 	}
 }

@@ -5,11 +5,7 @@ package prog
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -17,32 +13,11 @@ import (
 
 	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
-	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/packets"
-)
-
-// The rig's addresses, as in experiments of the paper: a bridge network, an uplink, two peers.
-const (
-	external = "198.51.100.1"
-	peer1    = "203.0.113.1"
-	peer2    = "203.0.113.2"
-	c1       = "172.17.0.2"
-	c2       = "172.17.0.3"
-	other    = "172.18.0.2" // in the second network
-)
-
-var (
-	bridgeMAC = net.HardwareAddr{2, 0x42, 0, 0, 0, 1}
-	bridge2   = net.HardwareAddr{2, 0x42, 0, 0, 0, 2}
-	c1MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 1}
-	c2MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 2}
-	uplinkMAC = net.HardwareAddr{2, 0, 0, 0, 2, 1}
-	routerMAC = net.HardwareAddr{2, 0, 0, 0, 2, 2}
+	"github.com/conenat/conenat/tests/require"
 )
 
 // verdicts of linux/pkt_cls.h.
@@ -52,25 +27,20 @@ const (
 	redirect = 7
 )
 
-// rig is a dataplane in a network and mount namespace of its own, on a thread that ends with it.
+// rig is a test's fixture while it runs.
 type rig struct {
-	t     *testing.T
-	calls chan func()
-	dp    *dataplane.Dataplane
-	dir   string
-	now   time.Duration
-	ports map[string]int // interface -> ifindex
+	*fixture
+	t   *testing.T
+	now time.Duration
 }
 
 type option func(*rigOptions)
 
 type rigOptions struct {
+	kind
 	filtering dataplane.Behavior
 	settings  dataplane.Settings
-	capacity  dataplane.Capacity
 	mtu       int
-	realClock bool
-	disable   []string
 }
 
 func withFiltering(b dataplane.Behavior) option { return func(o *rigOptions) { o.filtering = b } }
@@ -79,45 +49,49 @@ func withSettings(change func(*dataplane.Settings)) option {
 	return func(o *rigOptions) { change(&o.settings) }
 }
 
+func withMTU(mtu int) option { return func(o *rigOptions) { o.mtu = mtu } }
+
+// withSmallTables is for tests that fill them.
+func withSmallTables() option {
+	return func(o *rigOptions) { o.capacity = dataplane.Capacity{Sessions: 16, Bindings: 4} }
+}
+
+func withRealClock() option { return func(o *rigOptions) { o.realClock = true } }
+
+func withPorts(low, high uint16) option {
+	return withSettings(func(s *dataplane.Settings) { s.PortLow, s.PortHigh = low, high })
+}
+
 func newRig(t *testing.T, options ...option) *rig {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: loads BPF programs")
-	}
+	require.Root(t)
 	o := rigOptions{
+		kind:      kind{capacity: dataplane.Capacity{Sessions: 4096, Bindings: 2048}},
 		filtering: dataplane.AddressDependent,
 		settings:  dataplane.DefaultSettings(),
-		capacity:  dataplane.Capacity{Sessions: 4096, Bindings: 2048},
-		mtu:       1500,
+		mtu:       uplinkMTU,
 	}
 	for _, set := range options {
 		set(&o)
 	}
-	r := &rig{t: t, calls: make(chan func()), dir: t.TempDir(), now: time.Hour, ports: map[string]int{}}
-	go r.thread()
-	t.Cleanup(func() { close(r.calls) })
-	r.must("namespaces", enterNamespaces)
-	r.must("bpffs", func() error { return unix.Mount("bpf", r.dir, "bpf", 0, "") })
-	r.must("interfaces", func() error { return r.interfaces(o.mtu) })
-	r.must("dataplane", func() error { return r.open(o) })
-	t.Cleanup(func() { r.must("close", r.dp.Close) })
+	r := &rig{fixture: fixtures.take(t, o.kind), t: t, now: beginning}
+	r.must("settings", func() error { return errors.Join(r.dp.Configure(o.settings), r.putNetworks(o.filtering)) })
+	if o.mtu != uplinkMTU {
+		r.setMTU(o.mtu)
+		t.Cleanup(func() { r.setMTU(uplinkMTU) })
+	}
 	return r
 }
 
-// thread runs calls until the test ends, on one CPU: what is kept for each CPU is then one. It is never
-// unlocked: the thread dies, and its namespaces with it.
-func (r *rig) thread() {
-	runtime.LockOSThread()
-	pinThread(0)
-	for call := range r.calls {
-		call()
-	}
-}
-
-func (r *rig) do(f func() error) error {
-	done := make(chan error)
-	r.calls <- func() { done <- f() }
-	return <-done
+func (r *rig) setMTU(mtu int) {
+	r.t.Helper()
+	r.must("change the MTU", func() error {
+		uplink, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMTU(uplink, mtu)
+	})
 }
 
 func (r *rig) must(what string, f func() error) {
@@ -125,133 +99,6 @@ func (r *rig) must(what string, f func() error) {
 	if err := r.do(f); err != nil {
 		r.t.Fatalf("%s: %v", what, err)
 	}
-}
-
-func enterNamespaces() error {
-	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
-		return err
-	}
-	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-}
-
-// pinThread puts the calling thread on one of the CPUs that it may use.
-func pinThread(n int) {
-	var may, one unix.CPUSet
-	if unix.SchedGetaffinity(0, &may) != nil {
-		return
-	}
-	var cpus []int
-	for cpu := range 1024 {
-		if may.IsSet(cpu) {
-			cpus = append(cpus, cpu)
-		}
-	}
-	one.Set(cpus[n%len(cpus)])
-	_ = unix.SchedSetaffinity(0, &one)
-}
-
-func (r *rig) interfaces(mtu int) error {
-	// The interfaces' own chatter would move the counters.
-	for _, which := range []string{"all", "default"} {
-		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0); err != nil {
-			return err
-		}
-	}
-	for _, b := range []struct {
-		name, addr string
-		mac        net.HardwareAddr
-	}{{"br0", "172.17.0.1/16", bridgeMAC}, {"br1", "172.18.0.1/16", bridge2}} {
-		l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: b.name, HardwareAddr: b.mac}}
-		if err := r.add(l, b.addr); err != nil {
-			return err
-		}
-	}
-	for _, port := range []string{"p1", "p2", "q1"} {
-		master := r.ports["br0"]
-		if port == "q1" {
-			master = r.ports["br1"]
-		}
-		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: master}, PeerName: port + "c"}
-		if err := r.add(v, ""); err != nil {
-			return err
-		}
-	}
-	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", HardwareAddr: uplinkMAC, MTU: mtu}, PeerName: "wire"}
-	if err := r.add(up, external+"/24"); err != nil {
-		return err
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err == nil {
-		err = os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
-	}
-	if err != nil {
-		return err
-	}
-	return netlink.RouteAdd(&netlink.Route{LinkIndex: r.ports["eth0"], Gw: net.ParseIP("198.51.100.254")})
-}
-
-func (r *rig) add(l netlink.Link, addr string) error {
-	name := l.Attrs().Name
-	if err := netlink.LinkAdd(l); err != nil {
-		return fmt.Errorf("add %s: %w", name, err)
-	}
-	made, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	r.ports[name] = made.Attrs().Index
-	if v, ok := l.(*netlink.Veth); ok {
-		peer, err := netlink.LinkByName(v.PeerName)
-		if err == nil {
-			err = netlink.LinkSetUp(peer)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if addr != "" {
-		a, err := netlink.ParseAddr(addr)
-		if err == nil {
-			err = netlink.AddrAdd(made, a)
-		}
-		if err != nil {
-			return fmt.Errorf("address of %s: %w", name, err)
-		}
-	}
-	return netlink.LinkSetUp(made)
-}
-
-func (r *rig) open(o rigOptions) error {
-	var err error
-	r.dp, err = dataplane.Open(dataplane.Options{StateDir: filepath.Join(r.dir, "conenat"), Capacity: o.capacity,
-		VerifierLog: true, VirtualClock: !o.realClock, DisableFeatures: o.disable})
-	if err != nil {
-		return err
-	}
-	if !o.realClock {
-		if err := r.dp.SetClock(uint64(r.now)); err != nil {
-			return err
-		}
-	}
-	f := [3]dataplane.Behavior{o.filtering, o.filtering, o.filtering}
-	return errors.Join(
-		r.dp.Configure(o.settings),
-		r.dp.PutNetwork(dataplane.Network{Name: "br0", IfIndex: r.ports["br0"], Gateway: bridgeMAC,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, Filtering: f}),
-		r.dp.PutNetwork(dataplane.Network{Name: "br1", IfIndex: r.ports["br1"], Gateway: bridge2,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}, Filtering: f}),
-		r.dp.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.ports["eth0"], Address: netip.MustParseAddr(external)}),
-		r.link("br0", dataplane.InsideDevice, "br0"), r.link("p1", dataplane.InsidePort, "br0"),
-		r.link("p2", dataplane.InsidePort, "br0"), r.link("br1", dataplane.InsideDevice, "br1"),
-		r.link("q1", dataplane.InsidePort, "br1"), r.link("eth0", dataplane.OutsideLink, "eth0"),
-	)
-}
-
-func (r *rig) link(name string, kind dataplane.LinkKind, owner string) error {
-	return r.dp.Attach(dataplane.Link{IfIndex: r.ports[name], Name: name, Kind: kind, Owner: owner, Peer: kind == dataplane.InsidePort})
 }
 
 // skb is the part of struct __sk_buff that BPF_PROG_RUN takes as context.
@@ -475,130 +322,4 @@ func (r *rig) externalOf(proto, internal string) string {
 		}
 	}
 	return ""
-}
-
-// consistent checks what must hold between the maps at any time.
-func (r *rig) consistent() {
-	r.t.Helper()
-	r.must("look at the maps", func() error {
-		return checkMaps(r.dp.Objects())
-	})
-}
-
-// checkMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every
-// half's other half leads back, every session has its slot, and references are the sessions there are.
-func checkMaps(o *bpf.Objects) error {
-	var errs []error
-	references := map[uint32]int{}
-	var key bpf.SessionKey
-	var half bpf.SessionHalf
-	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
-		if half.Flags&(bpf.HalfPrimary|bpf.HalfHairpin) != 0 {
-			references[half.Binding]++
-		}
-		back := bpf.SessionKey{Saddr: half.Daddr, Daddr: half.Saddr, Sport: half.Dport, Dport: half.Sport,
-			Zone: half.PeerZone, Proto: key.Proto}
-		var otherHalf bpf.SessionHalf
-		if err := o.Sessions4.Lookup(back, &otherHalf); err != nil {
-			errs = append(errs, fmt.Errorf("session %+v has no other half", key))
-		} else if otherHalf.Slot != half.Slot {
-			errs = append(errs, fmt.Errorf("session %+v: halves of slots %d and %d", key, half.Slot, otherHalf.Slot))
-		}
-	}
-	return errors.Join(append(errs, checkClaims(o, references), checkSlots(o), checkPermissions(o))...)
-}
-
-// checkSlots: the sweeper finds every session by its slot.
-func checkSlots(o *bpf.Objects) error {
-	var errs []error
-	var key bpf.SessionKey
-	var half bpf.SessionHalf
-	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
-		var slot bpf.SessionSlot
-		if err := o.SessionSlots4.Lookup(half.Slot, &slot); err != nil {
-			return err
-		}
-		if half.Flags&bpf.HalfPrimary != 0 && slot.Key != key {
-			errs = append(errs, fmt.Errorf("session %+v: its slot %d names %+v", key, half.Slot, slot.Key))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// halfFilter is HALF_FILTER of abi.h: the session holds a reference on a permission.
-const halfFilter = 1 << 3
-
-// checkPermissions: each is held by as many sessions as it says.
-func checkPermissions(o *bpf.Objects) error {
-	want := map[bpf.PermissionKey]uint32{}
-	var key bpf.SessionKey
-	var half bpf.SessionHalf
-	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
-		if half.Flags&bpf.HalfPrimary != 0 && half.Flags&halfFilter != 0 {
-			want[bpf.PermissionKey{Binding: half.Binding, Generation: half.Generation, Remote: key.Daddr}]++
-		}
-	}
-	got := map[bpf.PermissionKey]uint32{}
-	var permission bpf.PermissionKey
-	var references uint32
-	for it := o.Permissions4.Iterate(); it.Next(&permission, &references); {
-		got[permission] = references
-	}
-	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.PermissionKey{})); diff != "" {
-		return fmt.Errorf("permissions (-sessions +map):\n%s", diff)
-	}
-	return nil
-}
-
-func checkClaims(o *bpf.Objects, references map[uint32]int) error {
-	var errs []error
-	var key bpf.ClaimKey
-	var claim bpf.Claim
-	claims := 0
-	for it := o.Claims4.Iterate(); it.Next(&key, &claim); claims++ {
-		if claim.Binding == bpf.ClaimHost {
-			continue
-		}
-		var b bpf.Binding
-		if err := o.Bindings4.Lookup(claim.Binding, &b); err != nil {
-			return err
-		}
-		if b.External != key.Address || b.ExternalPort != key.Port || b.Proto != key.Proto || uint32(b.Word>>32) != claim.Generation {
-			errs = append(errs, fmt.Errorf("claim %+v names binding %+v", key, b))
-		}
-		want := references[claim.Binding]
-		if b.Flags&bpf.BindingStatic != 0 {
-			want++
-		}
-		if int(uint32(b.Word)) != want {
-			errs = append(errs, fmt.Errorf("binding %+v has %d references, its sessions are %d", b, uint32(b.Word), want))
-		}
-	}
-	if bits := portBits(o); bits != claims {
-		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed", bits, claims))
-	}
-	return errors.Join(errs...)
-}
-
-func portBits(o *bpf.Objects) int {
-	n := 0
-	var index uint32
-	value := make([]byte, o.Ports.ValueSize())
-	for it := o.Ports.Iterate(); it.Next(&index, &value); {
-		for _, b := range value {
-			for ; b != 0; b &= b - 1 {
-				n++
-			}
-		}
-	}
-	return n
-}
-
-func mapLen(m *ebpf.Map) int {
-	n := 0
-	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
-	for it := m.Iterate(); it.Next(&key, &value); {
-		n++
-	}
-	return n
 }

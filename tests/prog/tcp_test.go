@@ -117,14 +117,16 @@ func TestTCPRefresh(t *testing.T) {
 // TestRSTOfIdleConnection: the session is held 4 minutes from the RST on (RFC 7857 section 2.3), however long
 // it was idle, and further RSTs do not prolong that (section 7.1).
 func TestRSTOfIdleConnection(t *testing.T) {
-	for _, rst := range []string{">R", "<R"} {
-		r := newRig(t)
-		r.segments(">S <SA >A")
-		r.wait(time.Hour)
-		r.segments(rst)
-		r.wait(100 * time.Second)
-		r.segments(rst)
-		r.livesFor(closing - 100*time.Second)
+	for name, rst := range map[string]string{"FromInside": ">R", "FromOutside": "<R"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.segments(">S <SA >A")
+			r.wait(time.Hour)
+			r.segments(rst)
+			r.wait(100 * time.Second)
+			r.segments(rst)
+			r.livesFor(closing - 100*time.Second)
+		})
 	}
 }
 

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	. "github.com/conenat/conenat/tests/packets"
+)
+
+// TestRigIsAsNew: whatever a test does to the tables, the kernel's things and what the dataplane remembers, the next
+// one finds nothing of it.
+func TestRigIsAsNew(t *testing.T) {
+	for name, spoil := range map[string]func(*rig){"Tables": (*rig).spoilTables, "Kernel": (*rig).spoilKernel,
+		"Both": func(r *rig) { r.spoilTables(); r.spoilKernel() }} {
+		t.Run(name, func(t *testing.T) {
+			var before *fixture
+			t.Run("Spoil", func(t *testing.T) {
+				r := newRig(t)
+				before = r.fixture
+				spoil(r)
+			})
+			t.Run("Next", func(t *testing.T) {
+				r := newRig(t)
+				if r.fixture != before {
+					t.Error("the rig has another fixture")
+				}
+				r.asNew()
+			})
+		})
+	}
+}
+
+// asNew checks the tables as they are handed out, the timer, and that a packet goes its way.
+func (r *rig) asNew() {
+	r.t.Helper()
+	if got := r.events(); len(got) != 0 {
+		r.t.Errorf("events %v", got)
+	}
+	r.wantBindings()
+	r.out(UDP(c1+":2000", peer1+":53", "x"), UDP(external+":2000", peer1+":53", "x"))
+	r.timerRuns()
+	r.must("bring it back", r.bringBackHere)
+	r.must("look at the tables", func() error {
+		got, err := r.readTables()
+		return errors.Join(err, r.furnished.same(got))
+	})
+}
+
+// timerRuns waits until the sweeper's timer has begun a walk.
+func (r *rig) timerRuns() {
+	r.t.Helper()
+	m := r.dp.Objects().Sweeper
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		value, err := m.LookupBytes(uint32(0))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if !bytes.Equal(value, make([]byte, m.ValueSize())) {
+			return
+		}
+	}
+	r.t.Error("the sweeper's timer does not run")
+}
+
+// spoilTables leaves something in every map and variable, and events in the ring.
+func (r *rig) spoilTables() {
+	r.t.Helper()
+	r.inside(UDP(c1+":2000", peer1+":53", "x"))
+	r.must("spoil", func() error {
+		var errs []error
+		for _, m := range objectsOf[*ebpf.Map](r.dp.Objects()) {
+			errs = append(errs, spoilMap(m))
+		}
+		for _, v := range objectsOf[*ebpf.Variable](r.dp.Objects()) {
+			if !v.ReadOnly() {
+				errs = append(errs, v.Set(bytes.Repeat([]byte{0x5a}, int(v.Size()))))
+			}
+		}
+		got, err := r.readTables()
+		for name, t := range got {
+			if gocmp.Equal(t, r.furnished[name]) && !r.untouchable(name) {
+				r.t.Errorf("%s is as it was: this test does not spoil it", name)
+			}
+		}
+		return errors.Join(append(errs, err)...)
+	})
+}
+
+// untouchable are the ring, which has events by now, and constants. The sweeper is written whenever tables are read.
+func (r *rig) untouchable(name string) bool {
+	for n, v := range objectsOf[*ebpf.Variable](r.dp.Objects()) {
+		if n == name {
+			return v.ReadOnly()
+		}
+	}
+	return name == "Sweeper" || name == "Events" && r.ring.AvailableBytes() > 0
+}
+
+func spoilMap(m *ebpf.Map) error {
+	value := bytes.Repeat([]byte{0x5a}, int(m.ValueSize()))
+	switch m.Type() {
+	case ebpf.RingBuf:
+		return nil
+	case ebpf.Queue:
+		return m.Put(nil, value)
+	case ebpf.Hash, ebpf.LRUHash:
+		return m.Put(bytes.Repeat([]byte{0x5a}, int(m.KeySize())), value)
+	case ebpf.PerCPUArray:
+		return changeElement(m, []byte(indexKey(m.MaxEntries()-1)), bytes.Repeat([]byte{0x5a}, ebpf.MustPossibleCPU()*perCPUSize(m)))
+	}
+	return m.Put(m.MaxEntries()-1, value)
+}
+
+// spoilKernel does what no test undoes.
+func (r *rig) spoilKernel() {
+	r.t.Helper()
+	r.must("spoil", func() error {
+		port, err := netlink.LinkByName("p2")
+		if err != nil {
+			return err
+		}
+		_, c, err := net.ParseCIDR("192.0.2.0/24")
+		return errors.Join(err, netlink.LinkDel(port), r.dp.Detach(r.ports["q1"]),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: r.ports["br0"], Dst: c}))
+	})
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane"
+)
+
+// The fixture's addresses, as in experiments of the paper: a bridge network, an uplink, two peers.
+const (
+	external = "198.51.100.1"
+	peer1    = "203.0.113.1"
+	peer2    = "203.0.113.2"
+	c1       = "172.17.0.2"
+	c2       = "172.17.0.3"
+	other    = "172.18.0.2" // in the second network
+)
+
+var (
+	bridgeMAC = net.HardwareAddr{2, 0x42, 0, 0, 0, 1}
+	bridge2   = net.HardwareAddr{2, 0x42, 0, 0, 0, 2}
+	c1MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 1}
+	c2MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 2}
+	uplinkMAC = net.HardwareAddr{2, 0, 0, 0, 2, 1}
+	routerMAC = net.HardwareAddr{2, 0, 0, 0, 2, 2}
+)
+
+const (
+	ownBPFFS  = "/sys/fs/bpf" // in the fixture's mount namespace
+	stateDir  = ownBPFFS + "/conenat"
+	uplinkMTU = 1500
+	beginning = time.Hour // of the virtual clock
+)
+
+// fixture is a dataplane in a network and mount namespace of its own, on a thread that ends with it.
+type fixture struct {
+	kind  kind
+	calls chan func()
+	dp    *dataplane.Dataplane
+	ring  *ringbuf.Reader // of the events, to see whether there are any: dp reads them
+	ports map[string]int  // interface -> ifindex
+
+	opened    tables   // right after Open
+	furnished tables   // with settings, networks, an outside and hooks
+	kernel    []string // what the kernel has then
+}
+
+func newFixture(k kind) (*fixture, error) {
+	f := &fixture{kind: k, calls: make(chan func())}
+	go f.thread()
+	err := f.do(func() error { return errors.Join(f.open(), f.furnish()) })
+	if err != nil {
+		return nil, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+// thread runs calls until the fixture is closed, on one CPU: what is kept for each CPU is then one. It is never
+// unlocked: the thread dies, and its namespaces and mounts with it.
+func (f *fixture) thread() {
+	runtime.LockOSThread()
+	pinThread(0)
+	for call := range f.calls {
+		call()
+	}
+}
+
+func (f *fixture) do(what func() error) error {
+	done := make(chan error)
+	f.calls <- func() { done <- what() }
+	return <-done
+}
+
+// pinThread puts the calling thread on one of the CPUs that it may use.
+func pinThread(n int) {
+	var may, one unix.CPUSet
+	if unix.SchedGetaffinity(0, &may) != nil {
+		return
+	}
+	var cpus []int
+	for cpu := range 1024 {
+		if may.IsSet(cpu) {
+			cpus = append(cpus, cpu)
+		}
+	}
+	one.Set(cpus[n%len(cpus)])
+	_ = unix.SchedSetaffinity(0, &one)
+}
+
+func (f *fixture) open() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("bpf", ownBPFFS, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount bpffs at %s: %w", ownBPFFS, err)
+	}
+	var err error
+	if f.dp, err = dataplane.Open(dataplane.Options{StateDir: stateDir, Capacity: f.kind.capacity,
+		VerifierLog: true, VirtualClock: !f.kind.realClock}); err != nil {
+		return err
+	}
+	if f.ring, err = ringbuf.NewReader(f.dp.Objects().Events); err != nil {
+		return err
+	}
+	f.opened, err = f.readTables()
+	return err
+}
+
+// furnish enters a new network namespace and equips it and the tables, which are as right after Open.
+func (f *fixture) furnish() (err error) {
+	if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("make network namespace: %w", err)
+	}
+	f.ports = map[string]int{}
+	if err = f.interfaces(); err == nil {
+		err = f.equip()
+	}
+	if err == nil {
+		f.furnished, err = f.readTables()
+	}
+	if err == nil {
+		err = f.writeTables(f.furnished) // as each other test will have it
+	}
+	if err == nil {
+		f.kernel, err = f.kernelState()
+	}
+	return err
+}
+
+// rest is when a test is done with it: nothing goes on in the tables by itself.
+func (f *fixture) rest() error { return f.do(f.stopTimer) }
+
+// bringBack makes it what it was when it was new.
+func (f *fixture) bringBack() error { return f.do(f.bringBackHere) }
+
+// bringBackHere is bringBack on the fixture's thread. Where a test has left the kernel's things as they were, it is
+// enough to write the tables; else all is made anew but the programs and the maps.
+func (f *fixture) bringBackHere() error {
+	before := f.kernel
+	now, err := f.kernelState()
+	if err != nil {
+		return err
+	}
+	if gocmp.Equal(before, now) {
+		return f.writeTables(f.furnished)
+	}
+	if err = f.detach(); err == nil {
+		err = f.writeTables(f.opened)
+	}
+	if err == nil {
+		err = f.furnish()
+	}
+	if err != nil {
+		return err
+	}
+	// Indices of interfaces begin anew in a new namespace.
+	if diff := gocmp.Diff(before, f.kernel); diff != "" {
+		return fmt.Errorf("the kernel's things made anew (-first +now):\n%s", diff)
+	}
+	return nil
+}
+
+// detach takes the hooks off: their pins would be taken for those of new interfaces, whose indices are the same.
+func (f *fixture) detach() error {
+	links, err := f.dp.Links()
+	for _, l := range links {
+		err = errors.Join(err, f.dp.Detach(l.IfIndex))
+	}
+	return err
+}
+
+func (f *fixture) close() error {
+	err := f.do(func() (err error) {
+		if f.ring != nil {
+			err = f.ring.Close()
+		}
+		if f.dp != nil {
+			err = errors.Join(err, f.dp.Close())
+		}
+		return err
+	})
+	close(f.calls)
+	return err
+}
+
+func (f *fixture) interfaces() error {
+	// The interfaces' own chatter would move the counters.
+	for _, which := range []string{"all", "default"} {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0); err != nil {
+			return err
+		}
+	}
+	for _, b := range []struct {
+		name, addr string
+		mac        net.HardwareAddr
+	}{{"br0", "172.17.0.1/16", bridgeMAC}, {"br1", "172.18.0.1/16", bridge2}} {
+		l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: b.name, HardwareAddr: b.mac}}
+		if err := f.add(l, b.addr); err != nil {
+			return err
+		}
+	}
+	for _, port := range []string{"p1", "p2", "q1"} {
+		master := f.ports["br0"]
+		if port == "q1" {
+			master = f.ports["br1"]
+		}
+		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: master}, PeerName: port + "c"}
+		if err := f.add(v, ""); err != nil {
+			return err
+		}
+	}
+	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", HardwareAddr: uplinkMAC, MTU: uplinkMTU}, PeerName: "wire"}
+	if err := f.add(up, external+"/24"); err != nil {
+		return err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err == nil {
+		err = os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
+	}
+	if err != nil {
+		return err
+	}
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: f.ports["eth0"], Gw: net.ParseIP("198.51.100.254")})
+}
+
+func (f *fixture) add(l netlink.Link, addr string) error {
+	name := l.Attrs().Name
+	if err := netlink.LinkAdd(l); err != nil {
+		return fmt.Errorf("add %s: %w", name, err)
+	}
+	made, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	f.ports[name] = made.Attrs().Index
+	if v, ok := l.(*netlink.Veth); ok {
+		peer, err := netlink.LinkByName(v.PeerName)
+		if err == nil {
+			err = netlink.LinkSetUp(peer)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if addr != "" {
+		a, err := netlink.ParseAddr(addr)
+		if err == nil {
+			err = netlink.AddrAdd(made, a)
+		}
+		if err != nil {
+			return fmt.Errorf("address of %s: %w", name, err)
+		}
+	}
+	return netlink.LinkSetUp(made)
+}
+
+// equip gives the dataplane its networks, an outside and hooks.
+func (f *fixture) equip() error {
+	if !f.kind.realClock {
+		if err := f.dp.SetClock(uint64(beginning)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		f.putNetworks(dataplane.AddressDependent),
+		f.dp.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.ports["eth0"], Address: netip.MustParseAddr(external)}),
+		f.link("br0", dataplane.InsideDevice, "br0"), f.link("p1", dataplane.InsidePort, "br0"),
+		f.link("p2", dataplane.InsidePort, "br0"), f.link("br1", dataplane.InsideDevice, "br1"),
+		f.link("q1", dataplane.InsidePort, "br1"), f.link("eth0", dataplane.OutsideLink, "eth0"),
+	)
+}
+
+// putNetworks gives both networks a filtering for all protocols.
+func (f *fixture) putNetworks(filtering dataplane.Behavior) error {
+	all := [3]dataplane.Behavior{filtering, filtering, filtering}
+	return errors.Join(
+		f.dp.PutNetwork(dataplane.Network{Name: "br0", IfIndex: f.ports["br0"], Gateway: bridgeMAC,
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, Filtering: all}),
+		f.dp.PutNetwork(dataplane.Network{Name: "br1", IfIndex: f.ports["br1"], Gateway: bridge2,
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}, Filtering: all}))
+}
+
+func (f *fixture) link(name string, kind dataplane.LinkKind, owner string) error {
+	return f.dp.Attach(dataplane.Link{IfIndex: f.ports[name], Name: name, Kind: kind, Owner: owner, Peer: kind == dataplane.InsidePort})
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// kernelState is what the kernel has in the fixture's namespaces beside the maps, in lines: interfaces with their
+// hooks and pins, addresses, neighbours, routes, rules, sockets. What the kernel changes late and by itself, as whether
+// an interface has a carrier, is not among them.
+func (f *fixture) kernelState() ([]string, error) {
+	var lines []string
+	for _, part := range []func() ([]string, error){interfaceLines, addressLines, neighbourLines, routeLines, ruleLines, socketLines,
+		f.hookLines, pinLines} {
+		more, err := part()
+		if err != nil {
+			return nil, err
+		}
+		slices.Sort(more)
+		lines = append(lines, more...)
+	}
+	return lines, nil
+}
+
+func interfaceLines() (lines []string, err error) {
+	links, err := netlink.LinkList()
+	for _, l := range links {
+		a := l.Attrs()
+		lines = append(lines, fmt.Sprintf("interface %d %s %s mtu %d master %d mac %s up %t", a.Index, a.Name, l.Type(), a.MTU, a.MasterIndex,
+			macOf(a), a.Flags&net.FlagUp != 0))
+	}
+	return lines, err
+}
+
+// macOf is "any" for those that the kernel has made up.
+func macOf(a *netlink.LinkAttrs) string {
+	switch a.Name {
+	case "br0", "br1", "eth0", "lo":
+		return a.HardwareAddr.String()
+	}
+	return "any"
+}
+
+func addressLines() (lines []string, err error) {
+	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	for _, a := range addresses {
+		lines = append(lines, fmt.Sprintf("address %s on %d", a, a.LinkIndex))
+	}
+	return lines, err
+}
+
+func neighbourLines() (lines []string, err error) {
+	neighbours, err := netlink.NeighList(0, netlink.FAMILY_V4)
+	for _, n := range neighbours {
+		if n.State == netlink.NUD_NOARP { // a multicast group of the kernel's own
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("neighbour %s %s on %d state %d", n.IP, n.HardwareAddr, n.LinkIndex, n.State))
+	}
+	return lines, err
+}
+
+func routeLines() (lines []string, err error) {
+	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, all, netlink.RT_FILTER_TABLE)
+	for _, r := range routes {
+		lines = append(lines, fmt.Sprintf("route to %s by %s on %d from %s table %d type %d metric %d mtu %d", r.Dst, r.Gw, r.LinkIndex, r.Src,
+			r.Table, r.Type, r.Priority, r.MTU))
+	}
+	return lines, err
+}
+
+func ruleLines() (lines []string, err error) {
+	rules, err := netlink.RuleList(netlink.FAMILY_V4)
+	for _, r := range rules {
+		lines = append(lines, fmt.Sprint("rule ", r))
+	}
+	return lines, err
+}
+
+// socketLines has the headings too, so that a table that cannot be read is no empty one.
+func socketLines() (lines []string, err error) {
+	for _, table := range []string{"tcp", "udp", "udplite", "raw", "icmp"} {
+		text, err := os.ReadFile("/proc/thread-self/net/" + table)
+		if table == "udplite" && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(string(text)) {
+			lines = append(lines, table+" "+strings.TrimSpace(line))
+		}
+	}
+	return lines, nil
+}
+
+func (f *fixture) hookLines() (lines []string, err error) {
+	links, err := f.dp.Links()
+	for _, l := range links {
+		lines = append(lines, fmt.Sprintf("hooks of %d %s by %s", l.IfIndex, l.Name, l.Mechanism))
+	}
+	return lines, err
+}
+
+func pinLines() (lines []string, err error) {
+	err = filepath.WalkDir(ownBPFFS, func(path string, _ os.DirEntry, err error) error {
+		lines = append(lines, "pin "+path)
+		return err
+	})
+	return lines, err
+}

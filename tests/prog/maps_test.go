@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+// consistent checks what must hold between the maps at any time.
+func (r *rig) consistent() {
+	r.t.Helper()
+	r.must("look at the maps", func() error {
+		return checkMaps(r.dp.Objects())
+	})
+}
+
+// checkMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every
+// half's other half leads back, every session has its slot, and references are the sessions there are.
+func checkMaps(o *bpf.Objects) error {
+	var errs []error
+	references := map[uint32]int{}
+	var key bpf.SessionKey
+	var half bpf.SessionHalf
+	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+		if half.Flags&(bpf.HalfPrimary|bpf.HalfHairpin) != 0 {
+			references[half.Binding]++
+		}
+		back := bpf.SessionKey{Saddr: half.Daddr, Daddr: half.Saddr, Sport: half.Dport, Dport: half.Sport,
+			Zone: half.PeerZone, Proto: key.Proto}
+		var otherHalf bpf.SessionHalf
+		if err := o.Sessions4.Lookup(back, &otherHalf); err != nil {
+			errs = append(errs, fmt.Errorf("session %+v has no other half", key))
+		} else if otherHalf.Slot != half.Slot {
+			errs = append(errs, fmt.Errorf("session %+v: halves of slots %d and %d", key, half.Slot, otherHalf.Slot))
+		}
+	}
+	return errors.Join(append(errs, checkClaims(o, references), checkSlots(o), checkPermissions(o))...)
+}
+
+// checkSlots: the sweeper finds every session by its slot.
+func checkSlots(o *bpf.Objects) error {
+	var errs []error
+	var key bpf.SessionKey
+	var half bpf.SessionHalf
+	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+		var slot bpf.SessionSlot
+		if err := o.SessionSlots4.Lookup(half.Slot, &slot); err != nil {
+			return err
+		}
+		if half.Flags&bpf.HalfPrimary != 0 && slot.Key != key {
+			errs = append(errs, fmt.Errorf("session %+v: its slot %d names %+v", key, half.Slot, slot.Key))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// halfFilter is HALF_FILTER of abi.h: the session holds a reference on a permission.
+const halfFilter = 1 << 3
+
+// checkPermissions: each is held by as many sessions as it says.
+func checkPermissions(o *bpf.Objects) error {
+	want := map[bpf.PermissionKey]uint32{}
+	var key bpf.SessionKey
+	var half bpf.SessionHalf
+	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+		if half.Flags&bpf.HalfPrimary != 0 && half.Flags&halfFilter != 0 {
+			want[bpf.PermissionKey{Binding: half.Binding, Generation: half.Generation, Remote: key.Daddr}]++
+		}
+	}
+	got := map[bpf.PermissionKey]uint32{}
+	var permission bpf.PermissionKey
+	var references uint32
+	for it := o.Permissions4.Iterate(); it.Next(&permission, &references); {
+		got[permission] = references
+	}
+	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.PermissionKey{})); diff != "" {
+		return fmt.Errorf("permissions (-sessions +map):\n%s", diff)
+	}
+	return nil
+}
+
+func checkClaims(o *bpf.Objects, references map[uint32]int) error {
+	var errs []error
+	var key bpf.ClaimKey
+	var claim bpf.Claim
+	claims := 0
+	for it := o.Claims4.Iterate(); it.Next(&key, &claim); claims++ {
+		if claim.Binding == bpf.ClaimHost {
+			continue
+		}
+		var b bpf.Binding
+		if err := o.Bindings4.Lookup(claim.Binding, &b); err != nil {
+			return err
+		}
+		if b.External != key.Address || b.ExternalPort != key.Port || b.Proto != key.Proto || uint32(b.Word>>32) != claim.Generation {
+			errs = append(errs, fmt.Errorf("claim %+v names binding %+v", key, b))
+		}
+		want := references[claim.Binding]
+		if b.Flags&bpf.BindingStatic != 0 {
+			want++
+		}
+		if int(uint32(b.Word)) != want {
+			errs = append(errs, fmt.Errorf("binding %+v has %d references, its sessions are %d", b, uint32(b.Word), want))
+		}
+	}
+	if bits := portBits(o); bits != claims {
+		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed", bits, claims))
+	}
+	return errors.Join(errs...)
+}
+
+func portBits(o *bpf.Objects) int {
+	n := 0
+	var index uint32
+	value := make([]byte, o.Ports.ValueSize())
+	for it := o.Ports.Iterate(); it.Next(&index, &value); {
+		for _, b := range value {
+			for ; b != 0; b &= b - 1 {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func mapLen(m *ebpf.Map) int {
+	n := 0
+	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
+	for it := m.Iterate(); it.Next(&key, &value); {
+		n++
+	}
+	return n
+}
