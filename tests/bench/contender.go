@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// What every contender that translates forwards from outside: UDP and TCP to the external address and one of these
+// ports, to the same port inside.
+const (
+	ForwardedPort  = 8080 // to Inside
+	ForwardedPort2 = 8081 // to Inside2
+)
+
+// External is the address that contenders translate to.
+var External = topo.HostAddr
+
+// Contender is a way from inside to outside.
+type Contender struct {
+	Name       string
+	Translates bool
+	Sweeps     bool                                    // has conenat's sweeper
+	Start      func(ctx context.Context, l *Lab) error // until the lab is closed
+}
+
+// Contenders are all of them; conenat is the path of the binary that is measured. What joins the comparison
+// (another hook, another NAT) joins here.
+func Contenders(conenat string) []Contender {
+	return []Contender{
+		{Forwarding, false, false, func(context.Context, *Lab) error { return nil }},
+		{NFTables, true, false, nftables},
+		{Direct, true, true, daemon{binary: conenat, path: "direct"}.start},
+		{Stack, true, false, daemon{binary: conenat, path: "stack"}.start},
+	}
+}
+
+// The contenders' names.
+const (
+	Forwarding = "forwarding"     // the kernel routes, nothing translates
+	NFTables   = "nftables"       // masquerade and DNAT, and no other rule
+	Direct     = "conenat-direct" // from interface to interface
+	Stack      = "conenat-stack"  // by the host's routing and netfilter
+)
+
+// Source is the address that a packet from inside has outside.
+func (c Contender) Source(inside netip.Addr) netip.Addr {
+	if c.Translates {
+		return External
+	}
+	return inside
+}
+
+// nftables is the smallest NAT that does what conenat does: masquerade, port forwards, and hairpins whose receiver
+// sees the external address.
+func nftables(ctx context.Context, l *Lab) error {
+	_, err := l.Host.Run(ctx, fmt.Sprintf(`
+table ip nat {
+	map forwards {
+		type inet_proto . inet_service : ipv4_addr
+		elements = { udp . %[2]d : %[4]s, tcp . %[2]d : %[4]s, udp . %[3]d : %[5]s, tcp . %[3]d : %[5]s }
+	}
+	chain prerouting {
+		type nat hook prerouting priority dstnat
+		ip daddr %[1]s dnat to ip protocol . th dport map @forwards
+	}
+	chain postrouting {
+		type nat hook postrouting priority srcnat
+		oifname "eth0" ip saddr 172.17.0.0/16 masquerade
+		oifname "docker0" ip saddr 172.17.0.0/16 snat to %[1]s
+	}
+}
+`, External, ForwardedPort, ForwardedPort2, l.Inside.Addr, l.Inside2.Addr), "nft", "-f", "-")
+	return err
+}
