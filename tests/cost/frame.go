@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/bench"
+	"github.com/conenat/conenat/tests/packets"
+)
+
+// packet is the smallest of its protocol that fills an Ethernet frame: 60 bytes.
+type packet struct {
+	proto    uint8
+	src, dst netip.AddrPort // of an echo the source's port, of its reply the destination's, is the identifier
+	reply    bool           // an echo's
+	flags    byte           // TCP's
+	seq, ack uint32
+}
+
+// TCP's flags.
+const (
+	syn = 0x02
+	ack = 0x10
+)
+
+const (
+	frameSize    = 60
+	ethernetSize = 14
+	ipSize       = 20
+	segmentSize  = frameSize - ethernetSize - ipSize
+)
+
+// frame is a packet as AF_PACKET takes it: virtio's header, then Ethernet's. UDP and TCP leave their checksum to
+// whoever sends them over a wire, as those of a container's sockets do, and nobody on the way verifies it.
+func (p packet) frame(from bench.Port) []byte {
+	segment, offset := p.segment()
+	spec := packets.Raw(p.src.String(), p.dst.String(), p.proto, segment)
+	spec.SrcMAC, spec.DstMAC, spec.DF = from.MAC, from.Gateway, true
+	var header [virtioSize]byte
+	if offset > 0 {
+		header[0] = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM
+		binary.NativeEndian.PutUint16(header[6:], ethernetSize+ipSize)
+		binary.NativeEndian.PutUint16(header[8:], uint16(offset))
+	}
+	return append(header[:], spec.Bytes()...)
+}
+
+// virtioSize is struct virtio_net_hdr's (include/uapi/linux/virtio_net.h).
+const virtioSize = 10
+
+// segment is what comes after the IP header, and where in it a checksum is still to be completed; 0: nowhere.
+func (p packet) segment() (segment []byte, offset int) {
+	b := make([]byte, segmentSize)
+	be := binary.BigEndian
+	switch p.proto {
+	case unix.IPPROTO_ICMP:
+		b[0] = 8
+		be.PutUint16(b[4:], p.src.Port())
+		if p.reply {
+			b[0] = 0
+			be.PutUint16(b[4:], p.dst.Port())
+		}
+		be.PutUint16(b[2:], packets.Checksum(b))
+		return b, 0
+	case unix.IPPROTO_UDP:
+		be.PutUint16(b[4:], segmentSize)
+		offset = 6
+	case unix.IPPROTO_TCP:
+		be.PutUint32(b[4:], p.seq)
+		be.PutUint32(b[8:], p.ack)
+		b[12], b[13] = 5<<4, p.flags
+		be.PutUint16(b[14:], 512)
+		offset = 16
+	}
+	be.PutUint16(b, p.src.Port())
+	be.PutUint16(b[2:], p.dst.Port())
+	be.PutUint16(b[offset:], ^packets.Checksum(p.pseudoHeader()))
+	return b, offset
+}
+
+// pseudoHeader is that of RFC 768.
+func (p packet) pseudoHeader() []byte {
+	b := append(p.src.Addr().AsSlice(), p.dst.Addr().AsSlice()...)
+	return append(b, 0, p.proto, 0, segmentSize)
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/conenat/conenat/tests/bench"
+	"github.com/conenat/conenat/tests/packets"
+)
+
+var port = bench.Port{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Gateway: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+
+// TestFrames: once the checksum is completed as a network card would, all of them are right.
+func TestFrames(t *testing.T) {
+	src, dst := netip.MustParseAddrPort("172.17.0.2:20000"), netip.MustParseAddrPort("203.0.113.1:3478")
+	for name, p := range map[string]packet{
+		"udp":   {proto: udp.number, src: src, dst: dst},
+		"tcp":   {proto: tcp.number, src: src, dst: dst, flags: syn | ack, seq: 2000, ack: 1001},
+		"echo":  {proto: icmp.number, src: src, dst: dst},
+		"reply": {proto: icmp.number, src: dst, dst: src, reply: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			frame := complete(t, p.frame(port))
+			if len(frame) != frameSize {
+				t.Errorf("%d bytes", len(frame))
+			}
+			decoded := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+			if failed := decoded.ErrorLayer(); failed != nil {
+				t.Fatal(failed.Error())
+			}
+			if sums, ok := decoded.TransportLayer().(interface {
+				SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+			}); ok {
+				if err := sums.SetNetworkLayerForChecksum(decoded.NetworkLayer()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err, wrong := decoded.VerifyChecksums(); err != nil || len(wrong) > 0 {
+				t.Errorf("checksums: %v, %v\n%s", err, wrong, decoded.Dump())
+			}
+			verify(t, p, decoded)
+		})
+	}
+}
+
+// complete does what VIRTIO_NET_HDR_F_NEEDS_CSUM asks for.
+func complete(t *testing.T, raw []byte) []byte {
+	header, frame := raw[:virtioSize], append([]byte{}, raw[virtioSize:]...)
+	if header[0] == 0 {
+		return frame
+	}
+	start, offset := binary.NativeEndian.Uint16(header[6:]), binary.NativeEndian.Uint16(header[8:])
+	if int(start+offset)+2 > len(frame) {
+		t.Fatalf("checksum at %d+%d of %d bytes", start, offset, len(frame))
+	}
+	binary.BigEndian.PutUint16(frame[start+offset:], packets.Checksum(frame[start:]))
+	return frame
+}
+
+func verify(t *testing.T, p packet, decoded gopacket.Packet) {
+	switch l := decoded.TransportLayer().(type) {
+	case *layers.UDP:
+		if uint16(l.SrcPort) != p.src.Port() || uint16(l.DstPort) != p.dst.Port() {
+			t.Errorf("%+v", l)
+		}
+	case *layers.TCP:
+		if uint16(l.SrcPort) != p.src.Port() || uint16(l.DstPort) != p.dst.Port() || !l.SYN || !l.ACK || l.FIN || l.RST || l.Seq != p.seq || l.Ack != p.ack {
+			t.Errorf("%+v", l)
+		}
+	default:
+		echo, ok := decoded.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
+		kind := uint8(layers.ICMPv4TypeEchoRequest)
+		if p.reply {
+			kind = layers.ICMPv4TypeEchoReply
+		}
+		if !ok || echo.Id != 20000 || echo.TypeCode.Type() != kind {
+			t.Errorf("%+v", echo)
+		}
+	}
+}
+
+// TestTrialsAreTold: no two rows of a contender have one name, and each packet that changes does.
+func TestTrialsAreTold(t *testing.T) {
+	lab := &bench.Lab{Inside: port, Inside2: port, Outside: port}
+	lab.Inside.Addr, lab.Inside2.Addr = netip.MustParseAddr("172.17.0.2"), netip.MustParseAddr("172.17.0.3")
+	for _, c := range bench.Contenders("") {
+		seen := map[string]bool{}
+		for _, trial := range trialsOf(lab, c) {
+			if seen[trial.name] {
+				t.Errorf("%s: %s is there twice", c.Name, trial.name)
+			}
+			seen[trial.name] = true
+			different := map[packet]bool{}
+			for n := range totalPackets {
+				different[trial.packet(n)] = true
+			}
+			if len(different) != 1 && len(different) != totalPackets {
+				t.Errorf("%s: %s: %d different packets of %d", c.Name, trial.name, len(different), totalPackets)
+			}
+		}
+		if len(seen) < 7 {
+			t.Errorf("%s: %d rows", c.Name, len(seen))
+		}
+	}
+}

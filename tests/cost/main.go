@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/conenat/conenat/tests/cost/budget"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// The files, from the repository's top, where `make` runs.
+const (
+	budgetFile = "tests/cost/budget.yaml"
+	pageFile   = "docs/cost.md"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err := errors.Join(err, topo.CloseProcess()); err != nil {
+		fmt.Fprintf(os.Stderr, "cost: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+var errUsage = errors.New("want one of: cost check, cost update, cost measure CONENAT")
+
+func run(ctx context.Context, args []string) error {
+	switch {
+	case len(args) == 1 && args[0] == "check":
+		return check(ctx)
+	case len(args) == 1 && args[0] == "update":
+		return update(ctx)
+	case len(args) == 2 && args[0] == "measure":
+		b, err := measure(ctx, args[1], os.Stderr)
+		if err == nil {
+			_, err = os.Stdout.Write(b.File())
+		}
+		return err
+	}
+	return errUsage
+}
+
+func check(ctx context.Context) error {
+	committed, err := readBudget()
+	if err != nil {
+		return err
+	}
+	measured, err := inMachine(ctx)
+	if err != nil {
+		return err
+	}
+	report := budget.Compare(committed, measured)
+	fmt.Print(report)
+	if report.Failed() {
+		return fmt.Errorf("the costs are not those of %s: if they are meant to be, `make cost` writes them", budgetFile)
+	}
+	return nil
+}
+
+func update(ctx context.Context) error {
+	page, err := os.ReadFile(pageFile)
+	if err != nil {
+		return fmt.Errorf("read the page: %w", err)
+	}
+	measured, err := inMachine(ctx)
+	if err != nil {
+		return err
+	}
+	if committed, err := readBudget(); err == nil {
+		fmt.Print(budget.Compare(committed, measured))
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	text, err := measured.Page(string(page))
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(pageFile, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("write the page: %w", err)
+	}
+	if err := os.WriteFile(budgetFile, measured.File(), 0o644); err != nil {
+		return fmt.Errorf("write the budget: %w", err)
+	}
+	return nil
+}
+
+func readBudget() (budget.Budget, error) {
+	text, err := os.ReadFile(budgetFile)
+	if err != nil {
+		return budget.Budget{}, fmt.Errorf("read the budget: %w", err)
+	}
+	return budget.Parse(text)
+}
