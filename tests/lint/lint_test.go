@@ -24,6 +24,7 @@ var rules = []struct {
 	{"Makefile", makefile},
 	{"Imports", imports},
 	{"PackageComments", packageComments},
+	{"Skips", skips},
 	{"FunctionLength", functionLength},
 	{"Conditionals", conditionals},
 }
@@ -162,6 +163,28 @@ func TestRules(t *testing.T) {
 			want: []string{
 				"a: no package comment; write a doc.go that says what the package owns",
 				"b: no package comment; write a doc.go that says what the package owns",
+			},
+		},
+		"skips": {
+			check: skips,
+			good: tree{
+				"tests/require/require.go": goLicence + "package require\nfunc root(t TB) { t.Skipf(\"needs root\") }\n",
+				"a/a_test.go":              goLicence + "package a\nfunc TestA(t *testing.T) { require.Root(t) } // t.Skip hides\n",
+				"gen/gen.go":               generated + "package gen\nfunc f(t *testing.T) { t.Skip() }\n",
+				"a/reader.go":              "package a\ntype Skip int\nfunc Skipf() {}\n",
+			},
+			bad: tree{
+				"a/a_test.go": goLicence + "package a\n\nfunc TestA(t *testing.T) {\n\tt.Run(\"\", func(tt *testing.T) {\n\t\ttt.Skip(1)\n\t})\n" +
+					"\tt.Skipf(\"\")\n\tleave := t.SkipNow\n\tleave()\n}\n",
+				"tests/requires/a.go": "package requires\nfunc a(t TB) { t.Skip() }\n",
+				"b/broken_test.go":    "package b\nfunc (\n",
+			},
+			want: []string{
+				"a/a_test.go:10: SkipNow: what a test needs is said by tests/require, which skips or fails",
+				"a/a_test.go:7: Skip: what a test needs is said by tests/require, which skips or fails",
+				"a/a_test.go:9: Skipf: what a test needs is said by tests/require, which skips or fails",
+				"b/broken_test.go:2:8: expected ')', found 'EOF'",
+				"tests/requires/a.go:2: Skip: what a test needs is said by tests/require, which skips or fails",
 			},
 		},
 		"function length": {

@@ -98,3 +98,30 @@ func packageComments(t tree) (problems []string) {
 }
 
 var packageComment = regexp.MustCompile(`^(Package|Command) \w+ `)
+
+// skips: tests/require alone may skip a test, for it says why, and fails instead where a skip would hide a break.
+func skips(t tree) (problems []string) {
+	for _, p := range t.source(".go") {
+		if path.Dir(p) == "tests/require" {
+			continue
+		}
+		fset := token.NewFileSet()
+		file, err := parser.ParseFile(fset, p, t[p], parser.SkipObjectResolution)
+		if err != nil {
+			problems = append(problems, err.Error())
+			continue
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			method, ok := n.(*ast.SelectorExpr)
+			if ok && skipMethod.MatchString(method.Sel.Name) {
+				problems = append(problems, fmt.Sprintf("%s:%d: %s: what a test needs is said by tests/require, which skips or fails",
+					p, fset.Position(method.Pos()).Line, method.Sel.Name))
+			}
+			return true
+		})
+	}
+	return problems
+}
+
+// skipMethod matches testing.TB's.
+var skipMethod = regexp.MustCompile(`^Skip(f|Now)?$`)
