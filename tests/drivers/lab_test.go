@@ -11,12 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/control/api"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 const megabyte = 1 << 20
+
+var noAddr netip.AddrPort // any address and port
 
 var (
 	addrA = netip.MustParseAddr("172.17.0.2")
@@ -33,11 +36,10 @@ type lab struct {
 	cardA, port0, uplink0, cardB *nic
 }
 
-// insideMTU is of the wire, the bridge, and the veth pair of the third host.
 type labConfig struct {
 	path      string // direct or stack
 	plain     bool   // port0 itself is the inside, without a bridge
-	insideMTU int    // 0: 1500
+	insideMTU int    // of wire, bridge, and veth pair, in bytes; 0: 1500
 }
 
 func newLab(t *testing.T, cfg labConfig) *lab {
@@ -47,8 +49,8 @@ func newLab(t *testing.T, cfg labConfig) *lab {
 	started := time.Now()
 	for _, step := range []func() error{
 		l.namespaces,
-		func() error { return l.inside(cfg) },
-		l.outside,
+		func() error { return l.insideWire(cfg) },
+		l.outsideWire,
 		func() error { _, err := l.nsHost.Run(t.Context(), masquerade, "nft", "-f", "-"); return err },
 	} {
 		if err := step(); err != nil {
@@ -87,8 +89,8 @@ func (l *lab) namespaces() (err error) {
 		l.nsHost.Sysctl("net.ipv4.ip_forward=1"))
 }
 
-// inside is the first wire, and with a bridge a third host behind a veth pair.
-func (l *lab) inside(cfg labConfig) error {
+// insideWire is the first wire, and with a bridge a third host behind a veth pair.
+func (l *lab) insideWire(cfg labConfig) error {
 	if cfg.insideMTU != 0 {
 		if err := errors.Join(l.nsA.SetMTU(l.cardA.name, cfg.insideMTU), l.nsHost.SetMTU(l.port0.name, cfg.insideMTU)); err != nil {
 			return err
@@ -127,8 +129,8 @@ func (l *lab) bridge(gateway string, mtu int) (err error) {
 	return l.nsC.AddRoute("default", topo.GatewayAddr.String())
 }
 
-// outside is the second wire. The far peer answers from its first address where a socket does not say which.
-func (l *lab) outside() error {
+// outsideWire is the second one. The far peer answers from its first address where a socket does not say which.
+func (l *lab) outsideWire() error {
 	for _, err := range []error{
 		l.nsHost.AddAddr(l.uplink0.name, topo.HostAddr.String()+"/24"), l.nsHost.Up(l.uplink0.name),
 		l.nsHost.AddRoute("default", topo.RouterAddr.String()),
@@ -150,20 +152,25 @@ func (l *lab) under(t *testing.T) *lab {
 	return &sub
 }
 
+func (l *lab) status() api.Status {
+	l.t.Helper()
+	return asked[api.Status](l, "status")[0]
+}
+
+// asked is what a client command prints, one element at least.
+func asked[T any](l *lab, command string) (list []T) {
+	l.t.Helper()
+	if err := json.Unmarshal([]byte(l.Client(command, "-o", "json")), &list); err != nil || len(list) == 0 {
+		l.t.Fatalf("conenat %s: %d elements, %v", command, len(list), err)
+	}
+	return list
+}
+
 // counters are all of conenat's.
 func (l *lab) counters() map[string]uint64 {
 	l.t.Helper()
-	var status []struct {
-		Counters []struct {
-			Name    string `json:"name"`
-			Packets uint64 `json:"packets"`
-		} `json:"counters"`
-	}
-	if err := json.Unmarshal([]byte(l.Client("status", "-o", "json")), &status); err != nil || len(status) != 1 {
-		l.t.Fatalf("status: %d, %v", len(status), err)
-	}
 	counters := map[string]uint64{}
-	for _, c := range status[0].Counters {
+	for _, c := range l.status().Counters {
 		counters[c.Name] = c.Packets
 	}
 	return counters
@@ -227,16 +234,6 @@ func (l *lab) udp(h probe.Host, port uint16) probe.Socket {
 	}
 	l.t.Cleanup(func() { s.Close() })
 	return s
-}
-
-// serve starts a TCP server; the test's end closes it.
-func (l *lab) serve(h probe.Host, port uint16) {
-	l.t.Helper()
-	s, err := h.ServeTCP(port)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { s.Close() })
 }
 
 func (l *lab) dial(h probe.Host, server netip.AddrPort) probe.Conn {

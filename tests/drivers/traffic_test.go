@@ -13,58 +13,31 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-// TestTraffic: all kinds of it, by both paths, with a bridge and without, the cards' offloads as the drivers have them.
-func TestTraffic(t *testing.T) {
-	for name, cfg := range map[string]labConfig{
-		"DirectBridge": {path: "direct"}, "DirectPlain": {path: "direct", plain: true},
-		"StackBridge": {path: "stack"}, "StackPlain": {path: "stack", plain: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			l := newLab(t, cfg)
-			l.traffic()
-			l.went(cfg.path)
-		})
-	}
-}
-
-// TestOffloadsOff: the same with features of some cards off. Where the senders leave a checksum to nobody, the receiver
-// verifies what conenat made of a whole one; where the host's cards do, the kernel completes the half of a checksum that
-// conenat changed, and the receiver verifies that.
-func TestOffloadsOff(t *testing.T) {
+// TestBridge: all that a card at a bridge's port can do to conenat, by both paths. One daemon serves all of a path's tests, for
+// its start takes longer in software emulation than they do.
+func TestBridge(t *testing.T) {
 	for _, path := range []string{"direct", "stack"} {
 		t.Run(path, func(t *testing.T) {
 			l := newLab(t, labConfig{path: path})
-			peers, host := []*nic{l.cardA, l.cardB}, []*nic{l.port0, l.uplink0}
-			all := append(peers, host...)
-			for name, off := range map[string]map[string][]*nic{
-				"PeersChecksums":   {txChecksum: peers},
-				"HostChecksums":    {txChecksum: host},
-				"HostSegmentation": {txSegments: host, txGSO: host},
-				"HostReceive":      {rxGRO: host, rxSegments: host, rxChecksum: host},
-				"Everything":       {txChecksum: all, txSegments: all, txGSO: all, rxGRO: all, rxSegments: all, rxChecksum: all},
-			} {
-				t.Run(name, func(t *testing.T) {
-					for feature, cards := range off {
-						for _, card := range cards {
-							card.switchOff(t, feature)
-						}
-					}
-					l.under(t).traffic()
-				})
-			}
+			t.Run("Offloads", func(t *testing.T) { l.under(t).offloads() })
+			t.Run("Traffic", func(t *testing.T) { l.under(t).traffic() })
+			t.Run("OffloadsOff", func(t *testing.T) { l.under(t).offloadsOff(t) })
+			t.Run("Checksums", func(t *testing.T) { l.under(t).checksums(t) })
+			t.Run("Segments", func(t *testing.T) { l.under(t).segments() })
 			l.went(path)
 		})
 	}
 }
 
-// switchOff leaves alone what a card has not, or has for good: virtio's rx-checksum, and what only virtio has.
-func (n *nic) switchOff(t *testing.T, feature string) {
-	t.Helper()
-	switch {
-	case n.virtio() && feature == rxChecksum, !n.virtio() && feature == rxSegments:
-		return
+// TestPlain: a card is the inside itself, without a bridge.
+func TestPlain(t *testing.T) {
+	for _, path := range []string{"direct", "stack"} {
+		t.Run(path, func(t *testing.T) {
+			l := newLab(t, labConfig{path: path, plain: true})
+			l.traffic()
+			l.went(path)
+		})
 	}
-	n.set(t, false, feature)
 }
 
 // went fails unless conenat's work was done on this path.

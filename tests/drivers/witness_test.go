@@ -121,3 +121,51 @@ func (s *seen) add(status uint32, length int) {
 		s.none++
 	}
 }
+
+func (s seen) partials() int { return s.partial }
+func (s seen) valids() int   { return s.valid }
+func (s seen) nones() int    { return s.none }
+
+// amount is how many of the packets that a witness has seen.
+type amount int
+
+const (
+	whatever amount = iota
+	none
+	some
+	all
+)
+
+func (a amount) is(n, packets int) bool {
+	return a == whatever || a == none && n == 0 || a == some && n > 0 || a == all && n == packets
+}
+
+// sight is what is to be seen at a card, of what comes in or goes out.
+type sight struct {
+	card           *nic
+	out            bool
+	large, partial amount
+}
+
+// sees fails unless that is what the cards see while fn runs.
+func (l *lab) sees(sights []sight, fn func()) {
+	l.t.Helper()
+	var watched []*witness
+	for _, s := range sights {
+		watched = append(watched, s.card.watch(l.t))
+	}
+	fn()
+	for i, s := range sights {
+		in, out := watched[i].stop()
+		got, way := in, "in"
+		if s.out {
+			got, way = out, "out"
+		}
+		l.t.Logf("%s %s: %+v", s.card.name, way, got)
+		// The bulk is megabytes; in large packets it is far fewer of them.
+		few := s.large != some || got.packets < got.bytes/ethernetBytes*3/4
+		if got.bytes < megabyte || !s.large.is(got.large, got.packets) || !s.partial.is(got.partial, got.packets) || !few {
+			l.t.Errorf("%s, %s: %+v", s.card.name, way, got)
+		}
+	}
+}
