@@ -14,11 +14,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -80,38 +82,56 @@ func equip(f *topo.Figure3, d *dataplane.Dataplane) error {
 
 func TestOpenRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
-		prepare func(t *testing.T, f *topo.Figure3, dir string)
-		opts    dataplane.Options
-		want    error
-		says    string
+		there string // in the state directory
+		opts  dataplane.Options
+		want  error
+		says  string
 	}{
 		"MissingKernelFeature": {opts: dataplane.Options{DisableFeatures: []string{dataplane.FeatureKernel}},
 			want: dataplane.ErrNotSupported, says: "bpf_loop"},
-		"SecondDaemon": {prepare: func(t *testing.T, f *topo.Figure3, dir string) {
-			mustOpen(t, f, dataplane.Options{StateDir: dir})
-		}, want: dataplane.ErrInUse, says: "--state-dir"},
-		"OtherABI": {prepare: func(t *testing.T, _ *topo.Figure3, dir string) {
-			if err := os.MkdirAll(filepath.Join(dir, "abi-999"), 0o700); err != nil {
-				t.Fatal(err)
-			}
-		}, want: dataplane.ErrABI, says: "abi-999"},
+		"OtherABI": {there: "abi-999", want: dataplane.ErrABI, says: "abi-999"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, dir := lab(t)
-			if c.prepare != nil {
-				c.prepare(t, f, dir)
+			if c.there != "" {
+				if err := os.MkdirAll(filepath.Join(dir, c.there), 0o700); err != nil {
+					t.Fatal(err)
+				}
 			}
-			before := tree(t, dir)
 			c.opts.StateDir = dir
-			_, err := open(t, f, c.opts)
-			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("error %v, want %v that says %q", err, c.want, c.says)
-			}
-			if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
-				t.Errorf("left something behind (-before +after):\n%s", diff)
-			}
+			leaves(t, dir, func() error { _, err := open(t, f, c.opts); return err }, c.want, c.says)
 		})
 	}
+}
+
+// leaves checks that something is refused, with what the error says, and that the state directory stays as it is.
+func leaves(t *testing.T, dir string, do func() error, want error, says string) {
+	t.Helper()
+	before := tree(t, dir)
+	if err := do(); !errors.Is(err, want) || !strings.Contains(err.Error(), says) {
+		t.Errorf("error %v, want %v that says %q", err, want, says)
+	}
+	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
+		t.Errorf("state directory changed (-before +after):\n%s", diff)
+	}
+}
+
+// TestOneDaemon: state has one daemon, and is of one network namespace. What it has attached, detach takes away.
+func TestOneDaemon(t *testing.T) {
+	f, dir := lab(t)
+	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
+	if err := equip(f, d); err != nil {
+		t.Fatal(err)
+	}
+	again := func() error { _, err := dataplane.Open(dataplane.Options{StateDir: dir}); return err }
+	remove := func() error { _, err := dataplane.Remove(dir); return err }
+	leaves(t, dir, again, dataplane.ErrInUse, "--state-dir")
+	leaves(t, dir, remove, dataplane.ErrInUse, dir)
+	d.Close()
+	elsewhere := func(what func() error) func() error { return func() error { return f.Router.Do(what) } }
+	leaves(t, dir, elsewhere(again), dataplane.ErrOtherNamespace, "--state-dir")
+	leaves(t, dir, elsewhere(remove), dataplane.ErrOtherNamespace, "nsenter")
+	checkRemove(t, f, dir)
 }
 
 // tree lists what is in a directory, at any depth.
@@ -151,69 +171,52 @@ func TestOpenWithoutPrivilege(t *testing.T) {
 	}
 }
 
-func TestOpenInAnotherNamespace(t *testing.T) {
-	f, dir := lab(t)
-	mustOpen(t, f, dataplane.Options{StateDir: dir}).Close()
-	err := f.Router.Do(func() error {
-		_, err := dataplane.Open(dataplane.Options{StateDir: dir})
-		return err
-	})
-	if !errors.Is(err, dataplane.ErrOtherNamespace) {
-		t.Errorf("error %v", err)
-	}
-}
-
-// TestAdopt: what one daemon made the next one finds, by either mechanism and across a change of it, and
-// Remove takes all of it away.
+// TestAdopt: what one daemon made the next one finds, by either mechanism and across a change of it. It is one life of
+// state with many daemons: each of them has the programs verified, which takes long in a virtual machine.
 func TestAdopt(t *testing.T) {
-	noTCX := []string{dataplane.FeatureTCX}
-	for name, c := range map[string]struct {
-		first, second []string
-		want          string
+	f, dir := lab(t)
+	var want *dataplane.Binding
+	for _, daemon := range []struct {
+		name    string
+		without []string
+		hooks   string
 	}{
-		"TCX":         {nil, nil, "tcx"},
-		"Clsact":      {noTCX, noTCX, "clsact"},
-		"ToClsact":    {nil, noTCX, "clsact"},
-		"ToTCX":       {noTCX, nil, "tcx"},
-		"NoFeatures":  {dataplane.FeatureNames[:3], dataplane.FeatureNames[:3], "clsact"},
-		"FewFeatures": {nil, dataplane.FeatureNames[1:3], "tcx"},
+		{"First", []string{dataplane.FeatureTCX}, "clsact"},
+		{"NoFeatures", dataplane.FeatureNames[:3], "clsact"},
+		{"AllFeatures", nil, "tcx"},
+		{"FewFeatures", dataplane.FeatureNames[1:3], "tcx"},
+		{"ToClsact", []string{dataplane.FeatureTCX}, "clsact"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			f, dir := lab(t)
-			d := mustOpen(t, f, dataplane.Options{StateDir: dir, DisableFeatures: c.first})
-			if d.Adopted() {
-				t.Error("adopted, with nothing there")
-			}
-			if err := equip(f, d); err != nil {
-				t.Fatal(err)
-			}
-			want := addForward(t, d)
-			if err := d.Close(); err != nil {
-				t.Fatal(err)
-			}
-			d = mustOpen(t, f, dataplane.Options{StateDir: dir, DisableFeatures: c.second})
-			if !d.Adopted() || d.Capacity() != small {
+		t.Run(daemon.name, func(t *testing.T) {
+			d := mustOpen(t, f, dataplane.Options{StateDir: dir, DisableFeatures: daemon.without})
+			if d.Adopted() != (want != nil) || d.Capacity() != small {
 				t.Errorf("adopted %v with capacity %v", d.Adopted(), d.Capacity())
 			}
 			if err := equip(f, d); err != nil {
 				t.Fatal(err)
 			}
-			checkForward(t, d, want)
-			checkMechanism(t, f, d, c.want)
-			d.Close()
-			checkRemove(t, f, dir)
+			if want == nil {
+				want = addForward(t, d)
+			}
+			checkForward(t, d, *want)
+			checkNothing(t, f, d)
+			checkMechanism(t, f, d, daemon.hooks)
 		})
+		if t.Failed() {
+			return
+		}
 	}
+	checkRemove(t, f, dir)
 }
 
-func addForward(t *testing.T, d *dataplane.Dataplane) dataplane.Binding {
+func addForward(t *testing.T, d *dataplane.Dataplane) *dataplane.Binding {
 	t.Helper()
 	b, err := d.AddForward(dataplane.Forward{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:8080"),
 		Internal: netip.MustParseAddrPort("172.17.0.2:80")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b
+	return &b
 }
 
 func checkForward(t *testing.T, d *dataplane.Dataplane, want dataplane.Binding) {
@@ -228,8 +231,14 @@ func checkForward(t *testing.T, d *dataplane.Dataplane, want dataplane.Binding) 
 	}
 }
 
+// tcx is the kernel that has links for traffic control.
+var tcx = require.Version{Major: 6, Minor: 6}
+
 func checkMechanism(t *testing.T, f *topo.Figure3, d *dataplane.Dataplane, want string) {
 	t.Helper()
+	if require.Running(t).Before(tcx) {
+		want = "clsact"
+	}
 	var links []dataplane.Link
 	err := f.Host.Do(func() (err error) {
 		links, err = d.Links()
@@ -274,47 +283,53 @@ func checkRemove(t *testing.T, f *topo.Figure3, dir string) {
 	}
 }
 
-// TestRemoveUnderDaemon: a state directory in use is not touched.
-func TestRemoveUnderDaemon(t *testing.T) {
-	f, dir := lab(t)
-	mustOpen(t, f, dataplane.Options{StateDir: dir})
-	before := tree(t, dir)
-	if _, err := dataplane.Remove(dir); !errors.Is(err, dataplane.ErrInUse) {
-		t.Errorf("remove: %v, want %v", err, dataplane.ErrInUse)
-	}
-	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
-		t.Errorf("state directory changed (-before +after):\n%s", diff)
-	}
-}
-
-// TestUnfinishedStart: a daemon that was killed while it made its maps leaves nothing that the next one, or
-// detach, stumbles over.
-func TestUnfinishedStart(t *testing.T) {
-	f, dir := lab(t)
-	half := filepath.Join(dir, "unfinished")
-	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
-	if err := os.Mkdir(half, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	links, err := d.Objects().Links.Clone()
+// TestWhatIsThereAlready: a daemon that was killed while it made its maps leaves nothing that the next one, or detach,
+// stumbles over. What it has put half-way can be put again. What others have pinned stays, and so does their bpffs.
+func TestWhatIsThereAlready(t *testing.T) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
+	dir, err := f.BPFFS()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer links.Close()
-	if err := links.Pin(filepath.Join(half, "links")); err != nil {
+	half := filepath.Join(dir, "unfinished")
+	if err := errors.Join(os.Chmod(dir, 0o700), os.Mkdir(filepath.Join(dir, "other"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
+	others := tree(t, dir)
+	if err := pinMap(half, "links"); err != nil {
+		t.Fatal(err)
+	}
+	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
+	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the unfinished directory: %v", err)
+	}
+	checkPutOutsideAgain(t, d)
 	d.Close()
-	mustOpen(t, f, dataplane.Options{StateDir: dir}).Close()
+	if err := pinMap(half, "links"); err != nil {
+		t.Fatal(err)
+	}
 	if err := f.Host.Do(func() error { _, err := dataplane.Remove(dir); return err }); err != nil {
 		t.Errorf("remove: %v", err)
 	}
+	if diff := cmp.Diff(others, tree(t, dir)); diff != "" {
+		t.Errorf("what is not conenat's (-before +after):\n%s", diff)
+	}
 }
 
-// TestPutOutsideAgain: what a daemon that was killed half-way through has put can be put again.
-func TestPutOutsideAgain(t *testing.T) {
-	f, dir := lab(t)
-	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
+// pinMap pins one map in a new directory, as the first of those that a daemon makes.
+func pinMap(dir, name string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 16, MaxEntries: bpf.Links})
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.Pin(filepath.Join(dir, name)), m.Close())
+}
+
+func checkPutOutsideAgain(t *testing.T, d *dataplane.Dataplane) {
+	t.Helper()
 	o := dataplane.Outside{Name: "eth0", IfIndex: 2, Address: topo.HostAddr}
 	if err := d.PutOutside(o); err != nil {
 		t.Fatal(err)
@@ -325,29 +340,6 @@ func TestPutOutsideAgain(t *testing.T) {
 	}
 	if err := d.PutOutside(o); err != nil {
 		t.Errorf("put again: %v", err)
-	}
-}
-
-// TestSharedBPFFS: what others have pinned beside conenat's state stays, and so does their bpffs.
-func TestSharedBPFFS(t *testing.T) {
-	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
-	dir, err := f.BPFFS()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	other := filepath.Join(dir, "other")
-	if err := os.Mkdir(other, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	mustOpen(t, f, dataplane.Options{StateDir: dir}).Close()
-	if err := f.Host.Do(func() error { _, err := dataplane.Remove(dir); return err }); err != nil {
-		t.Errorf("remove: %v", err)
-	}
-	if _, err := os.Stat(other); err != nil {
-		t.Errorf("the neighbour's directory: %v", err)
 	}
 }
 
@@ -365,22 +357,16 @@ func TestForeignStateDir(t *testing.T) {
 	}
 }
 
-// TestAttachToNothing: an interface that went in the meantime is not found, by either mechanism, and leaves nothing.
-func TestAttachToNothing(t *testing.T) {
-	for name, without := range map[string][]string{"TCX": nil, "Clsact": {"tcx"}} {
-		t.Run(name, func(t *testing.T) {
-			f, dir := lab(t)
-			d := mustOpen(t, f, dataplane.Options{StateDir: dir, DisableFeatures: without})
-			nothing := dataplane.Link{IfIndex: 12345, Name: "veth-gone", Kind: dataplane.InsidePort, Owner: "docker0"}
-			err := f.Host.Do(func() error { return errors.Join(equip(f, d), gone(d.Attach(nothing))) })
-			if err != nil {
-				t.Error(err)
-			}
-			links, err := d.Links()
-			if err != nil || len(links) != 2 {
-				t.Errorf("links %+v, %v", links, err)
-			}
-		})
+// checkNothing: an interface that went in the meantime is not found, and leaves nothing.
+func checkNothing(t *testing.T, f *topo.Figure3, d *dataplane.Dataplane) {
+	t.Helper()
+	nothing := dataplane.Link{IfIndex: 12345, Name: "veth-gone", Kind: dataplane.InsidePort, Owner: "docker0"}
+	if err := f.Host.Do(func() error { return gone(d.Attach(nothing)) }); err != nil {
+		t.Error(err)
+	}
+	links, err := d.Links()
+	if err != nil || len(links) != 2 {
+		t.Errorf("links %+v, %v", links, err)
 	}
 }
 

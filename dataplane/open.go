@@ -106,13 +106,13 @@ func (d *Dataplane) open() error {
 	// By its descriptor: the path may lead through the mounts of a process that ends before this one.
 	d.stateDir = fmt.Sprintf("/proc/self/fd/%d", lock.Fd())
 	d.pins = pinDir(d.stateDir)
-	if d.adopted, err = checkPins(d.stateDir); err != nil {
+	if d.adopted, err = checkPins(d.stateDir); err == nil && d.adopted {
+		err = checkNamespace(d.pins)
+	}
+	if err != nil {
 		return fmt.Errorf("adopt %s: %w", d.opts.StateDir, err)
 	}
 	if err := d.load(); err != nil {
-		return err
-	}
-	if err := d.checkNamespace(); err != nil {
 		return err
 	}
 	return d.start()
@@ -244,21 +244,29 @@ func pinnedCapacity(pins string) (Capacity, error) {
 	return Capacity{Sessions: sizes[0], Bindings: sizes[1]}, nil
 }
 
-// checkNamespace checks that the maps serve this network namespace.
-func (d *Dataplane) checkNamespace() error {
+// checkNamespace checks that pinned maps serve this network namespace.
+func checkNamespace(pins string) error {
+	cfg, err := pinnedConfig(pins)
+	if err != nil {
+		return err
+	}
 	netns, err := networkNamespace()
+	if err == nil && cfg.Netns != netns {
+		err = fmt.Errorf("%w (inode %d, this is %d): give another --state-dir", ErrOtherNamespace, cfg.Netns, netns)
+	}
+	return err
+}
+
+func pinnedConfig(pins string) (cfg bpf.Config, err error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pins, "config"), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
-		return err
+		return cfg, fmt.Errorf("open pinned settings: %w", err)
 	}
-	cfg, err := d.config()
-	if err != nil {
-		return err
+	defer m.Close()
+	if err := m.Lookup(uint32(0), &cfg); err != nil {
+		return cfg, fmt.Errorf("read pinned settings: %w", err)
 	}
-	if cfg.Netns != netns {
-		return fmt.Errorf("adopt %s: %w (inode %d, this is %d): give another --state-dir",
-			d.opts.StateDir, ErrOtherNamespace, cfg.Netns, netns)
-	}
-	return nil
+	return cfg, nil
 }
 
 func networkNamespace() (uint64, error) {

@@ -12,8 +12,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
-
-	"github.com/conenat/conenat/bpf"
 )
 
 // RemoveReport counts what Remove took away.
@@ -81,17 +79,12 @@ func removeServed(dir string, before []func() error) (RemoveReport, error) {
 // checkServed refuses to take hooks off from another network namespace than theirs: clsact filters could not
 // be found, nor the nft table. Of a namespace that is gone, only pins are left.
 func checkServed(pins string) error {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(pins, "config"), &ebpf.LoadPinOptions{ReadOnly: true})
+	cfg, err := pinnedConfig(pins)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("open pinned settings: %w", err)
-	}
-	defer m.Close()
-	var cfg bpf.Config
-	if err := m.Lookup(uint32(0), &cfg); err != nil {
-		return fmt.Errorf("read pinned settings: %w", err)
+		return err
 	}
 	here, err := networkNamespace()
 	if err != nil || cfg.Netns == here {
