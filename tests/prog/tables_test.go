@@ -11,6 +11,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 )
@@ -86,26 +87,30 @@ func (f *fixture) writeTables(want tables) error {
 	return nil
 }
 
-// changeTables writes what differs, and looks at all of it again.
+// changeTables reads all of them, writes what differs, and reads again where it has written.
 func (f *fixture) changeTables(want tables) error {
 	got, err := f.readTables()
 	if err != nil {
 		return err
 	}
 	for name, m := range objectsOf[*ebpf.Map](f.dp.Objects()) {
+		if maps.EqualFunc(got[name], want[name], bytes.Equal) {
+			continue
+		}
 		if err := changeTable(m, got[name], want[name]); err != nil {
 			return fmt.Errorf("write map %s: %w", name, err)
 		}
-	}
-	for name, v := range objectsOf[*ebpf.Variable](f.dp.Objects()) {
-		if !bytes.Equal(got[name][""], want[name][""]) {
-			if err := v.Set(want[name][""]); err != nil {
-				return fmt.Errorf("write variable %s: %w", name, err)
-			}
+		if got[name], err = readTable(m); err != nil {
+			return fmt.Errorf("read map %s again: %w", name, err)
 		}
 	}
-	if got, err = f.readTables(); err != nil {
-		return err
+	for name, v := range objectsOf[*ebpf.Variable](f.dp.Objects()) {
+		if bytes.Equal(got[name][""], want[name][""]) {
+			continue
+		}
+		if err := errors.Join(v.Set(want[name][""]), v.Get(got[name][""])); err != nil {
+			return fmt.Errorf("write variable %s: %w", name, err)
+		}
 	}
 	return want.same(got)
 }
@@ -140,9 +145,6 @@ func differences(got, want table) iter.Seq2[string, []byte] {
 // changeTable writes what differs.
 func changeTable(m *ebpf.Map, got, want table) error {
 	if m.Type() == ebpf.Queue {
-		if maps.EqualFunc(got, want, bytes.Equal) {
-			return nil
-		}
 		return errors.Join(emptyQueue(m, func([]byte) {}), fillQueue(m, want))
 	}
 	for key, value := range differences(got, want) {
@@ -201,16 +203,13 @@ func readTable(m *ebpf.Map) (table, error) {
 // readBatches looks at all elements of a map, at many in one system call.
 func readBatches(m *ebpf.Map, visit func(key, value []byte)) error {
 	n := min(int(m.MaxEntries()), 4096)
-	slice := func(size uint32) reflect.Value {
-		array := reflect.ArrayOf(int(size), reflect.TypeFor[byte]())
-		return reflect.MakeSlice(reflect.SliceOf(array), n, n)
-	}
-	keys, values := slice(m.KeySize()), slice(m.ValueSize())
+	keys, keyBytes := arrays(n, m.KeySize())
+	values, valueBytes := arrays(n, m.ValueSize())
 	var cursor ebpf.MapBatchCursor
 	for {
-		count, err := m.BatchLookup(&cursor, keys.Interface(), values.Interface(), nil)
+		count, err := m.BatchLookup(&cursor, keys, values, nil)
 		for i := range count {
-			visit(keys.Index(i).Bytes(), values.Index(i).Bytes())
+			visit(element(keyBytes, i, m.KeySize()), element(valueBytes, i, m.ValueSize()))
 		}
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil
@@ -220,6 +219,14 @@ func readBatches(m *ebpf.Map, visit func(key, value []byte)) error {
 		}
 	}
 }
+
+// arrays makes a slice of arrays of bytes, as cilium/ebpf wants it for elements of any size, and gives its bytes, too.
+func arrays(n int, size uint32) (slice any, flat []byte) {
+	v := reflect.MakeSlice(reflect.SliceOf(reflect.ArrayOf(int(size), reflect.TypeFor[byte]())), n, n)
+	return v.Interface(), unsafe.Slice((*byte)(v.UnsafePointer()), n*int(size))
+}
+
+func element(flat []byte, i int, size uint32) []byte { return flat[i*int(size):][:size] }
 
 // readPerCPU gives each element the values of all CPUs, one after the other.
 func readPerCPU(m *ebpf.Map) (table, error) {
