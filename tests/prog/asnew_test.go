@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // TestRigIsAsNew: whatever a test does to the tables, the kernel's things and what the dataplane remembers, the next
@@ -59,7 +60,7 @@ func (r *rig) asNew() {
 func (r *rig) timerRuns() {
 	r.t.Helper()
 	m := r.dp.Objects().Sweeper
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience.For(10 * time.Second)); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		value, err := m.LookupBytes(uint32(0))
 		if err != nil {
 			r.t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // from sends a packet of a container through another hook than p1's: "p2", "q1" or a bridge device.
@@ -75,7 +76,7 @@ func (r *rig) events() (out []dataplane.Event) {
 // event reads one that is there.
 func (r *rig) event() dataplane.Event {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience.For(10*time.Second))
 	defer cancel()
 	e, err := r.dp.ReadEvent(ctx)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 )
 
@@ -94,7 +95,8 @@ func shortTimeouts(s *dataplane.Settings) {
 	s.SweepPeriod = 5 * time.Millisecond
 }
 
-// freeze lets nothing expire, so that the tables can be read while the kernel's timer runs.
+// freeze lets nothing expire, so that the tables can be read while the kernel's timer runs. A go of the timer that
+// began before is over when a sweep is: only one walks at a time.
 func (r *rig) freeze() {
 	r.t.Helper()
 	r.must("freeze", func() error {
@@ -106,7 +108,6 @@ func (r *rig) freeze() {
 		long.PortLow, long.PortHigh, long.SessionsPerBinding = s.PortLow, s.PortHigh, s.SessionsPerBinding
 		return errors.Join(r.dp.Configure(long), r.dp.Sweep())
 	})
-	time.Sleep(20 * time.Millisecond) // a go of the timer that began before
 }
 
 // settled checks the tables as they are, and that nothing remains once everything has expired: no entry of
@@ -132,7 +133,7 @@ func (r *rig) settled() {
 // drained sweeps until the tables are empty, or for so long that they should be.
 func (r *rig) drained() {
 	r.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience.For(5 * time.Second)); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		var u dataplane.Usage
 		r.must("sweep", func() (err error) {
 			u, err = r.dp.Usage()
