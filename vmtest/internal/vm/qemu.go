@@ -13,8 +13,8 @@ import (
 // Accel is how QEMU runs the guest's instructions.
 type Accel string
 
-// KVM, and software emulation. ICount is software emulation whose clock goes by the instructions of one CPU: one
-// nanosecond is one instruction, however busy the host is. Auto is for ChooseAccel.
+// KVM, and software emulation. ICount is software emulation whose clock goes by the instructions of one CPU: while that
+// is not idle, one nanosecond is one instruction, however busy the host is. Auto is for ChooseAccel.
 const (
 	Auto   Accel = "auto"
 	KVM    Accel = "kvm"
@@ -68,8 +68,8 @@ func (m Machine) args() []string {
 		args = append(args, "-chardev", port(name, fdStatus+i),
 			"-device", fmt.Sprintf("virtserialport,nr=%d,chardev=%s,name=%s", i+1, name, name))
 	}
-	if m.Accel == ICount {
-		args = append(args, "-icount", "shift=0,sleep=off")
+	if m.Accel == ICount { // sleep=off would let hours pass while the guest waits for a file of the host's
+		args = append(args, "-icount", "shift=0,sleep=on")
 	}
 	args = append(args, wire.Args(m.Wires, fdEnd)...)
 	return append(args, m.QEMU...)

@@ -117,7 +117,7 @@ func TestArgs(t *testing.T) {
 
 func TestArgsOfCountedInstructions(t *testing.T) {
 	line := strings.Join(Machine{Accel: ICount, CPUs: 1, QEMU: []string{"-cpu", "max"}}.args(), " ")
-	for _, want := range []string{"-accel tcg,thread=single -cpu Nehalem-v1", "clocksource=tsc tsc=reliable", "-icount shift=0,sleep=off -cpu max"} {
+	for _, want := range []string{"-accel tcg,thread=single -cpu Nehalem-v1", "clocksource=tsc tsc=reliable", "-icount shift=0,sleep=on -cpu max"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("no %q in %q", want, line)
 		}
