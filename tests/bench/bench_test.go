@@ -5,6 +5,8 @@ package bench
 import (
 	"net/netip"
 	"testing"
+
+	"github.com/conenat/conenat/tests/topo"
 )
 
 func TestWant(t *testing.T) {
@@ -20,14 +22,31 @@ func TestWant(t *testing.T) {
 	}
 }
 
-func TestParseCount(t *testing.T) {
-	text := "table netdev bench_sink {\n\tcounter arrived {\n\t\tpackets 1184 bytes 54464\n\t}\n}\n"
-	if n, err := parseCount(text); n != 1184 || err != nil {
-		t.Errorf("%d, %v", n, err)
+// TestSinkCounts: what is as wanted, and nothing else, and from 0 again after the next Aim.
+func TestSinkCounts(t *testing.T) {
+	lab, err := NewLab(t.Context(), topo.ForTest(t))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, text := range []string{"", "table netdev bench_sink {\n}\n", "packets many"} {
-		if n, err := parseCount(text); err == nil {
-			t.Errorf("%q: %d, and no error", text, n)
+	local := netip.MustParseAddrPort("192.0.2.1:5000")
+	if err := lab.Host.AddAddr("lo", "192.0.2.1/32"); err != nil {
+		t.Fatal(err)
+	}
+	sender, err := lab.Host.DialUDP(local, netip.MustParseAddrPort("192.0.2.1:9"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	sink := SinkInHost(lab)
+	for dst, want := range map[string]uint64{"192.0.2.1:9": 3, "192.0.2.1:10": 0, "192.0.2.2:9": 0} {
+		if err := sink.Aim(t.Context(), Want{Protocol: "udp", Src: local, Dst: netip.MustParseAddrPort(dst)}); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			_, _ = sender.Write([]byte("x")) // refused, if it is not dropped
+		}
+		if n, err := sink.Count(); n != want || err != nil {
+			t.Errorf("%d packets to %s, want %d: %v", n, dst, want, err)
 		}
 	}
 }

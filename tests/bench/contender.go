@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -24,7 +25,6 @@ var External = topo.HostAddr
 type Contender struct {
 	Name       string
 	Translates bool
-	Sweeps     bool                                    // has conenat's sweeper
 	Start      func(ctx context.Context, l *Lab) error // until the lab is closed
 }
 
@@ -32,11 +32,19 @@ type Contender struct {
 // (another hook, another NAT) joins here.
 func Contenders(conenat string) []Contender {
 	return []Contender{
-		{Forwarding, false, false, func(context.Context, *Lab) error { return nil }},
-		{NFTables, true, false, nftables},
-		{Direct, true, true, daemon{binary: conenat, path: "direct"}.start},
-		{Stack, true, false, daemon{binary: conenat, path: "stack"}.start},
+		{Forwarding, false, func(context.Context, *Lab) error { return nil }},
+		{NFTables, true, masquerade},
+		{Direct, true, daemon{binary: conenat, path: "direct", udpTimeout: "5m"}.start},
+		{Stack, true, daemon{binary: conenat, path: "stack", udpTimeout: "5m"}.start},
 	}
+}
+
+// ShortTimeout is that of Expiring's UDP sessions.
+const ShortTimeout = 5 * time.Second
+
+// Expiring is conenat with sessions that soon expire, and a sweeper that comes a minute after the start.
+func Expiring(conenat string) Contender {
+	return Contender{Direct, true, daemon{binary: conenat, path: "direct", udpTimeout: ShortTimeout.String()}.start}
 }
 
 // The contenders' names.
@@ -55,9 +63,9 @@ func (c Contender) Source(inside netip.Addr) netip.Addr {
 	return inside
 }
 
-// nftables is the smallest NAT that does what conenat does: masquerade, port forwards, and hairpins whose receiver
+// masquerade is the smallest NAT that does what conenat does: it masquerades, port forwards, and hairpins whose receiver
 // sees the external address.
-func nftables(ctx context.Context, l *Lab) error {
+func masquerade(ctx context.Context, l *Lab) error {
 	_, err := l.Host.Run(ctx, fmt.Sprintf(`
 table ip nat {
 	map forwards {

@@ -17,7 +17,7 @@ import (
 const readyWithin = 2 * time.Minute
 
 // daemon is conenat, as a user runs it.
-type daemon struct{ binary, path string }
+type daemon struct{ binary, path, udpTimeout string }
 
 const configuration = `
 path: %s
@@ -31,16 +31,13 @@ forwards:
   - {protocol: tcp, network: docker0, external: "%[3]s:%[6]d", internal: "%[7]s:%[6]d"}
 `
 
-// UDPTimeout is the daemon's, and its sweeper comes once a minute: tests/cost sweeps by itself, after so long.
-const UDPTimeout = 2 * time.Minute
-
 func (d daemon) start(ctx context.Context, l *Lab) error {
 	bpffs, err := l.BPFFS()
 	if err != nil {
 		return err
 	}
 	stateDir, file := filepath.Join(bpffs, "conenat"), filepath.Join(l.Dir(), "conenat.yaml")
-	text := fmt.Sprintf(configuration, d.path, UDPTimeout, External, ForwardedPort, l.Inside.Addr, ForwardedPort2, l.Inside2.Addr)
+	text := fmt.Sprintf(configuration, d.path, d.udpTimeout, External, ForwardedPort, l.Inside.Addr, ForwardedPort2, l.Inside2.Addr)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
 	}

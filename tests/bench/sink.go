@@ -6,7 +6,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strings"
+
+	"github.com/google/nftables"
 
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -66,22 +67,29 @@ table %[1]s bench_sink {
 }
 
 // Count is how many have come since Aim.
-func (s Sink) Count(ctx context.Context) (packets uint64, err error) {
-	text, err := s.ns.Run(ctx, "", "nft", "list", "counter", s.family, "bench_sink", "arrived")
+func (s Sink) Count() (packets uint64, err error) {
+	family := nftables.TableFamilyNetdev
+	if s.family == "ip" {
+		family = nftables.TableFamilyIPv4
+	}
+	err = s.ns.Do(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		arrived, err := conn.GetObject(&nftables.CounterObj{Table: &nftables.Table{Name: "bench_sink", Family: family}, Name: "arrived"})
+		if err != nil {
+			return err
+		}
+		counter, ok := arrived.(*nftables.CounterObj)
+		if !ok {
+			return fmt.Errorf("it is a %T", arrived)
+		}
+		packets = counter.Packets
+		return nil
+	})
 	if err != nil {
-		return 0, err
-	}
-	return parseCount(text)
-}
-
-// parseCount finds "packets N bytes M" in what nft lists of one counter.
-func parseCount(text string) (packets uint64, err error) {
-	_, after, found := strings.Cut(text, "packets ")
-	if !found {
-		return 0, fmt.Errorf("no count in %q", text)
-	}
-	if _, err := fmt.Sscan(after, &packets); err != nil {
-		return 0, fmt.Errorf("read the count in %q: %w", text, err)
+		return 0, fmt.Errorf("read the counter of %s's sink: %w", s.ns.Name, err)
 	}
 	return packets, nil
 }

@@ -140,7 +140,7 @@ func (c course) send(ctx context.Context, l load, count int) (round, error) {
 	if err != nil {
 		return round{}, err
 	}
-	arrived, err := c.to.Count(ctx)
+	arrived, err := c.to.Count()
 	if err == nil && arrived == 0 {
 		err = fmt.Errorf("none of %d packets arrived as %+v", count, c.want)
 	}

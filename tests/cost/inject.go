@@ -38,9 +38,9 @@ func undisturbed() error {
 }
 
 // othersTurn gives the CPU away until what a batch has left to do is done: the daemon's events, RCU's callbacks.
-// Nothing tells that; while all are idle, the machine's clock jumps.
+// Nothing tells that.
 func othersTurn() {
-	pause := unix.Timespec{Nsec: 20e6}
+	pause := unix.Timespec{Nsec: 3e6}
 	_ = unix.Nanosleep(&pause, nil)
 }
 

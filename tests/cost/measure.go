@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -31,55 +32,81 @@ func measure(ctx context.Context, conenat string, progress io.Writer) (b budget.
 		return b, fmt.Errorf("ask for the kernel's version: %w", err)
 	}
 	b.Kernel = unix.ByteSliceToString(name.Release[:])
+	m := meter{progress: progress}
 	for _, c := range bench.Contenders(conenat) {
-		rows, err := measureContender(ctx, c, progress)
-		if err != nil {
-			return b, fmt.Errorf("%s: %w", c.Name, err)
+		if err := m.inLab(ctx, c, m.trials); err != nil {
+			return b, err
 		}
-		b.Rows = append(b.Rows, rows...)
 	}
-	return b, nil
+	err = m.inLab(ctx, bench.Expiring(conenat), m.expiry)
+	b.Rows = m.rows
+	return b, err
 }
 
-func measureContender(ctx context.Context, c bench.Contender, progress io.Writer) (rows []budget.Row, err error) {
+// meter collects rows.
+type meter struct {
+	rows     []budget.Row
+	progress io.Writer
+}
+
+// inLab does something with a contender that is started in a lab of its own.
+func (m *meter) inLab(ctx context.Context, c bench.Contender, do func(context.Context, *bench.Lab, bench.Contender) error) (err error) {
 	t, err := topo.New()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer func() { err = errors.Join(err, t.Close()) }()
+	defer func() {
+		if err = errors.Join(err, t.Close()); err != nil {
+			err = fmt.Errorf("%s: %w", c.Name, err)
+		}
+	}()
 	l, err := bench.NewLab(ctx, t)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := c.Start(ctx, l); err != nil {
-		return nil, err
+		return err
 	}
-	add := func(name string, cost float64, err error) error {
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		r := budget.Row{Name: c.Name + "/" + family + "/" + name, Instructions: int64(cost + 0.5)}
-		fmt.Fprintf(progress, "cost: %-50s %7d\n", r.Name, r.Instructions)
-		rows = append(rows, r)
-		return nil
-	}
-	if c.Sweeps { // first: it counts all sessions that there are
-		cost, err := expiry(ctx, l)
-		if err := add(udp.name+"/expiry", cost, err); err != nil {
-			return nil, err
-		}
-	}
-	for _, trial := range trialsOf(l, c) {
-		cost, err := trial.run(ctx, l)
-		if err := add(trial.name, cost, err); err != nil {
-			return nil, err
-		}
-	}
-	return rows, nil
+	return do(ctx, l, c)
 }
 
-// run does the steps and measures the stream.
-func (t trial) run(ctx context.Context, l *bench.Lab) (float64, error) {
+func (m *meter) add(c bench.Contender, name string, cost float64) {
+	r := budget.Row{Name: c.Name + "/" + family + "/" + name, Instructions: int64(math.Round(cost))}
+	fmt.Fprintf(m.progress, "cost: %7d  %s\n", r.Instructions, r.Name)
+	m.rows = append(m.rows, r)
+}
+
+func (m *meter) expiry(ctx context.Context, l *bench.Lab, c bench.Contender) error {
+	cost, err := expiry(l)
+	if err != nil {
+		return fmt.Errorf("expiry: %w", err)
+	}
+	m.add(c, udp.name+"/expiry", cost)
+	return nil
+}
+
+// trials measures all of a contender's, each less what its protocol's packets take where nothing is on the way.
+func (m *meter) trials(ctx context.Context, l *bench.Lab, c bench.Contender) error {
+	generator := map[string]float64{} // by protocol
+	for _, trial := range trialsOf(l, c) {
+		protocol := trial.want.Protocol
+		if _, known := generator[protocol]; !known {
+			var err error
+			if generator[protocol], err = trial.nowhere(l).perPacket(ctx); err != nil {
+				return fmt.Errorf("%s: the generator alone: %w", trial.name, err)
+			}
+		}
+		all, err := trial.run(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", trial.name, err)
+		}
+		m.add(c, trial.name, all-generator[protocol])
+	}
+	return nil
+}
+
+// run does the steps and sends the stream.
+func (t trial) run(ctx context.Context) (float64, error) {
 	for _, s := range t.steps {
 		inject, err := newInjector(s.from, 1)
 		if err != nil {
@@ -91,5 +118,5 @@ func (t trial) run(ctx context.Context, l *bench.Lab) (float64, error) {
 			return 0, err
 		}
 	}
-	return t.cost(ctx, l)
+	return t.perPacket(ctx)
 }
