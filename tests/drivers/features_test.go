@@ -102,7 +102,8 @@ func (n *nic) features() (map[string]bool, error) {
 	return on, nil
 }
 
-// request asks for features to be on or off; what depends on them follows.
+// request asks for features to be on or off; what depends on them follows. An e1000e resets itself for some of them: it is
+// waited for.
 func (n *nic) request(want map[string]bool) error {
 	names, err := n.featureNames()
 	if err != nil {
@@ -125,7 +126,10 @@ func (n *nic) request(want map[string]bool) error {
 			set(at + 4)
 		}
 	}
-	return n.ethtool(request)
+	if err := n.ethtool(request); err != nil {
+		return err
+	}
+	return n.carrier()
 }
 
 // set switches features on or off until the test's end, and looks whether they are. What the driver does not let be switched is

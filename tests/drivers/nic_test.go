@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -63,7 +65,7 @@ func (n *nic) move(top *topo.Topo, to *topo.NS) error {
 // enter finds the card in the machine's own namespace, where its driver puts it.
 func (n *nic) enter(to *topo.NS) error {
 	var link netlink.Link
-	err := topo.Poll(context.Background(), 20*time.Second, "card "+n.mac.String()+" in the machine's namespace", func() (found bool, err error) {
+	err := topo.Poll(context.Background(), patience.For(10*time.Second), "card "+n.mac.String()+" in the machine's namespace", func() (found bool, err error) {
 		link, err = n.find()
 		return link != nil, err
 	})
@@ -100,6 +102,17 @@ func (n *nic) find() (netlink.Link, error) {
 		}
 	}
 	return nil, nil
+}
+
+// carrier waits until the card has one, and the kernel has taken note of it.
+func (n *nic) carrier() error {
+	return topo.Poll(context.Background(), patience.For(10*time.Second), "carrier of "+n.name, func() (bool, error) {
+		link, err := n.ns.Netlink().LinkByName(n.name)
+		if err != nil {
+			return false, err
+		}
+		return link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 && link.Attrs().OperState == netlink.OperUp, nil
+	})
 }
 
 // leave gives the card back to the machine's namespace; it may be there already.
