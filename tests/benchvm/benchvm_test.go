@@ -17,11 +17,12 @@ import (
 
 func TestParseResult(t *testing.T) {
 	text := "Params: count 1000  min_pkt_size: 60\nCurrent:\n     pkts-sofar: 1000\nResult: OK: 16250(c16149+d100) usec, 1000 (60byte,0frags)\n  61538pps 29Mb/sec\n"
-	if took, err := parseResult(text); took != 16250*time.Microsecond || err != nil {
+	if took, err := parseResult(text, 1000); took != 16250*time.Microsecond || err != nil {
 		t.Errorf("%v, %v", took, err)
 	}
-	for _, text := range []string{"", "Result: Idle\n", "Result: OK: 0(c0+d0) usec\n", "Result: failed\n"} {
-		if took, err := parseResult(text); err == nil {
+	for _, text := range []string{"", "Result: Idle\n", "Result: OK: 0(c0+d0) usec, 1000 (60byte,0frags)\n", "Result: OK: udp_dst_max=9\n",
+		"Result: OK: 16250(c16149+d100) usec, 999 (60byte,0frags)\n"} {
+		if took, err := parseResult(text, 1000); err == nil {
 			t.Errorf("%q: %v, and no error", text, took)
 		}
 	}

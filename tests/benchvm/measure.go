@@ -25,7 +25,7 @@ import (
 // all of them.
 const (
 	rounds    = 5
-	roundTime = time.Second
+	roundTime = time.Second / 2
 	trialSize = 20000 // packets: enough to open all sessions, and to learn the rate
 )
 
@@ -136,7 +136,7 @@ func (c course) send(ctx context.Context, l load, count int) (round, error) {
 	if err := c.to.Aim(ctx, c.want); err != nil {
 		return round{}, err
 	}
-	took, err := l.send(c.from, c.want.Dst.Addr().String(), count)
+	took, err := l.send(ctx, c.from, c.want.Dst.Addr().String(), count)
 	if err != nil {
 		return round{}, err
 	}

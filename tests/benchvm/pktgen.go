@@ -3,17 +3,17 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
-	"path"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/conenat/conenat/tests/bench"
+	"github.com/conenat/conenat/tests/topo"
 )
 
 // load is one kind of traffic.
@@ -27,9 +27,6 @@ const firstPort = 20000
 
 // The threads that pktgen has in each namespace; this one sends.
 const thread = "kpktgend_0"
-
-// pktgenDir is the calling thread's namespace's.
-const pktgenDir = "/proc/thread-self/net/pktgen"
 
 // loadPktgen loads the module, where it is one.
 func loadPktgen() error {
@@ -55,43 +52,52 @@ func (l load) commands(from bench.Port, dst string, count int) []string {
 	return commands
 }
 
-// send sends count packets, and returns what pktgen says that it took.
-func (l load) send(from bench.Port, dst string, count int) (took time.Duration, err error) {
-	err = from.NS.Do(func() error {
-		write := func(file string, commands ...string) error {
-			for _, c := range commands {
-				if err := os.WriteFile(path.Join(pktgenDir, file), []byte(c+"\n"), 0); err != nil {
-					return fmt.Errorf("tell pktgen %q: %w", c, err)
-				}
-			}
-			return nil
+// script is what a shell in the port's namespace does. Not this process: Go's runtime sends its threads signals, and
+// one that waits for pktgen's end stops pktgen when it gets one.
+func (l load) script(from bench.Port, dst string, count int) string {
+	var text strings.Builder
+	text.WriteString("set -e; cd /proc/net/pktgen\n")
+	write := func(file string, commands ...string) {
+		for _, c := range commands {
+			fmt.Fprintf(&text, "echo '%s' >%s\n", c, file)
 		}
-		if err := write(thread, "rem_device_all", "add_device "+from.Name); err != nil {
-			return err
-		}
-		if err := write(from.Name, l.commands(from, dst, count)...); err != nil {
-			return err
-		}
-		if err := write("pgctrl", "start"); err != nil { // returns when all are sent
-			return err
-		}
-		result, err := os.ReadFile(path.Join(pktgenDir, from.Name))
-		if err != nil {
-			return fmt.Errorf("read pktgen's result: %w", err)
-		}
-		took, err = parseResult(string(result))
-		return errors.Join(err, write(thread, "rem_device_all"))
-	})
-	return took, err
+	}
+	write(thread, "rem_device_all", "add_device "+from.Name)
+	write(from.Name, l.commands(from, dst, count)...)
+	write("pgctrl", "start")
+	return text.String()
 }
 
-var resultLine = regexp.MustCompile(`(?m)^Result: OK: (\d+)\(`)
+// send sends count packets, and returns what pktgen says that it took.
+func (l load) send(ctx context.Context, from bench.Port, dst string, count int) (took time.Duration, err error) {
+	if _, err := from.NS.Run(ctx, l.script(from, dst, count), "sh"); err != nil {
+		return 0, err
+	}
+	// "start" returns at the end, but on a busy machine before the beginning.
+	var text []byte
+	err = topo.Poll(ctx, sendingWithin, "pktgen's end", func() (bool, error) {
+		err := from.NS.Do(func() (err error) {
+			text, err = os.ReadFile("/proc/thread-self/net/pktgen/" + from.Name)
+			return err
+		})
+		return err == nil && resultLine.Match(text), err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("%w: %s", err, text)
+	}
+	return parseResult(string(text), count)
+}
 
-// parseResult finds how long the sending took: "Result: OK: 1234567(c1234000+d567) usec, …".
-func parseResult(text string) (time.Duration, error) {
+// sendingWithin bounds what takes about roundTime.
+const sendingWithin = time.Minute
+
+var resultLine = regexp.MustCompile(`(?m)^Result: OK: (\d+)\(c\d+\+d\d+\) usec, (\d+) `)
+
+// parseResult finds how long the sending took: "Result: OK: 1234567(c1234000+d567) usec, 20000 (60byte,0frags)".
+func parseResult(text string, count int) (time.Duration, error) {
 	m := resultLine.FindStringSubmatch(text)
-	if m == nil {
-		return 0, fmt.Errorf("pktgen did not end well: %q", text)
+	if m == nil || m[2] != fmt.Sprint(count) {
+		return 0, fmt.Errorf("pktgen did not send %d packets: %q", count, text)
 	}
 	us, err := strconv.ParseInt(m[1], 10, 64)
 	if err != nil || us == 0 {
