@@ -20,8 +20,20 @@ import (
 // TestRigIsAsNew: whatever a test does to the tables, the kernel's things and what the dataplane remembers, the next
 // one finds nothing of it.
 func TestRigIsAsNew(t *testing.T) {
-	for name, spoil := range map[string]func(*rig){"Tables": (*rig).spoilTables, "Kernel": (*rig).spoilKernel,
-		"Both": func(r *rig) { r.spoilTables(); r.spoilKernel() }} {
+	for name, spoil := range map[string]func(*rig){
+		"Tables": (*rig).spoilTables,
+		"Kernel": (*rig).spoilKernel,
+		"Both":   func(r *rig) { r.spoilTables(); r.spoilKernel() },
+		"Socket": func(r *rig) {
+			r.must("open a socket", func() error {
+				c, err := net.ListenPacket("udp4", external+":2000")
+				if err == nil {
+					t.Cleanup(func() { c.Close() }) // after the next rig
+				}
+				return err
+			})
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			var before *fixture
 			t.Run("Spoil", func(t *testing.T) {

@@ -88,21 +88,22 @@ func ruleLines() (lines []string, err error) {
 	return lines, err
 }
 
-// socketLines has the headings too, so that a table that cannot be read is no empty one.
+// socketLines are how many there are of each protocol: the kernel would walk large tables to list them. Of the counts
+// in a line as "TCP: inuse 1 orphan 0 tw 0 alloc 9 mem 1", inuse and tw are the namespace's own.
 func socketLines() (lines []string, err error) {
-	for _, table := range []string{"tcp", "udp", "udplite", "raw", "icmp"} {
-		text, err := os.ReadFile("/proc/thread-self/net/" + table)
-		if table == "udplite" && errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		for line := range strings.Lines(string(text)) {
-			lines = append(lines, table+" "+strings.TrimSpace(line))
+	text, err := os.ReadFile("/proc/thread-self/net/sockstat")
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		for i := 1; i+1 < len(fields); i += 2 {
+			if fields[i] == "inuse" || fields[i] == "tw" {
+				lines = append(lines, strings.Join([]string{"sockets", fields[0], fields[i], fields[i+1]}, " "))
+			}
 		}
 	}
-	return lines, nil
+	if err == nil && len(lines) == 0 {
+		err = errors.New("no count of sockets in /proc/thread-self/net/sockstat")
+	}
+	return lines, err
 }
 
 func (f *fixture) hookLines() (lines []string, err error) {
