@@ -146,13 +146,21 @@ type Counter struct {
 
 // Counters are all reasons in the order of enum nat_reason, those without packets too.
 func (d *Dataplane) Counters() ([]Counter, error) {
-	var out []Counter
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count the CPUs: %w", err)
+	}
+	keys, values := make([]uint32, bpf.ReasonCount), make([]uint64, cpus*int(bpf.ReasonCount))
+	if _, err := d.objs.Counters.BatchLookup(new(ebpf.MapBatchCursor), keys, values, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("read counters: %w", err)
+	}
+	out := make([]Counter, 0, bpf.ReasonCount)
 	for r := bpf.Reason(1); r < bpf.ReasonCount; r++ {
-		n, err := sumPerCPU(d.objs.Counters, uint32(r))
-		if err != nil {
-			return nil, err
+		c := Counter{Name: bpf.ReasonName(r), Verdict: verdictOf(r)}
+		for _, n := range values[int(r)*cpus:][:cpus] {
+			c.Packets += n
 		}
-		out = append(out, Counter{Name: bpf.ReasonName(r), Verdict: verdictOf(r), Packets: n})
+		out = append(out, c)
 	}
 	return out, nil
 }
