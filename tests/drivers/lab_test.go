@@ -40,6 +40,7 @@ type labConfig struct {
 	path      string // direct or stack
 	plain     bool   // port0 itself is the inside, without a bridge
 	insideMTU int    // of wire, bridge, and veth pair, in bytes; 0: 1500
+	args      []string
 }
 
 func newLab(t *testing.T, cfg labConfig) *lab {
@@ -61,9 +62,27 @@ func newLab(t *testing.T, cfg labConfig) *lab {
 	if cfg.plain {
 		inside = l.port0.name
 	}
-	l.Conenat = harness.Start(t, l.Topo, l.nsHost, "--inside", inside, "--path", cfg.path)
+	l.Conenat = harness.Start(t, l.Topo, l.nsHost, append([]string{"--inside", inside, "--path", cfg.path}, cfg.args...)...)
+	l.publish()
 	t.Logf("%s and %s: ready after %v", l.port0.model, l.uplink0.model, time.Since(started).Round(time.Millisecond))
 	return l
+}
+
+// The ports of the host that lead inside.
+const (
+	publishedA = 8080 // to port 80
+	publishedC = 8081 // to port 81
+)
+
+func (l *lab) publish() {
+	l.t.Helper()
+	add := func(port uint16, to netip.AddrPort) {
+		l.Client("forward", "add", at(topo.HostAddr, port).String(), to.String())
+	}
+	add(publishedA, at(addrA, 80))
+	if l.nsC != nil {
+		add(publishedC, at(addrC, 81))
+	}
 }
 
 // masquerade is the NAT that conenat stands in for.

@@ -105,14 +105,18 @@ func (l *lab) learnsByDatagram() {
 	}
 	err = topo.Poll(l.t.Context(), patience.For(probe.Timeout), "Fragmentation Needed", func() (bool, error) {
 		_, err := conn.Write(make([]byte, 5000)) // again, for ICMP errors are limited in number
-		return errors.Is(err, unix.EMSGSIZE), err
+		return l.pathMTU(conn) == ethernet, err
 	})
 	if err != nil {
 		l.t.Error(err)
 	}
-	if mtu := l.pathMTU(conn); mtu != ethernet {
-		l.t.Errorf("the path's MTU is known as %d", mtu)
+	if _, err := conn.Write(make([]byte, 5000)); !errors.Is(err, unix.EMSGSIZE) {
+		l.t.Errorf("another one that is too large: %v", err)
 	}
+	l.control(conn, func(fd int) error { // of the first one; the next call would return it
+		_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		return err
+	})
 	text := strings.Repeat("y", ethernet-headers)
 	if _, err := conn.Write([]byte(text)); err != nil {
 		l.t.Error(err)
@@ -129,13 +133,13 @@ func (l *lab) learnsByConnection() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	conn := l.socketTo(at(topo.Peer1Addr, 9), unix.IP_PMTUDISC_DO)
-	if mtu := l.pathMTU(conn); mtu != jumbo {
+	path := func() int { return l.pathMTU(l.socketTo(at(topo.Peer1Addr, 9), unix.IP_PMTUDISC_DO)) } // a socket keeps what it knows
+	if mtu := path(); mtu != jumbo {
 		l.t.Errorf("the path's MTU is %d before the connection", mtu)
 	}
 	l.upload(l.a, l.b)
 	l.download(l.a, l.b)
-	if mtu := l.pathMTU(conn); mtu != ethernet {
+	if mtu := path(); mtu != ethernet {
 		l.t.Errorf("the path's MTU is known as %d", mtu)
 	}
 }

@@ -96,9 +96,7 @@ func (l *lab) published() {
 		l.t.Fatal(err)
 	}
 	defer s.Close()
-	l.Client("forward", "add", "198.51.100.1:8080", addrA.String()+":80")
-	defer l.Client("forward", "remove", "tcp/198.51.100.1:8080")
-	conn, err := l.b.DialTCP(0, at(topo.HostAddr, 8080))
+	conn, err := l.b.DialTCP(0, at(topo.HostAddr, publishedA))
 	if err != nil {
 		l.t.Fatalf("to the published port: %v", err)
 	}
@@ -197,30 +195,29 @@ func (l *lab) hairpin() {
 	l.t.Helper()
 	for _, way := range []struct {
 		from, to probe.Host
-		internal netip.Addr
-	}{{l.a, l.c, addrC}, {l.c, l.a, addrA}} {
-		l.Client("forward", "add", "198.51.100.1:8081", at(way.internal, 81).String())
+		server   uint16 // on its own address
+		port     uint16 // published
+	}{{l.a, l.c, 81, publishedC}, {l.c, l.a, 80, publishedA}} {
 		func() {
-			defer l.Client("forward", "remove", "tcp/198.51.100.1:8081")
-			s, err := way.to.ServeTCP(81)
+			s, err := way.to.ServeTCP(way.server)
 			if err != nil {
 				l.t.Fatal(err)
 			}
 			defer s.Close()
-			conn, err := way.from.DialTCP(0, at(topo.HostAddr, 8081))
+			conn, err := way.from.DialTCP(0, at(topo.HostAddr, way.port))
 			if err != nil {
-				l.t.Errorf("hairpin to %s: %v", way.internal, err)
+				l.t.Errorf("hairpin to port %d: %v", way.port, err)
 				return
 			}
 			defer conn.Close()
 			if from, err := conn.Seen(); err != nil || from.Addr() != topo.HostAddr {
-				l.t.Errorf("hairpin to %s: seen as %s, %v", way.internal, from, err)
+				l.t.Errorf("hairpin to port %d: seen as %s, %v", way.port, from, err)
 			}
 			if _, err := conn.Upload(megabyte); err != nil {
-				l.t.Errorf("hairpin to %s: %v", way.internal, err)
+				l.t.Errorf("hairpin to port %d: %v", way.port, err)
 			}
 			if _, err := conn.Download(megabyte); err != nil {
-				l.t.Errorf("hairpin to %s: %v", way.internal, err)
+				l.t.Errorf("hairpin to port %d: %v", way.port, err)
 			}
 		}()
 	}
