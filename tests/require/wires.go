@@ -16,10 +16,12 @@ func Wires(t TB, count int) []string {
 	said := os.Getenv(variable)
 	if said == "" {
 		t.Skipf("needs %d wires between network cards, as `vmtest test --wire MODEL --wire MODEL` makes them", count)
+		return nil
 	}
 	wires := strings.Split(said, ",")
 	if len(wires) < count {
 		t.Fatalf("%s=%q: the test needs %d wires", variable, said, count)
+		return nil
 	}
 	return wires
 }
