@@ -98,7 +98,7 @@ static __always_inline int l4_index(__u8 proto)
 	return -1;
 }
 
-static __noinline bool address_in_zone(__u32 zone, nat_addr address)
+NAT_GLOBAL bool address_in_zone(__u32 zone, nat_addr address)
 {
 	struct nat_zone *z = zone_get(zone);
 	int i;

@@ -45,8 +45,8 @@ enum conntrack_side {
 };
 
 /* What conntrack knows of a packet with these addresses and ports. */
-static __noinline int conntrack_side(struct __sk_buff *skb,
-				     struct bpf_sock_tuple *tuple, __u8 proto)
+NAT_GLOBAL int conntrack_side(struct __sk_buff *skb,
+			      struct bpf_sock_tuple *tuple, __u8 proto)
 {
 	struct bpf_ct_opts___conenat opts = {
 		.netns_id = BPF_F_CURRENT_NETNS,
@@ -55,7 +55,7 @@ static __noinline int conntrack_side(struct __sk_buff *skb,
 	unsigned long status;
 	struct nf_conn *ct;
 
-	if (!have_conntrack || proto == IPPROTO_ICMP)
+	if (!tuple || !have_conntrack || proto == IPPROTO_ICMP)
 		return CONNTRACK_NONE;
 	ct = bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv4), &opts,
 			       CT_OPTS_SIZE);

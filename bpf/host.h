@@ -222,7 +222,7 @@ static __always_inline int host_as_inside(struct nat *n)
 	struct session_half *half;
 	struct session_key key;
 
-	n->zone = zone_of_route(n, n->p.saddr);
+	n->zone = zone_of_route(n->skb, n->p.saddr);
 	if (n->zone == NAT_ZONE_OUTSIDE)
 		return host_outbound(n);
 	packet_key(&n->p, n->zone, &key);

@@ -310,7 +310,7 @@ static __always_inline int error_of_host(struct nat *n)
 
 	if (bpf_skb_load_bytes(n->skb, at, &daddr, sizeof(daddr)) < 0)
 		return -REASON_PASSED_HOST;
-	n->zone = zone_of_route(n, daddr);
+	n->zone = zone_of_route(n->skb, daddr);
 	if (n->zone == NAT_ZONE_OUTSIDE)
 		return -REASON_PASSED_HOST;
 	return error_forward(n, -REASON_PASSED_HOST);

@@ -19,8 +19,8 @@ static __always_inline struct nat_owner *owner_of(__u32 zone, nat_addr address)
 }
 
 /* Filtering behaviour (RFC 4787 section 5) of an inside host's bindings. */
-static __noinline enum nat_behavior filtering_of(__u32 zone, nat_addr internal,
-						 __u8 proto)
+NAT_GLOBAL enum nat_behavior filtering_of(__u32 zone, nat_addr internal,
+					  __u8 proto)
 {
 	struct nat_owner *owner;
 	struct nat_zone *z;

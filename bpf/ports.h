@@ -156,12 +156,14 @@ enum host_socket {
  * The socket of the host that would receive what comes from the tuple's source
  * (the remote) to its destination (the external endpoint).
  */
-static __noinline int host_socket(struct __sk_buff *skb,
-				  struct bpf_sock_tuple *tuple, __u8 proto)
+NAT_GLOBAL int host_socket(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
+			   __u8 proto)
 {
 	int kind = HOST_SOCKET_WAITING;
 	struct bpf_sock *sk;
 
+	if (!tuple)
+		return HOST_SOCKET_NONE;
 	if (proto == IPPROTO_UDP)
 		sk = bpf_sk_lookup_udp(skb, tuple, sizeof(tuple->ipv4),
 				       BPF_F_CURRENT_NETNS, 0);

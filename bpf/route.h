@@ -68,26 +68,26 @@ static __always_inline int route_taken(const struct nat *n, struct route *r)
 }
 
 /* The route from an inside device (iif) to daddr, if it leads outside. */
-static __noinline int route_resolve(const struct nat *n, __u32 iif,
-				    struct route *r)
+NAT_GLOBAL int route_lookup(struct __sk_buff *skb, const struct packet *p,
+			    __u32 iif, struct route *r)
 {
 	struct bpf_fib_lookup fib = {
 		.family = NAT_FAMILY,
-		.l4_protocol = n->p.proto,
-		.sport = n->p.sport,
-		.dport = n->p.dport,
 		.tot_len = 1, /* so that the route's MTU is answered */
 		.ifindex = iif,
-		.ipv4_src = n->p.saddr,
-		.ipv4_dst = n->p.daddr,
 	};
 	__u32 flags = fib_skip_neigh ? BPF_FIB_LOOKUP_SKIP_NEIGH : 0;
 	struct nat_link *link;
 	int rc;
 
-	if (n->egress)
-		return route_taken(n, r);
-	rc = bpf_fib_lookup(n->skb, &fib, sizeof(fib), flags);
+	if (!p || !r)
+		return -REASON_PASSED_NO_ROUTE;
+	fib.l4_protocol = p->proto;
+	fib.sport = p->sport;
+	fib.dport = p->dport;
+	fib.ipv4_src = p->saddr;
+	fib.ipv4_dst = p->daddr;
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return route_error(rc);
 	link = link_get(fib.ifindex);
@@ -98,34 +98,43 @@ static __noinline int route_resolve(const struct nat *n, __u32 iif,
 	r->next_hop = fib.family == NAT_FAMILY ? fib.ipv4_dst : 0;
 	/* Without a neighbour and the flag, the kernel leaves mtu_result out. */
 	r->mtu = fib.mtu_result > 1 ? fib.mtu_result :
-				      route_mtu(n->skb, fib.ifindex);
+				      route_mtu(skb, fib.ifindex);
 	return 0;
+}
+
+/* The route that a packet from inside takes, if it leads outside. */
+static __always_inline int route_resolve(const struct nat *n, __u32 iif,
+					 struct route *r)
+{
+	return n->egress ? route_taken(n, r) :
+			   route_lookup(n->skb, &n->p, iif, r);
 }
 
 /*
  * The route to daddr by an outside's interface, for what has its external address
  * as source: as the host's own packets from there are routed.
  */
-static __noinline int route_by_realm(const struct nat *n, __u32 realm_id,
-				     nat_addr external, struct route *r)
+NAT_GLOBAL int route_by_realm(struct __sk_buff *skb, const struct packet *p,
+			      __u32 realm_id, nat_addr external,
+			      struct route *r)
 {
 	struct nat_realm *realm = realm_get(realm_id);
 	struct bpf_fib_lookup fib = {
 		.family = NAT_FAMILY,
-		.l4_protocol = n->p.proto,
 		.tot_len = 1,
 		.ipv4_src = external,
-		.ipv4_dst = n->p.daddr,
 	};
 	__u32 flags = BPF_FIB_LOOKUP_OUTPUT;
 	int rc;
 
-	if (!realm || !realm->ifindex)
+	if (!p || !r || !realm || !realm->ifindex)
 		return -REASON_PASSED_NO_ROUTE;
 	if (fib_skip_neigh)
 		flags |= BPF_FIB_LOOKUP_SKIP_NEIGH;
+	fib.l4_protocol = p->proto;
+	fib.ipv4_dst = p->daddr;
 	fib.ifindex = realm->ifindex;
-	rc = bpf_fib_lookup(n->skb, &fib, sizeof(fib), flags);
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return route_error(rc);
 	if (fib.ifindex != realm->ifindex)
@@ -134,23 +143,23 @@ static __noinline int route_by_realm(const struct nat *n, __u32 realm_id,
 	r->realm = realm_id;
 	r->next_hop = fib.family == NAT_FAMILY ? fib.ipv4_dst : 0;
 	r->mtu = fib.mtu_result > 1 ? fib.mtu_result :
-				      route_mtu(n->skb, fib.ifindex);
+				      route_mtu(skb, fib.ifindex);
 	return 0;
 }
 
 /* The zone that the kernel's routing finds an address in; else the outside's. */
-static __noinline __u32 zone_of_route(const struct nat *n, nat_addr addr)
+NAT_GLOBAL __u32 zone_of_route(struct __sk_buff *skb, nat_addr addr)
 {
 	struct bpf_fib_lookup fib = {
 		.family = NAT_FAMILY,
-		.ifindex = n->skb->ifindex,
+		.ifindex = skb->ifindex,
 		.ipv4_dst = addr,
 	};
 	__u32 flags = fib_skip_neigh ? BPF_FIB_LOOKUP_SKIP_NEIGH : 0;
 	struct nat_link *link;
 	int rc;
 
-	rc = bpf_fib_lookup(n->skb, &fib, sizeof(fib), flags);
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NAT_ZONE_OUTSIDE;
 	link = link_get(fib.ifindex);

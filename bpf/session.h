@@ -267,7 +267,7 @@ static __always_inline int session_answers(struct nat *n,
 
 	if (!(half->flags & HALF_INBOUND))
 		return -REASON_DROPPED_ROUTE_MOVED;
-	if (route_by_realm(n, b->realm, b->external, &back) == 0)
+	if (route_by_realm(n->skb, &n->p, b->realm, b->external, &back) == 0)
 		*r = back;
 	return 0;
 }
@@ -578,15 +578,18 @@ static __always_inline void session_slot_give(__u32 index)
 }
 
 /* A slot that names the key, to be looked at after the shortest timeout. */
-static __noinline __s64 session_slot_use(const struct session_key *key)
+NAT_GLOBAL __s64 session_slot_use(const struct session_key *key)
 {
 	struct nat_config *cfg = config_get();
 	struct session_slot *slot;
-	int l4 = l4_index(key->proto);
 	__s64 taken;
 	__u32 index;
+	int l4;
 
-	if (!cfg || l4 < 0 || l4 >= NAT_PROTOCOLS)
+	if (!key || !cfg)
+		return -1;
+	l4 = l4_index(key->proto);
+	if (l4 < 0 || l4 >= NAT_PROTOCOLS)
 		return -1;
 	taken = session_slot_take(cfg);
 	if (taken < 0)
