@@ -213,12 +213,13 @@ static __always_inline void want_internal_key(const struct binding_want *want,
 	key->realm = want->realm;
 }
 
-static __always_inline bool want_host_socket(struct __sk_buff *skb,
-					     const struct binding_want *want,
-					     __u16 port)
+NAT_GLOBAL bool want_host_socket(struct __sk_buff *skb,
+				 const struct binding_want *want, __u16 port)
 {
 	struct bpf_sock_tuple tuple = {};
 
+	if (!want)
+		return false;
 	tuple.ipv4.saddr = want->remote;
 	tuple.ipv4.sport = want->remote_port;
 	tuple.ipv4.daddr = want->external;

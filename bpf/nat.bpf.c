@@ -156,7 +156,10 @@ static __always_inline bool is_routed(struct __sk_buff *skb,
 
 static __always_inline __u32 link_l3(const struct nat_link *link)
 {
-	return link->flags & LINK_LAYER3 ? 0 : ETH_HLEN;
+	__u32 ethernet = ~link->flags & LINK_LAYER3;
+
+	barrier_var(ethernet); /* no branch for the verifier to follow */
+	return ethernet * (ETH_HLEN / LINK_LAYER3);
 }
 
 SEC("tc")

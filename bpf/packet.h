@@ -70,6 +70,18 @@ struct hdr_cursor {
 	void *pos;
 };
 
+/*
+ * The flag if value is negative, else 0: without a branch, which would double the
+ * states that the verifier has to follow from there on.
+ */
+static __always_inline __u16 flag_if_negative(__s32 value, __u16 flag)
+{
+	__u32 bits = value;
+
+	barrier_var(bits);
+	return (bits >> 31) * flag;
+}
+
 /* Headers must be in the linear part for direct access. */
 static __always_inline void packet_pull(struct __sk_buff *skb)
 {
@@ -111,7 +123,16 @@ static __always_inline bool transport_fits(const struct packet *p, __u32 size)
 	return p->l4 - p->l3 + size <= p->total;
 }
 
-static __always_inline int parse_udp(struct hdr_cursor *cursor, void *end,
+/* What one segment of a GSO packet is on the wire; size: its transport header's. */
+static __always_inline void packet_segment(struct __sk_buff *skb,
+					   struct packet *p, __u32 size)
+{
+	if (skb->gso_size)
+		p->segment = p->l4 - p->l3 + size + skb->gso_size;
+}
+
+static __always_inline int parse_udp(struct __sk_buff *skb,
+				     struct hdr_cursor *cursor, void *end,
 				     struct packet *p)
 {
 	struct udphdr *udp = cursor->pos;
@@ -122,10 +143,31 @@ static __always_inline int parse_udp(struct hdr_cursor *cursor, void *end,
 		return -REASON_DROPPED_MALFORMED;
 	p->sport = udp->source;
 	p->dport = udp->dest;
+	packet_segment(skb, p, sizeof(*udp));
 	return 0;
 }
 
-static __always_inline int parse_tcp(struct hdr_cursor *cursor, void *end,
+/* The flags' byte (RFC 9293 section 3.1). */
+#define TCP_FLAGS 13
+#define TCP_SYN (1 << 1)
+#define TCP_RST (1 << 2)
+#define TCP_ACK (1 << 4)
+
+/* SEEN_*, four bits for each of what RST, SYN and FIN can be together. */
+#define SEEN_OF_FLAGS                                                  \
+	(SEEN_OTHER | SEEN_FIN << 4 | SEEN_SYN << 8 | SEEN_SYN << 12 | \
+	 SEEN_RST << 16 | SEEN_RST << 20 | SEEN_RST << 24 | SEEN_RST << 28)
+
+static __always_inline void parse_tcp_flags(__u8 bits, struct packet *p)
+{
+	__u32 opens = (bits & (TCP_SYN | TCP_RST | TCP_ACK)) ^ TCP_SYN;
+
+	p->seen = (__u32)SEEN_OF_FLAGS >> (bits & 7) * 4 & 0xf;
+	p->flags |= flag_if_negative(opens - 1, PACKET_OPENS);
+}
+
+static __always_inline int parse_tcp(struct __sk_buff *skb,
+				     struct hdr_cursor *cursor, void *end,
 				     struct packet *p)
 {
 	struct tcphdr *tcp = cursor->pos;
@@ -136,16 +178,8 @@ static __always_inline int parse_tcp(struct hdr_cursor *cursor, void *end,
 		return -REASON_DROPPED_MALFORMED;
 	p->sport = tcp->source;
 	p->dport = tcp->dest;
-	if (tcp->rst)
-		p->seen = SEEN_RST;
-	else if (tcp->syn)
-		p->seen = SEEN_SYN;
-	else if (tcp->fin)
-		p->seen = SEEN_FIN;
-	else
-		p->seen = SEEN_OTHER;
-	if (p->seen == SEEN_SYN && !tcp->ack)
-		p->flags |= PACKET_OPENS;
+	parse_tcp_flags(((__u8 *)tcp)[TCP_FLAGS], p);
+	packet_segment(skb, p, tcp->doff * 4);
 	return 0;
 }
 
@@ -178,74 +212,55 @@ static __always_inline int parse_icmp(struct hdr_cursor *cursor, void *end,
 	return 0;
 }
 
-static __always_inline int parse_transport(struct hdr_cursor *cursor, void *end,
+static __always_inline int parse_transport(struct __sk_buff *skb,
+					   struct hdr_cursor *cursor, void *end,
 					   struct packet *p)
 {
 	switch (p->proto) {
 	case IPPROTO_UDP:
-		return parse_udp(cursor, end, p);
+		return parse_udp(skb, cursor, end, p);
 	case IPPROTO_TCP:
-		return parse_tcp(cursor, end, p);
+		return parse_tcp(skb, cursor, end, p);
 	case IPPROTO_ICMP:
 		return parse_icmp(cursor, end, p);
 	}
 	return -REASON_PASSED_PROTOCOL;
 }
 
-/* Length of what one segment of a GSO packet is on the wire (from l3). */
-static __always_inline __u32 segment_length(struct __sk_buff *skb,
-					    struct packet *p, __u32 doff)
+/* PACKET_* of the IPv4 header, whose length is header. */
+static __always_inline __u16 packet_flags(struct iphdr *ip, __s32 header)
 {
-	__u32 headers = p->l4 - p->l3;
+	__s32 no_options = sizeof(*ip);
+	__u32 frag = bpf_ntohs(ip->frag_off);
+	__s32 offset = frag & IP_OFFSET;
+	__s32 first = (frag & (IP_OFFSET | IP_MF)) ^ IP_MF;
 
-	if (!skb->gso_size)
-		return p->total;
-	headers += p->proto == IPPROTO_TCP ? doff : sizeof(struct udphdr);
-	return headers + skb->gso_size;
-}
-
-static __always_inline __u32 tcp_header_length(struct hdr_cursor *cursor,
-					       void *end)
-{
-	struct tcphdr *tcp = cursor->pos;
-
-	if ((void *)(tcp + 1) > end)
-		return sizeof(*tcp);
-	return tcp->doff * 4;
-}
-
-static __always_inline void packet_fragment(struct iphdr *ip, struct packet *p)
-{
-	__u16 frag = bpf_ntohs(ip->frag_off);
-
-	if (frag & IP_DF)
-		p->flags |= PACKET_DF;
-	if (frag & IP_OFFSET)
-		p->flags |= PACKET_LATER_FRAGMENT;
-	else if (frag & IP_MF)
-		p->flags |= PACKET_FIRST_FRAGMENT;
+	return (frag & IP_DF ? PACKET_DF : 0) |
+	       flag_if_negative(no_options - header, PACKET_OPTIONS) |
+	       flag_if_negative(-offset, PACKET_LATER_FRAGMENT) |
+	       flag_if_negative(first - 1, PACKET_FIRST_FRAGMENT);
 }
 
 static __always_inline int packet_addresses(struct __sk_buff *skb,
 					    struct iphdr *ip, struct packet *p)
 {
+	__u32 header = p->l4 - p->l3;
 	__u32 total = bpf_ntohs(ip->tot_len);
 	__u32 here = skb->len - p->l3;
 
 	if (total == 0 && skb->gso_size) /* BIG TCP */
-		total = here;
-	if (total < ip->ihl * 4 || total > here)
+		total = here > 0xffff ? 0xffff : here;
+	if (total < header || total > here)
 		return -REASON_DROPPED_MALFORMED;
-	p->total = total > 0xffff ? 0xffff : total;
+	p->total = total;
+	p->segment = total;
 	p->saddr = ip->saddr;
 	p->daddr = ip->daddr;
 	p->id = ip->id;
 	p->check = ip->check;
 	p->proto = ip->protocol;
 	p->ttl = ip->ttl;
-	if (ip->ihl > 5)
-		p->flags |= PACKET_OPTIONS;
-	packet_fragment(ip, p);
+	p->flags = packet_flags(ip, header);
 	return 0;
 }
 
@@ -259,7 +274,6 @@ static __always_inline int packet_parse(struct __sk_buff *skb, __u32 l3,
 	void *end, *data;
 	struct hdr_cursor cursor;
 	struct iphdr *ip;
-	__u32 doff;
 	int rc;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
@@ -276,12 +290,9 @@ static __always_inline int packet_parse(struct __sk_buff *skb, __u32 l3,
 	rc = packet_addresses(skb, ip, p);
 	if (rc < 0)
 		return rc;
-	p->segment = p->total;
 	if (p->flags & PACKET_LATER_FRAGMENT)
 		return l4_index(p->proto) < 0 ? -REASON_PASSED_PROTOCOL : 0;
-	doff = tcp_header_length(&cursor, end);
-	p->segment = segment_length(skb, p, doff);
-	return parse_transport(&cursor, end, p);
+	return parse_transport(skb, &cursor, end, p);
 }
 
 static __always_inline void packet_key(const struct packet *p, __u32 zone,

@@ -44,13 +44,14 @@ static __always_inline bool port_claim(struct nat_ports *map, __u16 port)
 	return !(__sync_fetch_and_or(word, bit) & bit);
 }
 
-static __always_inline void port_release(__u32 address, __u8 proto, __u16 port)
+NAT_GLOBAL int port_release(__u32 address, __u8 proto, __u16 port)
 {
 	struct nat_ports *map = ports_get(address, proto);
 
-	if (!map)
-		return;
-	__sync_fetch_and_and(port_word(map, port), ~(1ULL << (port % 64)));
+	if (map)
+		__sync_fetch_and_and(port_word(map, port),
+				     ~(1ULL << (port % 64)));
+	return 0;
 }
 
 /* Of a de Bruijn sequence: its top six bits, shifted left by n, to n. */

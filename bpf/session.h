@@ -98,8 +98,7 @@ static __always_inline __u8 tcp_seen_next(__u8 seen, __u8 now)
 }
 
 /* RFC 6146 section 3.5.2, as a function of both halves. */
-static __always_inline enum nat_state session_state(__u8 proto, __u8 inside,
-						    __u8 outside)
+NAT_GLOBAL enum nat_state session_state(__u8 proto, __u8 inside, __u8 outside)
 {
 	if (proto != IPPROTO_TCP)
 		return STATE_ACTIVE;
@@ -149,20 +148,20 @@ static __always_inline __u32 state_lifetime(__u8 proto, enum nat_state state)
 }
 
 struct session_change {
-	const struct session_key *key;
-	const struct session_half *half;
 	__u8 type; /* enum nat_event_type */
 	__u8 state;
 	__u8 old_state;
 };
 
 /* The remote endpoint is what the half's own side sends to. */
-static __noinline int event_session(const struct session_change *c)
+NAT_GLOBAL int event_session(const struct session_change *c,
+			     const struct session_key *key,
+			     const struct session_half *half)
 {
-	struct nat_binding *b = binding_at(c->half->binding);
+	struct nat_binding *b = half ? binding_at(half->binding) : NULL;
 	struct nat_event *e;
 
-	if (!b)
+	if (!b || !c || !key)
 		return 0;
 	e = event_begin(c->type);
 	if (!e)
@@ -170,37 +169,36 @@ static __noinline int event_session(const struct session_change *c)
 	event_binding_fields(e, b);
 	e->state = c->state;
 	e->old_state = c->old_state;
-	e->lifetime = state_lifetime(c->key->proto, c->state);
-	e->remote_port = c->key->dport;
-	addr_to_event(e->remote, c->key->daddr);
-	if (c->half->flags & HALF_HAIRPIN)
+	e->lifetime = state_lifetime(key->proto, c->state);
+	e->remote_port = key->dport;
+	addr_to_event(e->remote, key->daddr);
+	if (half->flags & HALF_HAIRPIN)
 		e->flags |= EVENT_FLAG_HAIRPIN;
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }
 
 /* A primary half's session, and a hairpin's second one, to the daemon. */
-static __noinline int event_sessions(const struct session_change *primary,
-				     const struct session_key *reverse_key,
-				     const struct session_half *reverse)
+NAT_GLOBAL int event_sessions(const struct session_change *c,
+			      const struct session_key *key,
+			      const struct session_half *half,
+			      const struct session_key *reverse_key,
+			      const struct session_half *reverse)
 {
-	struct session_change other = *primary;
-
-	event_session(primary);
-	if (!(primary->half->flags & HALF_HAIRPIN) ||
-	    primary->half->flags & HALF_SELF || !reverse)
+	if (!half)
 		return 0;
-	other.key = reverse_key;
-	other.half = reverse;
-	return event_session(&other);
+	event_session(c, key, half);
+	if (!(half->flags & HALF_HAIRPIN) || half->flags & HALF_SELF)
+		return 0;
+	return event_session(c, reverse_key, reverse);
 }
 
 /* A segment brought a flag that its half had not seen. */
 NAT_GLOBAL int session_tcp_change(const struct session_key *key,
 				  struct session_half *half, __u8 seen)
 {
-	struct session_half *other, *primary = half;
 	struct session_key reverse;
+	struct session_half *other;
 	struct session_change c = { .type = EVENT_SESSION_STATE };
 	__u8 before, theirs;
 
@@ -213,19 +211,16 @@ NAT_GLOBAL int session_tcp_change(const struct session_key *key,
 	if (half->flags & HALF_PRIMARY) {
 		c.old_state = session_state(key->proto, before, theirs);
 		c.state = session_state(key->proto, seen, theirs);
-		c.key = key;
 	} else {
 		c.old_state = session_state(key->proto, theirs, before);
 		c.state = session_state(key->proto, theirs, seen);
-		c.key = &reverse;
-		primary = other;
 	}
 	half->seen = seen;
-	if (c.state == c.old_state || !primary)
+	if (c.state == c.old_state)
 		return 0;
-	c.half = primary;
-	return event_sessions(&c, c.key == key ? &reverse : key,
-			      primary == half ? other : half);
+	if (half->flags & HALF_PRIMARY)
+		return event_sessions(&c, key, half, &reverse, other);
+	return event_sessions(&c, &reverse, other, key, half);
 }
 
 /*
@@ -805,11 +800,9 @@ static __always_inline int plan_announce(const struct session_plan *plan)
 		return 0;
 	session_reverse_key(&plan->key, half, &reverse_key);
 	reverse = session_find(&reverse_key);
-	c.key = &plan->key;
-	c.half = half;
 	c.state = session_state(plan->key.proto, plan->seen,
 				plan->reverse_seen);
-	event_sessions(&c, &reverse_key, reverse);
+	event_sessions(&c, &plan->key, half, &reverse_key, reverse);
 	if (half_is_dying(half) || (reverse && half_is_dying(reverse)))
 		session_expedite(half);
 	return 0;

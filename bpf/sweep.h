@@ -66,8 +66,6 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 	struct session_half primary = {}, reverse = {}, *found, *other = NULL;
 	struct session_key own, reverse_key;
 	struct session_change c = {
-		.key = key,
-		.half = &primary,
 		.type = EVENT_SESSION_CLOSED,
 		.state = state,
 	};
@@ -85,7 +83,7 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 		reverse = *found;
 		other = &reverse;
 	}
-	event_sessions(&c, &reverse_key, other);
+	event_sessions(&c, key, &primary, &reverse_key, other);
 	bpf_map_delete_elem(&sessions, &own);
 	if (!(primary.flags & HALF_SELF))
 		bpf_map_delete_elem(&sessions, &reverse_key);
