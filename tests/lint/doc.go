@@ -5,5 +5,5 @@
 //
 // A rule is a function from the tracked files to the problems found. TestRepository runs every rule on this
 // repository; TestRules shows each of them, on a few lines of input, what it must find and what it must not.
-// The rules read text and never run or build anything but `git ls-files`.
+// The rules read files and never run or build anything but `git ls-files`.
 package lint

@@ -27,6 +27,7 @@ var rules = []struct {
 	{"Skips", skips},
 	{"FunctionLength", functionLength},
 	{"Conditionals", conditionals},
+	{"StackDepth", stackDepth},
 }
 
 // TestRepository runs every rule on this repository.
@@ -212,6 +213,12 @@ func TestRules(t *testing.T) {
 				"a.h:12: h: preprocessor conditional in a function",
 				"a.h:4: f: preprocessor conditional in a function",
 			},
+		},
+		"stack depth": { // TestStackProblems has the rest
+			check: stackDepth,
+			good:  committed(t, bpfObject),
+			bad:   tree{},
+			want:  []string{"bpf/nat_bpfel.o: missing"},
 		},
 	}
 	for name, test := range tests {
