@@ -243,7 +243,7 @@ static __always_inline int error_outer(struct nat *n,
 		to.saddr = half->saddr;
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
-	return rewrite_packet(n, &to);
+	return rewrite_packet(n->skb, &n->p, &to);
 }
 
 static __noinline int error_translate(struct nat *n, const struct embedded *e,

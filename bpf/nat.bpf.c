@@ -112,7 +112,7 @@ static __noinline int inside_unknown(const struct nat *n, int outside)
 	if (!zone || addr_never_routed(n->p.daddr) ||
 	    bpf_map_lookup_elem(&addresses, &n->p.daddr))
 		return -REASON_PASSED_LOCAL;
-	rc = route_resolve(n, zone->ifindex, &r);
+	rc = route_resolve(n->skb, &n->p, n->egress, zone->ifindex, &r);
 	if (rc < 0)
 		return rc;
 	return source_admitted(n) == -REASON_PASSED_EXCLUDED ?

@@ -88,7 +88,7 @@ static __noinline int outbound_miss(const struct nat *n)
 
 	if (!zone)
 		return -REASON_PASSED_NO_LINK;
-	rc = route_resolve(n, zone->ifindex, &r);
+	rc = route_resolve(n->skb, &n->p, n->egress, zone->ifindex, &r);
 	if (rc < 0)
 		return rc;
 	rc = source_admitted(n);

@@ -55,13 +55,13 @@ static __always_inline __u16 route_mtu(struct __sk_buff *skb, __u32 ifindex)
 }
 
 /* At egress the kernel has chosen: the interface that the packet leaves by. */
-static __always_inline int route_taken(const struct nat *n, struct route *r)
+static __always_inline int route_taken(struct __sk_buff *skb, struct route *r)
 {
-	struct nat_link *link = link_get(n->skb->ifindex);
+	struct nat_link *link = link_get(skb->ifindex);
 
 	if (!link || link->kind != LINK_OUTSIDE)
 		return -REASON_PASSED_NOT_OUTSIDE;
-	r->ifindex = n->skb->ifindex;
+	r->ifindex = skb->ifindex;
 	r->realm = link->owner;
 	r->unknown_hop = 1;
 	return 0;
@@ -103,11 +103,11 @@ NAT_GLOBAL int route_lookup(struct __sk_buff *skb, const struct packet *p,
 }
 
 /* The route that a packet from inside takes, if it leads outside. */
-static __always_inline int route_resolve(const struct nat *n, __u32 iif,
-					 struct route *r)
+static __always_inline int route_resolve(struct __sk_buff *skb,
+					 const struct packet *p, bool egress,
+					 __u32 iif, struct route *r)
 {
-	return n->egress ? route_taken(n, r) :
-			   route_lookup(n->skb, &n->p, iif, r);
+	return egress ? route_taken(skb, r) : route_lookup(skb, p, iif, r);
 }
 
 /*

@@ -253,7 +253,8 @@ static __always_inline void session_touch(const struct nat *n,
  * uplinks answers, from the address that it was called by, and by that address's
  * uplink if the routing has a way there.
  */
-static __always_inline int session_answers(struct nat *n,
+static __always_inline int session_answers(struct __sk_buff *skb,
+					   const struct packet *p,
 					   const struct session_half *half,
 					   const struct nat_binding *b,
 					   struct route *r)
@@ -262,7 +263,7 @@ static __always_inline int session_answers(struct nat *n,
 
 	if (!(half->flags & HALF_INBOUND))
 		return -REASON_DROPPED_ROUTE_MOVED;
-	if (route_by_realm(n->skb, &n->p, b->realm, b->external, &back) == 0)
+	if (route_by_realm(skb, p, b->realm, b->external, &back) == 0)
 		*r = back;
 	return 0;
 }
@@ -272,27 +273,30 @@ static __always_inline int session_answers(struct nat *n,
  * cannot follow the route there: it is not refreshed any more, and what opens in
  * its place gets a binding of that outside.
  */
-static __noinline int session_route(struct nat *n, struct session_half *half)
+NAT_GLOBAL int session_route(struct __sk_buff *skb, const struct packet *p,
+			     struct session_half *half, __u32 zone_id,
+			     bool egress)
 {
-	struct nat_binding *b = binding_at(half->binding);
-	struct nat_zone *zone = zone_get(n->zone);
+	struct nat_zone *zone = zone_get(zone_id);
+	struct nat_binding *b;
 	struct route r = {};
 	int rc;
 
-	if (!zone)
+	if (!zone || !p || !half)
 		return -REASON_PASSED_NO_ROUTE;
-	rc = route_resolve(n, zone->ifindex, &r);
+	rc = route_resolve(skb, p, egress, zone->ifindex, &r);
 	if (rc < 0)
 		return rc;
+	b = binding_at(half->binding);
 	if (b && b->realm != r.realm) {
-		rc = session_answers(n, half, b, &r);
+		rc = session_answers(skb, p, half, b, &r);
 		if (rc < 0)
 			return rc;
 	}
 	half->ifindex = r.ifindex;
 	half->next_hop = r.next_hop;
 	half->mtu = r.mtu;
-	half->resolved = n->tick;
+	half->resolved = clock_tick();
 	if (r.unknown_hop)
 		half->resolved -= ROUTE_TICKS + 1;
 	return 0;
@@ -307,7 +311,7 @@ static __always_inline int session_leaves(struct nat *n,
 	if (half->flags & HALF_INBOUND && half->ifindex &&
 	    tick_diff(n->tick, half->resolved) <= ROUTE_TICKS)
 		return 0;
-	return session_route(n, half);
+	return session_route(n->skb, &n->p, half, n->zone, n->egress);
 }
 
 /*
@@ -338,7 +342,7 @@ static __always_inline int session_exceptions(struct nat *n,
 	const struct packet *p = &n->p;
 
 	if (tick_diff(n->tick, half->resolved) > ROUTE_TICKS) {
-		int rc = session_route(n, half);
+		int rc = session_route(n->skb, &n->p, half, n->zone, n->egress);
 
 		if (rc < 0)
 			return rc;
@@ -459,7 +463,7 @@ static __always_inline int session_translate(struct nat *n,
 		return -REASON_DROPPED_TTL;
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
-	rc = rewrite_packet(n, &to);
+	rc = rewrite_packet(n->skb, &n->p, &to);
 	if (rc < 0)
 		return rc;
 	rc = session_send(n, half);

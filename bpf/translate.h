@@ -32,10 +32,10 @@ static __always_inline __u16 ip_word(__u8 first, __u8 second)
 	return first | second << 8; /* as it lies in memory */
 }
 
-static __always_inline int rewrite_ip(const struct nat *n,
+static __always_inline int rewrite_ip(struct __sk_buff *skb,
+				      const struct packet *p,
 				      const struct rewrite *to, __u32 addr_diff)
 {
-	const struct packet *p = &n->p;
 	__u8 ttl = p->ttl - to->decrement_ttl;
 	__u32 ttl_diff = (__u16)~ip_word(p->ttl, p->proto);
 	struct ip_tail tail = {
@@ -47,7 +47,7 @@ static __always_inline int rewrite_ip(const struct nat *n,
 
 	ttl_diff += ip_word(ttl, p->proto);
 	tail.check = csum_apply(csum_apply(p->check, addr_diff), ttl_diff);
-	if (bpf_skb_store_bytes(n->skb,
+	if (bpf_skb_store_bytes(skb,
 				p->l3 + __builtin_offsetof(struct iphdr, ttl),
 				&tail, sizeof(tail), 0) < 0)
 		return -REASON_DROPPED_REWRITE;
@@ -55,26 +55,26 @@ static __always_inline int rewrite_ip(const struct nat *n,
 }
 
 /* The transport checksum, of a protocol whose checksum covers the addresses. */
-static __always_inline int rewrite_check(const struct nat *n, __u32 offset,
+static __always_inline int rewrite_check(struct __sk_buff *skb,
+					 const struct packet *p, __u32 offset,
 					 __u32 addr_diff, __u32 port_diff,
 					 __u64 flags)
 {
-	__u32 at = n->p.l4 + offset;
+	__u32 at = p->l4 + offset;
 
-	if (bpf_l4_csum_replace(n->skb, at, 0, addr_diff,
+	if (bpf_l4_csum_replace(skb, at, 0, addr_diff,
 				flags | BPF_F_PSEUDO_HDR) < 0)
 		return -REASON_DROPPED_REWRITE;
-	if (port_diff &&
-	    bpf_l4_csum_replace(n->skb, at, 0, port_diff, flags) < 0)
+	if (port_diff && bpf_l4_csum_replace(skb, at, 0, port_diff, flags) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return 0;
 }
 
-static __always_inline int rewrite_ports(const struct nat *n,
+static __always_inline int rewrite_ports(struct __sk_buff *skb,
+					 const struct packet *p,
 					 const struct rewrite *to,
 					 __u32 addr_diff)
 {
-	const struct packet *p = &n->p;
 	__be16 ports[2] = { to->sport, to->dport };
 	__u32 port_diff = 0;
 	int rc;
@@ -83,23 +83,25 @@ static __always_inline int rewrite_ports(const struct nat *n,
 		port_diff = csum_port_diff(p->sport, p->dport, to->sport,
 					   to->dport);
 	if (p->proto == IPPROTO_UDP)
-		rc = rewrite_check(n, __builtin_offsetof(struct udphdr, check),
+		rc = rewrite_check(skb, p,
+				   __builtin_offsetof(struct udphdr, check),
 				   addr_diff, port_diff, BPF_F_MARK_MANGLED_0);
 	else
-		rc = rewrite_check(n, __builtin_offsetof(struct tcphdr, check),
+		rc = rewrite_check(skb, p,
+				   __builtin_offsetof(struct tcphdr, check),
 				   addr_diff, port_diff, 0);
 	if (rc < 0 || !port_diff)
 		return rc;
-	if (bpf_skb_store_bytes(n->skb, p->l4, ports, sizeof(ports), 0) < 0)
+	if (bpf_skb_store_bytes(skb, p->l4, ports, sizeof(ports), 0) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return 0;
 }
 
 /* An ICMP query's or reply's identifier (RFC 5508 section 3.1). */
-static __always_inline int rewrite_identifier(const struct nat *n,
+static __always_inline int rewrite_identifier(struct __sk_buff *skb,
+					      const struct packet *p,
 					      const struct rewrite *to)
 {
-	const struct packet *p = &n->p;
 	__u32 diff = csum_port_diff(p->sport, p->dport, to->sport, to->dport);
 	__be16 id = p->flags & PACKET_QUERY ? to->sport : to->dport;
 	__u32 check = p->l4 + __builtin_offsetof(struct icmphdr, checksum);
@@ -107,29 +109,31 @@ static __always_inline int rewrite_identifier(const struct nat *n,
 
 	if (!diff)
 		return 0;
-	if (bpf_l4_csum_replace(n->skb, check, 0, diff, 0) < 0 ||
-	    bpf_skb_store_bytes(n->skb, at, &id, sizeof(id), 0) < 0)
+	if (bpf_l4_csum_replace(skb, check, 0, diff, 0) < 0 ||
+	    bpf_skb_store_bytes(skb, at, &id, sizeof(id), 0) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return 0;
 }
 
-static __noinline int rewrite_packet(const struct nat *n,
-				     const struct rewrite *to)
+NAT_GLOBAL int rewrite_packet(struct __sk_buff *skb, const struct packet *p,
+			      const struct rewrite *to)
 {
-	const struct packet *p = &n->p;
 	__u32 addr_diff;
 	int rc = 0;
 
+	if (!p || !to)
+		return -REASON_DROPPED_REWRITE;
 	addr_diff = csum_addr_diff(p->saddr, p->daddr, to->saddr, to->daddr);
 	if (p->flags & PACKET_LATER_FRAGMENT)
 		rc = 0;
 	else if (p->proto == IPPROTO_ICMP)
-		rc = p->flags & PACKET_ERROR ? 0 : rewrite_identifier(n, to);
+		rc = p->flags & PACKET_ERROR ? 0 :
+					       rewrite_identifier(skb, p, to);
 	else
-		rc = rewrite_ports(n, to, addr_diff);
+		rc = rewrite_ports(skb, p, to, addr_diff);
 	if (rc < 0)
 		return rc;
-	return rewrite_ip(n, to, addr_diff);
+	return rewrite_ip(skb, p, to, addr_diff);
 }
 
 #endif /* CONENAT_TRANSLATE_H */
