@@ -215,7 +215,7 @@ static __always_inline int host_outbound(struct nat *n)
 
 /*
  * The host in an inside host's name: the RST by which its rules refuse a
- * connection from outside. Of no session: as any packet of the host's.
+ * connection from outside. -LOOK_AGAIN: of no session, as any of the host's.
  */
 static __always_inline int host_as_inside(struct nat *n)
 {
@@ -224,10 +224,10 @@ static __always_inline int host_as_inside(struct nat *n)
 
 	n->zone = zone_of_route(n->skb, n->p.saddr);
 	if (n->zone == NAT_ZONE_OUTSIDE)
-		return host_outbound(n);
+		return -LOOK_AGAIN;
 	packet_key(&n->p, n->zone, &key);
 	half = session_find(&key);
-	return half ? session_forward(n, &key, half) : host_outbound(n);
+	return half ? session_forward(n, &key, half) : -LOOK_AGAIN;
 }
 
 #endif /* CONENAT_HOST_H */

@@ -215,21 +215,17 @@ int nat_outside_ingress(struct __sk_buff *skb)
 	return verdict(&n, rc);
 }
 
-/*
- * At the outside interface's egress: packets of the direct path once more, what
- * the kernel has routed for inside hosts (exceptions), and the host's own.
- */
-static __always_inline int egress_packet(struct nat *n)
+/* What is not just the host's; -LOOK_AGAIN: it is, or of a NAT of its own. */
+static __always_inline int egress_forwarded(struct nat *n)
 {
 	struct nat_link *from;
 
-	/* An external address as source: the host's, or of a NAT of its own. */
 	if (bpf_map_lookup_elem(&addresses, &n->p.saddr))
 		return n->p.flags & PACKET_ERROR && !n->skb->ingress_ifindex ?
 			       error_of_host(n) :
-			       host_outbound(n);
+			       -LOOK_AGAIN;
 	if (!n->skb->ingress_ifindex)
-		return n->p.flags & PACKET_OPENS ? host_outbound(n) :
+		return n->p.flags & PACKET_OPENS ? -LOOK_AGAIN :
 						   host_as_inside(n);
 	from = link_get(n->skb->ingress_ifindex);
 	if (!link_is_inside(from))
@@ -244,6 +240,18 @@ static __always_inline int egress_packet(struct nat *n)
 	if (n->p.flags & PACKET_OTHER_ICMP)
 		return -REASON_DROPPED_ICMP_TYPE;
 	return translate_inside(n);
+}
+
+/*
+ * At the outside interface's egress: packets of the direct path once more, what
+ * the kernel has routed for inside hosts (exceptions), and the host's own. Those
+ * in one place, as the verifier follows each call.
+ */
+static __always_inline int egress_packet(struct nat *n)
+{
+	int rc = egress_forwarded(n);
+
+	return rc == -LOOK_AGAIN ? host_outbound(n) : rc;
 }
 
 SEC("tc")
