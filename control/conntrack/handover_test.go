@@ -18,10 +18,11 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
 
-const soon = 5 * time.Second
+var soon = patience.For(5 * time.Second)
 
 var container = netip.MustParseAddr("172.17.0.2")
 
@@ -126,7 +127,7 @@ func TestConnectionOfTheDirectPathGoesOnInTheStack(t *testing.T) {
 
 			_, err := c.outside.Write([]byte("dropped"))
 			must(t, err)
-			must(t, topo.Poll(t.Context(), soon, "drop by FORWARD's policy", func() (bool, error) {
+			must(t, topo.Poll(t.Context(), 5*time.Second, "drop by FORWARD's policy", func() (bool, error) {
 				m := policyDrops.FindStringSubmatch(run(t, f.Host, "iptables -nvxL FORWARD"))
 				return m != nil && m[1] != "0", nil
 			}))

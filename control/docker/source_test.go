@@ -29,6 +29,7 @@ import (
 
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/dockerfake"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -114,7 +115,7 @@ func (w *watched) watch() {
 	})
 	select {
 	case <-ready:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience.For(20 * time.Second)):
 		w.t.Fatal("not ready")
 	}
 }
@@ -128,7 +129,7 @@ func (w *watched) run(name, network, address string, pid int) string {
 // until waits for a snapshot that cond likes.
 func (w *watched) until(what string, cond func(Snapshot) bool) Snapshot {
 	w.t.Helper()
-	late := time.After(10 * time.Second)
+	late := time.After(patience.For(10 * time.Second))
 	for {
 		s := w.Snapshot()
 		if cond(s) {
@@ -258,7 +259,7 @@ func TestOneStartInspectsOne(t *testing.T) {
 	start := time.Now()
 	id := w.run("new", "bridge", "172.17.2.1", 2000)
 	w.until("the new one", func(s Snapshot) bool { return len(places(s)) == 201 })
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > patience.For(time.Second) {
 		t.Errorf("took %v", took)
 	} else {
 		t.Logf("picture of 201 containers after %v", took)
@@ -578,7 +579,7 @@ func TestManyPorts(t *testing.T) {
 	if len(published) != 10000 || published[9999] != (Published{dataplane.UDP, netip.Addr{}, 29999, 39999}) {
 		t.Errorf("%d ports", len(published))
 	}
-	if took > time.Second {
+	if took > patience.For(time.Second) {
 		t.Errorf("10,000 ports after %v", took)
 	}
 	t.Logf("10,000 ports after %v", took)

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -169,7 +170,7 @@ func (b bench) checkFlows(t *testing.T) {
 	}
 }
 
-const answerIn = 2 * time.Second
+var answerIn = patience.For(2 * time.Second)
 
 func payload(size int) []byte { return bytes.Repeat([]byte("conenat"), size/7+1)[:size] }
 

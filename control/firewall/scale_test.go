@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // manyPorts is what Docker 20.10 writes for published ports of one container: three rules for each.
@@ -39,7 +41,7 @@ func TestInspectManyPorts(t *testing.T) {
 				}
 			}
 			t.Logf("%d ports inspected in %v", count, best)
-			if best > 3*time.Second {
+			if best > patience.For(3*time.Second) {
 				t.Errorf("the best of three inspections took %v", best)
 			}
 		})
@@ -64,7 +66,7 @@ func TestInspectManyServices(t *testing.T) {
 		t.Fatalf("%d ports diverted, %d rules for containers", len(report.Diverted), len(report.Translated))
 	}
 	t.Logf("%d services inspected in %v", count, took)
-	if took > 2*time.Second {
+	if took > patience.For(2*time.Second) {
 		t.Errorf("the inspection took %v", took)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // watchHere runs Watch on a thread in the namespace of the test's own, until the test ends.
@@ -48,7 +50,7 @@ func awaitChange(t *testing.T, f *Firewall, what string) {
 	t.Helper()
 	select {
 	case <-f.Changes():
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience.For(10 * time.Second)):
 		t.Fatalf("%s: no change heard", what)
 	}
 }

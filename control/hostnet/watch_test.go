@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/patience"
 )
 
 // Each kind of change that a snapshot, or the hooks, depend on is heard of.
@@ -36,7 +38,7 @@ func TestWatchHears(t *testing.T) {
 			run(t, tt.program+" "+tt.change)
 			select {
 			case <-raw:
-			case <-time.After(5 * time.Second):
+			case <-time.After(patience.For(5 * time.Second)):
 				t.Error("no change heard")
 			}
 		})

@@ -18,6 +18,7 @@ import (
 
 	"github.com/conenat/conenat/control/natcheck"
 	"github.com/conenat/conenat/control/stunserver"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
@@ -205,7 +206,7 @@ func TestNATs(t *testing.T) {
 			if diff := cmp.Diff(tc.want, summary(r)); diff != "" {
 				t.Errorf("(-want +got)\n%s%s", diff, text(r))
 			}
-			if took := time.Since(began); took > 20*time.Second {
+			if took := time.Since(began); took > patience.For(20*time.Second) {
 				t.Errorf("took %v, and must take seconds", took)
 			}
 			complete(t, r)
@@ -340,7 +341,7 @@ func TestCancel(t *testing.T) {
 	defer cancel()
 	began := time.Now()
 	_, err := natcheck.Run(ctx, natcheck.Options{Server: netip.AddrPortFrom(topo.Peer1Addr, 3478), Open: f.Containers[0].Do, Lifetime: time.Hour, Timeout: time.Hour})
-	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 5*time.Second {
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > patience.For(5*time.Second) {
 		t.Errorf("%v after %v", err, time.Since(began))
 	}
 }

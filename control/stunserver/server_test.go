@@ -18,6 +18,7 @@ import (
 	"github.com/pion/stun/v2"
 
 	"github.com/conenat/conenat/control/stunattr"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -55,7 +56,7 @@ func start(t *testing.T) (ns *topo.NS, log *bytes.Buffer, stop func() error) {
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience.For(10 * time.Second)):
 			return errors.New("does not end")
 		}
 	}
@@ -98,7 +99,7 @@ func overUDP(t *testing.T, ns *topo.NS, at netip.AddrPort) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(patience.For(5 * time.Second)))
 	for _, packet := range [][]byte{{}, []byte("junk"), request1(t, stunattr.ChangeRequest{Address: true, Port: true})} {
 		if _, err := conn.WriteToUDPAddrPort(packet, at); err != nil {
 			t.Fatal(err)
@@ -130,7 +131,7 @@ func overTCP(t *testing.T, ns *topo.NS, at netip.AddrPort) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(patience.For(5 * time.Second)))
 	request := request1(t)
 	for _, piece := range [][]byte{request, request[:3], request[3:]} {
 		if _, err := conn.Write(piece); err != nil {
@@ -176,7 +177,7 @@ func TestEndsWithOpenConnections(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(patience.For(5 * time.Second)))
 	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the connection lives: %v", err)
 	}
