@@ -4,47 +4,106 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 
 	"github.com/conenat/conenat/tests/require"
 )
 
-// TestLoadsWithEveryConstant loads the object with each combination of its constants: a branch behind a
-// constant that is never set is never verified.
+// TestLoadsWithEveryConstant loads the object with each combination of its boolean constants: a branch behind a
+// constant that is never set is never verified. What the verifier looks at is held to the kernel's budget.
 func TestLoadsWithEveryConstant(t *testing.T) {
 	require.Root(t)
-	constants := []string{ConstFIBSkipNeigh, ConstHaveConntrack, ConstClockIsVirtual}
-	for bits := range 1 << len(constants) {
-		spec, err := Load()
+	constants := booleanConstants(t)
+	if len(constants) < 3 {
+		t.Fatalf("the object has the boolean constants %q; there were three", constants)
+	}
+	largest := counts{}
+	var mu sync.Mutex
+	t.Run("combinations", func(t *testing.T) {
+		for bits := range 1 << len(constants) {
+			t.Run(fmt.Sprintf("%0*b", len(constants), bits), func(t *testing.T) {
+				t.Parallel()
+				verified := load(t, constants, bits)
+				mu.Lock()
+				defer mu.Unlock()
+				largest.raise(verified)
+			})
+		}
+	})
+	checkBudget(t, largest)
+}
+
+// booleanConstants are what the object has, so that none is left out that is added.
+func booleanConstants(t *testing.T) []string {
+	t.Helper()
+	spec, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name, v := range spec.Variables {
+		if isBoolean(v) && v.Constant() {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func isBoolean(v *ebpf.VariableSpec) bool {
+	if v.Type == nil {
+		return false
+	}
+	i, ok := btf.UnderlyingType(v.Type.Type).(*btf.Int)
+	return ok && i.Encoding == btf.Bool
+}
+
+// load loads the programs with the constants whose bits are set, and says how much of each was verified.
+func load(t *testing.T, constants []string, bits int) counts {
+	t.Helper()
+	spec, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+	}
+	var set []string
+	for i, name := range constants {
+		value := bits&(1<<i) != 0
+		if err := spec.Variables[name].Set(value); err != nil {
+			t.Fatal(err)
+		}
+		set = append(set, fmt.Sprintf("%s=%t", name, value))
+	}
+	coll, err := ebpf.NewCollection(spec)
+	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) {
+		t.Fatalf("with %s: %+v", strings.Join(set, ", "), verifier)
+	}
+	if err != nil {
+		t.Fatalf("with %s: %v", strings.Join(set, ", "), err)
+	}
+	defer coll.Close()
+	verified := counts{}
+	for _, name := range slices.Sorted(maps.Keys(coll.Programs)) {
+		info, err := coll.Programs[name].Info()
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range spec.Maps {
-			m.Pinning = ebpf.PinNone
+		n, ok := info.VerifiedInstructions()
+		if !ok {
+			t.Fatalf("%s: the kernel does not say how much it has verified", name)
 		}
-		for i, name := range constants {
-			if err := spec.Variables[name].Set(bits&(1<<i) != 0); err != nil {
-				t.Fatal(err)
-			}
-		}
-		coll, err := ebpf.NewCollection(spec)
-		var verifier *ebpf.VerifierError
-		if errors.As(err, &verifier) {
-			t.Fatalf("constants %03b: %+v", bits, verifier)
-		}
-		if err != nil {
-			t.Fatalf("constants %03b: %v", bits, err)
-		}
-		for name, p := range coll.Programs {
-			info, err := p.Info()
-			if err != nil {
-				t.Fatal(err)
-			}
-			n, _ := info.VerifiedInstructions()
-			t.Logf("%s: %d instructions verified", name, n)
-		}
-		coll.Close()
+		verified[name] = int(n)
 	}
+	return verified
 }
