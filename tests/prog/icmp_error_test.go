@@ -89,7 +89,9 @@ func TestErrorsFromInside(t *testing.T) {
 		{TCP(c1+":2000", peer1+":80", "S", ""), TCP(peer1+":80", external+":2000", "PA", "data"), TCP(peer1+":80", c1+":2000", "PA", "data")},
 		{Ping(c1+":2000", peer1), Pong(peer1, external+":2000"), Pong(peer1, c1+":2000")},
 	} {
-		r.inside(f.opening)
+		if res := r.inside(f.opening); res.reason != "translated_outbound" {
+			t.Fatalf("the first packet: %s", res.reason)
+		}
 		for _, from := range []string{c1, "172.17.0.77"} {
 			for _, embed := range []int{0, 28} {
 				r.inside(ICMPError(from, peer1, 3, 3, f.inside, embed)).
