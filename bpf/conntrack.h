@@ -70,11 +70,12 @@ NAT_GLOBAL int conntrack_side(struct __sk_buff *skb,
 				      CONNTRACK_ORIGINAL;
 }
 
-static __noinline int conntrack_packet(struct __sk_buff *skb,
-				       const struct packet *p)
+NAT_GLOBAL int conntrack_packet(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 
+	if (!p)
+		return CONNTRACK_NONE;
 	tuple.ipv4.saddr = p->saddr;
 	tuple.ipv4.daddr = p->daddr;
 	tuple.ipv4.sport = p->sport;

@@ -93,13 +93,13 @@ struct event_packet {
 	__u8 pad[3];
 };
 
-static __noinline int event_sampled(const struct event_packet *p,
-				    enum nat_event_type type)
+NAT_GLOBAL int event_sampled(const struct event_packet *p,
+			     enum nat_event_type type)
 {
 	__u32 count = event_sample(type);
 	struct nat_event *e;
 
-	if (!count)
+	if (!p || !count)
 		return 0;
 	e = event_begin(type);
 	if (!e)

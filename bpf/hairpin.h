@@ -52,19 +52,19 @@ static __noinline int want_of_sender(const struct nat *n, __u16 realm,
 }
 
 /* No binding: tell the daemon, where an operator wants to know. */
-static __noinline int outbound_refused(const struct nat *n,
-				       const struct binding_want *want, int rc)
+NAT_GLOBAL int outbound_refused(const struct binding_want *want, int rc)
 {
-	struct event_packet e = {
-		.internal = want->internal,
-		.internal_port = want->internal_port,
-		.external = want->external,
-		.remote = want->remote,
-		.remote_port = want->remote_port,
-		.zone = want->zone,
-		.proto = want->proto,
-	};
+	struct event_packet e = {};
 
+	if (!want)
+		return rc;
+	e.internal = want->internal;
+	e.internal_port = want->internal_port;
+	e.external = want->external;
+	e.remote = want->remote;
+	e.remote_port = want->remote_port;
+	e.zone = want->zone;
+	e.proto = want->proto;
 	if (rc == -REASON_DROPPED_PORT_EXHAUSTED)
 		event_sampled(&e, EVENT_PORT_EXHAUSTED);
 	if (rc == -REASON_DROPPED_QUOTA)
@@ -156,7 +156,7 @@ static __always_inline int hairpin_sender(const struct nat *n, __u16 realm,
 	if (rc < 0)
 		return rc;
 	rc = binding_obtain(n->skb, &want, from);
-	return rc < 0 ? outbound_refused(n, &want, rc) : 0;
+	return rc < 0 ? outbound_refused(&want, rc) : 0;
 }
 
 /* Whether a packet of no session may open a hairpin with that binding. */

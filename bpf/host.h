@@ -139,7 +139,7 @@ static __noinline int host_open(const struct nat *n)
 	want.address = address->slot;
 	rc = binding_obtain(n->skb, &want, &ref);
 	if (rc < 0)
-		return outbound_refused(n, &want, rc);
+		return outbound_refused(&want, rc);
 	rc = host_session(n, &ref);
 	return rc == -LOOK_AGAIN ? 0 : rc;
 }

@@ -31,12 +31,14 @@ struct embedded {
 	__u8 reply; /* ICMP: it was a reply */
 };
 
-static __always_inline int embedded_ip(const struct nat *n, struct embedded *e)
+static __always_inline int embedded_ip(struct __sk_buff *skb,
+				       const struct packet *p,
+				       struct embedded *e)
 {
 	struct iphdr ip;
 
-	e->l3 = n->p.l4 + ICMP_ERROR_HEADER;
-	if (bpf_skb_load_bytes(n->skb, e->l3, &ip, sizeof(ip)) < 0)
+	e->l3 = p->l4 + ICMP_ERROR_HEADER;
+	if (bpf_skb_load_bytes(skb, e->l3, &ip, sizeof(ip)) < 0)
 		return -REASON_DROPPED_MALFORMED;
 	if (ip.version != 4 || ip.ihl < 5)
 		return -REASON_DROPPED_MALFORMED;
@@ -53,22 +55,23 @@ static __always_inline int embedded_ip(const struct nat *n, struct embedded *e)
 /* RFC 792: at least 8 bytes of the transport header. */
 #define EMBEDDED_TRANSPORT 8
 
-static __always_inline int embedded_ports(const struct nat *n,
+static __always_inline int embedded_ports(struct __sk_buff *skb,
+					  const struct packet *p,
 					  struct embedded *e)
 {
 	struct icmphdr icmp;
 	__be16 ports[2];
 
-	if (e->l4 + EMBEDDED_TRANSPORT > n->p.l3 + n->p.total)
+	if (e->l4 + EMBEDDED_TRANSPORT > p->l3 + p->total)
 		return -REASON_DROPPED_MALFORMED;
 	if (e->proto != IPPROTO_ICMP) {
-		if (bpf_skb_load_bytes(n->skb, e->l4, ports, sizeof(ports)) < 0)
+		if (bpf_skb_load_bytes(skb, e->l4, ports, sizeof(ports)) < 0)
 			return -REASON_DROPPED_MALFORMED;
 		e->sport = ports[0];
 		e->dport = ports[1];
 		return 0;
 	}
-	if (bpf_skb_load_bytes(n->skb, e->l4, &icmp, sizeof(icmp)) < 0)
+	if (bpf_skb_load_bytes(skb, e->l4, &icmp, sizeof(icmp)) < 0)
 		return -REASON_DROPPED_MALFORMED;
 	if (icmp.type == ICMP_ECHOREPLY || icmp.type == ICMP_TIMESTAMPREPLY) {
 		e->reply = 1;
@@ -82,7 +85,8 @@ static __always_inline int embedded_ports(const struct nat *n,
 }
 
 /* Where the embedded transport checksum is, if the message reaches that far. */
-static __always_inline int embedded_check(const struct nat *n,
+static __always_inline int embedded_check(struct __sk_buff *skb,
+					  const struct packet *p,
 					  struct embedded *e)
 {
 	__u16 at = e->l4;
@@ -101,25 +105,26 @@ static __always_inline int embedded_check(const struct nat *n,
 	default:
 		return -REASON_DROPPED_ICMP_NO_SESSION;
 	}
-	if (at + sizeof(check) > n->p.l3 + n->p.total ||
-	    bpf_skb_load_bytes(n->skb, at, &check, sizeof(check)) < 0)
+	if (at + sizeof(check) > p->l3 + p->total ||
+	    bpf_skb_load_bytes(skb, at, &check, sizeof(check)) < 0)
 		return 0;
 	if (e->proto != IPPROTO_UDP || check)
 		e->l4_check = at;
 	return 0;
 }
 
-static __noinline int embedded_parse(const struct nat *n, struct embedded *e)
+NAT_GLOBAL int embedded_parse(struct __sk_buff *skb, const struct packet *p,
+			      struct embedded *e)
 {
 	int rc;
 
-	if (n->p.flags & PACKET_FIRST_FRAGMENT)
+	if (!p || !e || p->flags & PACKET_FIRST_FRAGMENT)
 		return -REASON_DROPPED_FRAGMENT;
-	rc = embedded_ip(n, e);
+	rc = embedded_ip(skb, p, e);
 	if (rc < 0)
 		return rc;
-	rc = embedded_ports(n, e);
-	return rc < 0 ? rc : embedded_check(n, e);
+	rc = embedded_ports(skb, p, e);
+	return rc < 0 ? rc : embedded_check(skb, p, e);
 }
 
 /*
@@ -279,7 +284,7 @@ static __noinline int error_forward(struct nat *n, int unknown)
 	struct session_key key;
 	int rc;
 
-	if (embedded_parse(n, &e) < 0)
+	if (embedded_parse(n->skb, &n->p, &e) < 0)
 		return unknown;
 	embedded_key(n, &e, &key);
 	half = session_find(&key);

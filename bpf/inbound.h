@@ -92,7 +92,7 @@ static __noinline int inbound_is_hosts(const struct nat *n,
 				       const struct nat_binding *b,
 				       const struct binding_ref *ref)
 {
-	int socket = packet_socket(n);
+	int socket = packet_socket(n->skb, &n->p);
 
 	if (socket != HOST_SOCKET_WAITING)
 		return socket == HOST_SOCKET_CONNECTED;

@@ -105,7 +105,7 @@ static __noinline int outbound_miss(const struct nat *n)
 		return -REASON_PASSED_CONNTRACK;
 	rc = binding_obtain(n->skb, &want, &ref);
 	if (rc < 0)
-		return outbound_refused(n, &want, rc);
+		return outbound_refused(&want, rc);
 	rc = outbound_open(n, &r, &ref);
 	return rc == -LOOK_AGAIN ? 0 : rc;
 }

@@ -48,19 +48,22 @@ static __always_inline bool interface_exists(struct __sk_buff *skb,
 }
 
 /*
- * Whether the source address is that of an inside host at another bridge port. An
+ * Whether an address that is sent from is an inside host's at another bridge port. An
  * owner whose port is gone says nothing: a container that has started since may
  * have its address.
  */
-static __noinline bool source_is_stolen(const struct nat *n)
+NAT_GLOBAL bool address_is_stolen(struct __sk_buff *skb, __u32 zone,
+				  nat_addr address)
 {
-	struct nat_owner *owner;
+	struct nat_owner *owner = owner_of(zone, address);
 
-	if (!n->from_port)
-		return false;
-	owner = owner_of(n->zone, n->p.saddr);
-	return owner && owner->ifindex && owner->ifindex != n->skb->ifindex &&
-	       interface_exists(n->skb, owner->ifindex);
+	return owner && owner->ifindex && owner->ifindex != skb->ifindex &&
+	       interface_exists(skb, owner->ifindex);
+}
+
+static __always_inline bool source_is_stolen(const struct nat *n)
+{
+	return n->from_port && address_is_stolen(n->skb, n->zone, n->p.saddr);
 }
 
 /*

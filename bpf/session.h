@@ -47,21 +47,23 @@ session_find(const struct session_key *key)
 }
 
 /* The host's socket for a packet, if there is one. */
-static __noinline int packet_socket(const struct nat *n)
+NAT_GLOBAL int packet_socket(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 
-	tuple.ipv4.saddr = n->p.saddr;
-	tuple.ipv4.sport = n->p.sport;
-	tuple.ipv4.daddr = n->p.daddr;
-	tuple.ipv4.dport = n->p.dport;
-	return host_socket(n->skb, &tuple, n->p.proto);
+	if (!p)
+		return HOST_SOCKET_NONE;
+	tuple.ipv4.saddr = p->saddr;
+	tuple.ipv4.sport = p->sport;
+	tuple.ipv4.daddr = p->daddr;
+	tuple.ipv4.dport = p->dport;
+	return host_socket(skb, &tuple, p->proto);
 }
 
 /* A socket of the host that is connected to just this remote comes first. */
 static __always_inline bool packet_is_hosts(const struct nat *n)
 {
-	return packet_socket(n) == HOST_SOCKET_CONNECTED;
+	return packet_socket(n->skb, &n->p) == HOST_SOCKET_CONNECTED;
 }
 
 static __noinline int session_delete(const struct session_key *key)
