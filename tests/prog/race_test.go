@@ -20,8 +20,11 @@ import (
 	"github.com/conenat/conenat/tests/require"
 )
 
-// hammerPackets is how many packets each CPU sends.
-const hammerPackets = 20000
+// Each CPU sends so many packets, or for so long: half a second is enough for them, and ten are in software emulation.
+const (
+	hammerPackets = 20000
+	hammerTime    = 2 * time.Second
+)
 
 // hammer is one sender: a program, an interface, and its i-th frame.
 type hammer struct {
@@ -79,7 +82,8 @@ func (r *rig) hammerOn(cpu, ns int, h hammer, start chan struct{}) error {
 		return fmt.Errorf("enter the rig's network namespace: %w", err)
 	}
 	<-start
-	for i := range hammerPackets {
+	end := time.Now().Add(hammerTime)
+	for i := 0; i < hammerPackets && time.Now().Before(end); i++ {
 		if _, err := r.run(h.program, h.dev, h.frame(i)); err != nil {
 			return err
 		}
