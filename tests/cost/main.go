@@ -58,6 +58,14 @@ func check(ctx context.Context) error {
 		return err
 	}
 	report := budget.Compare(committed, measured)
+	if report.Failed() { // a disturbance may have added to a row; growth is there the second time, too
+		fmt.Printf("%sonce more:\n", report)
+		again, err := inMachine(ctx)
+		if err != nil {
+			return err
+		}
+		report = budget.Compare(committed, budget.Least(measured, again))
+	}
 	fmt.Print(report)
 	if report.Failed() {
 		return fmt.Errorf("the costs are not those of %s: if they are meant to be, `make cost` writes them", budgetFile)
@@ -74,6 +82,11 @@ func update(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	again, err := inMachine(ctx)
+	if err != nil {
+		return err
+	}
+	measured = budget.Least(measured, again)
 	if committed, err := readBudget(); err == nil {
 		fmt.Print(budget.Compare(committed, measured))
 	} else if !errors.Is(err, os.ErrNotExist) {

@@ -76,6 +76,13 @@ func TestCompareRefuses(t *testing.T) {
 	}
 }
 
+func TestLeast(t *testing.T) {
+	got := Least(of(Row{"a", 1000}, Row{"b", 3000}, Row{"c", 5}), of(Row{"b", 2000}, Row{"a", 1001}))
+	if diff := cmp.Diff(of(Row{"a", 1000}, Row{"b", 2000}, Row{"c", 5}), got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestReport(t *testing.T) {
 	got := Compare(of(Row{"a", 1000}, Row{"b", 2000}, Row{"gone", 7}), of(Row{"a", 1000}, Row{"b", 2100}, Row{"new", 5})).String()
 	want := `  budget  measured  change  instructions per packet

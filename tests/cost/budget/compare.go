@@ -79,6 +79,22 @@ func judge(c Change) Change {
 	return c
 }
 
+// Least is the smaller figure of each row: what disturbs a measurement only adds to it.
+func Least(a, b Budget) Budget {
+	other := map[string]int64{}
+	for _, row := range b.Rows {
+		other[row.Name] = row.Instructions
+	}
+	least := Budget{Kernel: a.Kernel}
+	for _, row := range a.Rows {
+		if n, known := other[row.Name]; known {
+			row.Instructions = min(row.Instructions, n)
+		}
+		least.Rows = append(least.Rows, row)
+	}
+	return least
+}
+
 // Failed says whether the measurement does not agree with the budget.
 func (r Report) Failed() bool {
 	for _, c := range r.Changes {
