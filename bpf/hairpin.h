@@ -178,7 +178,7 @@ static __always_inline int hairpin_admit(const struct nat *n,
 	rc = source_admitted(n);
 	if (rc < 0)
 		return rc;
-	if (n->p.flags & PACKET_OPENS)
+	if (packet_opens(&n->p))
 		return 0;
 	if (hairpin_is_older(n))
 		return -REASON_PASSED_CONNTRACK;

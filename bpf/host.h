@@ -129,7 +129,7 @@ static __noinline int host_open(const struct nat *n)
 	if (answers_dnat(n->skb, &n->p) || host_answers(n))
 		return -REASON_PASSED_CONNTRACK;
 	/* A connection that was there before the binding: it goes on as it is. */
-	if (n->p.proto == IPPROTO_TCP && !(n->p.flags & PACKET_OPENS))
+	if (n->p.proto == IPPROTO_TCP && !packet_opens(&n->p))
 		return -REASON_PASSED_HOST;
 	rc = want_of_sender(n, address->realm, &want);
 	if (rc < 0)

@@ -118,7 +118,7 @@ static __noinline int inbound_admit(const struct nat *n,
 	/* An ICMP reply that nobody asked for opens nothing. */
 	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, ref, n->p.saddr))
 		return inbound_filtered(n, b);
-	if (n->p.proto != IPPROTO_TCP || n->p.flags & PACKET_OPENS)
+	if (n->p.proto != IPPROTO_TCP || packet_opens(&n->p))
 		return 0;
 	/* It began before this binding did. */
 	if (packet_is_hosts(n))

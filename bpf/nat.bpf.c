@@ -225,8 +225,7 @@ static __always_inline int egress_forwarded(struct nat *n)
 			       error_of_host(n) :
 			       -LOOK_AGAIN;
 	if (!n->skb->ingress_ifindex)
-		return n->p.flags & PACKET_OPENS ? -LOOK_AGAIN :
-						   host_as_inside(n);
+		return packet_opens(&n->p) ? -LOOK_AGAIN : host_as_inside(n);
 	from = link_get(n->skb->ingress_ifindex);
 	if (!link_is_inside(from))
 		return -REASON_PASSED_NOT_OUTSIDE;

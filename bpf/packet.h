@@ -46,8 +46,7 @@ enum icmp_type { /* IANA */
 #define PACKET_QUERY (1 << 4) /* ICMP echo or timestamp request */
 #define PACKET_REPLY (1 << 5) /* the answer to one */
 #define PACKET_ERROR (1 << 6) /* ICMP error: no ports */
-#define PACKET_OPENS (1 << 7) /* TCP SYN without ACK */
-#define PACKET_OTHER_ICMP (1 << 8) /* neither query, reply nor error */
+#define PACKET_OTHER_ICMP (1 << 7) /* neither query, reply nor error */
 
 struct packet {
 	nat_addr saddr;
@@ -64,6 +63,8 @@ struct packet {
 	__u8 proto;
 	__u8 ttl;
 	__u8 seen; /* SEEN_* of a TCP segment */
+	__u8 tcp; /* its flags */
+	__u8 pad[2];
 };
 
 struct hdr_cursor {
@@ -158,12 +159,10 @@ static __always_inline int parse_udp(struct __sk_buff *skb,
 	(SEEN_OTHER | SEEN_FIN << 4 | SEEN_SYN << 8 | SEEN_SYN << 12 | \
 	 SEEN_RST << 16 | SEEN_RST << 20 | SEEN_RST << 24 | SEEN_RST << 28)
 
-static __always_inline void parse_tcp_flags(__u8 bits, struct packet *p)
+/* A TCP SYN without ACK. */
+static __always_inline bool packet_opens(const struct packet *p)
 {
-	__u32 opens = (bits & (TCP_SYN | TCP_RST | TCP_ACK)) ^ TCP_SYN;
-
-	p->seen = (__u32)SEEN_OF_FLAGS >> (bits & 7) * 4 & 0xf;
-	p->flags |= flag_if_negative(opens - 1, PACKET_OPENS);
+	return (p->tcp & (TCP_SYN | TCP_RST | TCP_ACK)) == TCP_SYN;
 }
 
 static __always_inline int parse_tcp(struct __sk_buff *skb,
@@ -178,7 +177,8 @@ static __always_inline int parse_tcp(struct __sk_buff *skb,
 		return -REASON_DROPPED_MALFORMED;
 	p->sport = tcp->source;
 	p->dport = tcp->dest;
-	parse_tcp_flags(((__u8 *)tcp)[TCP_FLAGS], p);
+	p->tcp = ((__u8 *)tcp)[TCP_FLAGS];
+	p->seen = (__u32)SEEN_OF_FLAGS >> (p->tcp & 7) * 4 & 0xf;
 	packet_segment(skb, p, tcp->doff * 4);
 	return 0;
 }
