@@ -62,7 +62,9 @@ func (l load) script(from bench.Port, dst string, count int) string {
 			fmt.Fprintf(&text, "echo '%s' >%s\n", c, file)
 		}
 	}
-	write(thread, "rem_device_all", "add_device "+from.Name)
+	// Once: on a busy machine a removal is not over when it returns.
+	fmt.Fprintf(&text, "[ -e %s ] || ", from.Name)
+	write(thread, "add_device "+from.Name)
 	write(from.Name, l.commands(from, dst, count)...)
 	write("pgctrl", "start")
 	return text.String()
