@@ -16,17 +16,26 @@ func (l *lab) offloads() {
 		card.check(l.t, map[string]bool{txChecksum: true, txSegments: true, txGSO: true, rxChecksum: true, rxGRO: true, rxSegments: card.virtio()})
 	}
 	l.sees([]sight{
-		{card: l.cardA, out: true, large: some, partial: all},    // cut by the card, its checksum completed by the card
-		{card: l.port0, large: some},                             // put together by the card or the kernel
-		{card: l.uplink0, out: true, large: some, partial: some}, // but for segments that came alone, from a card that verifies
-		{card: l.cardB, large: some},
+		{card: l.cardA, out: true, large: most, partial: all},    // cut by the card, its checksum completed by the card
+		{card: l.port0, large: most},                             // put together by the card or the kernel
+		{card: l.uplink0, out: true, large: l.uplink0.forwards(), partial: some}, // but for segments that came alone, from a card that verifies
+		{card: l.cardB, large: most},
 	}, func() { l.upload(l.a, l.b) })
 	l.sees([]sight{
-		{card: l.cardB, out: true, large: some, partial: all},
-		{card: l.uplink0, large: some},
-		{card: l.port0, out: true, large: some, partial: some},
-		{card: l.cardA, large: some},
+		{card: l.cardB, out: true, large: most, partial: all},
+		{card: l.uplink0, large: most},
+		{card: l.port0, out: true, large: l.port0.forwards(), partial: some},
+		{card: l.cardA, large: most},
 	}, func() { l.download(l.a, l.b) })
+}
+
+// forwards is how much of what GRO has put together the card's driver takes whole: an e1000e is seen to get much of it, at
+// times nearly all, cut by the kernel.
+func (n *nic) forwards() amount {
+	if n.virtio() {
+		return most
+	}
+	return whatever
 }
 
 // variant has features of some cards off; bulk from inside then looks like this.
@@ -46,11 +55,11 @@ func (l *lab) offloadsOff(t *testing.T) {
 		{"PeersChecksums", []string{txChecksum}, peers, []sight{
 			{card: l.cardA, out: true, large: none, partial: none}, {card: l.cardB, large: whatever}}},
 		{"HostChecksums", []string{txChecksum}, host, []sight{
-			{card: l.port0, large: some}, {card: l.uplink0, out: true, large: none, partial: none}}},
+			{card: l.port0, large: most}, {card: l.uplink0, out: true, large: none, partial: none}}},
 		{"HostSegmentation", []string{txSegments, txGSO}, host, []sight{
-			{card: l.port0, large: some}, {card: l.uplink0, out: true, large: none}}},
+			{card: l.port0, large: most}, {card: l.uplink0, out: true, large: none}}},
 		{"HostReceive", []string{rxGRO, rxSegments, rxChecksum}, host, []sight{
-			{card: l.cardA, out: true, large: some, partial: all}, {card: l.port0, large: none}, {card: l.uplink0, out: true, large: none}}},
+			{card: l.cardA, out: true, large: most, partial: all}, {card: l.port0, large: none}, {card: l.uplink0, out: true, large: none}}},
 		{"Everything", []string{txChecksum, txSegments, txGSO, rxGRO, rxSegments, rxChecksum}, everyone, []sight{
 			{card: l.cardA, out: true, large: none, partial: none}, {card: l.port0, large: none, partial: none},
 			{card: l.uplink0, out: true, large: none, partial: none}, {card: l.cardB, large: none, partial: none}}},
