@@ -16,8 +16,8 @@ func (l *lab) offloads() {
 		card.check(l.t, map[string]bool{txChecksum: true, txSegments: true, txGSO: true, rxChecksum: true, rxGRO: true, rxSegments: card.virtio()})
 	}
 	l.sees([]sight{
-		{card: l.cardA, out: true, large: most, partial: all},    // cut by the card, its checksum completed by the card
-		{card: l.port0, large: most},                             // put together by the card or the kernel
+		{card: l.cardA, out: true, large: most, partial: all},                    // cut by the card, its checksum completed by the card
+		{card: l.port0, large: most},                                             // put together by the card or the kernel
 		{card: l.uplink0, out: true, large: l.uplink0.forwards(), partial: some}, // but for segments that came alone, from a card that verifies
 		{card: l.cardB, large: most},
 	}, func() { l.upload(l.a, l.b) })
