@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/require"
@@ -29,6 +30,15 @@ var (
 		"conenat needs Linux 6.1 or later":     floor,
 	}
 )
+
+// tcxHooks are what a test of TCX alone needs. To ask for an interface's programs is enough to know.
+var tcxHooks = require.Feature{
+	Name: "TCX", Since: tcx, Config: []string{"CONFIG_NET_XGRESS"},
+	Probe: func() error {
+		_, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
+		return err
+	},
+}
 
 // TestKernelFloor: below the floor conenat refuses, names all that is missing, and leaves nothing behind; from there on
 // it runs, by the hooks that the kernel should have. `vmtest test --kernel 5.10 ./tests/e2e -- -run TestKernelFloor` is the test of the refusal.

@@ -17,6 +17,7 @@ import (
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -251,6 +252,9 @@ func TestHooksTakenAway(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.args == nil {
+				require.Kernel(t, tcxHooks)
+			}
 			l := newUplinkLab(t, topo.UplinkConfig{}, "", tt.args...)
 			v := l.live()
 			for i, name := range []string{"eth0", "docker0", "veth-c1"} {
