@@ -170,7 +170,7 @@ const (
 
 // The #defines of abi.h, which BTF does not carry; a test reads them there and compares.
 const (
-	ABIVersion       = 2
+	ABIVersion = 3
 	Zones            = 256
 	Realms           = 64
 	Links            = 16384

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define NAT_ABI_VERSION 2
+#define NAT_ABI_VERSION 3
 
 #define NAT_NAME_LEN 16 /* IFNAMSIZ: names of zones and realms */
 #define NAT_LABEL_LEN 64 /* what people call a zone */
@@ -287,9 +287,9 @@ struct session_half4 {
 
 /* What the sweeper walks: an array beside the hash. */
 struct session_slot4 {
-	struct session_key4 key; /* of the primary half; proto 0: free */
+	struct session_key4 key; /* of the primary half */
 	__u32 check; /* tick before which it cannot have expired */
-	__u32 pad;
+	__u32 word; /* generation and state: slot.h */
 };
 
 struct binding_key4 {

@@ -11,7 +11,8 @@
 #include "hairpin.h"
 
 /* The slot by which the sweeper finds a claim of the host. */
-static __always_inline __s64 host_slot(const struct claim_key *key)
+static __always_inline int host_slot(const struct claim_key *key,
+				     struct slot_ref *ref)
 {
 	struct session_key slot = {
 		.saddr = key->address,
@@ -20,7 +21,7 @@ static __always_inline __s64 host_slot(const struct claim_key *key)
 		.zone = NAT_ZONE_CLAIM,
 	};
 
-	return session_slot_use(&slot);
+	return slot_reserve(&slot, ref);
 }
 
 /* The host uses this endpoint, which nobody holds. */
@@ -33,8 +34,9 @@ static __noinline int host_claim(const struct claim_key *key, __u32 tick,
 		.last_seen = tick,
 		.forwarded = forwarded,
 	};
+	struct slot_ref slot;
 	struct nat_ports *map;
-	__s64 slot;
+	int rc;
 
 	address = bpf_map_lookup_elem(&addresses, &key->address);
 	if (!address)
@@ -42,13 +44,15 @@ static __noinline int host_claim(const struct claim_key *key, __u32 tick,
 	map = ports_get(address->slot, key->proto);
 	if (!map || !port_claim(map, bpf_ntohs(key->port)))
 		return -REASON_PASSED_HOST; /* another CPU was first */
-	slot = host_slot(key);
-	claim.generation = slot;
-	if (slot >= 0 &&
-	    bpf_map_update_elem(&claims, key, &claim, BPF_NOEXIST) == 0)
-		return -REASON_PASSED_HOST;
-	if (slot >= 0)
-		session_slot_give(slot);
+	if (host_slot(key, &slot) == 0) {
+		claim.generation = slot.index;
+		rc = bpf_map_update_elem(&claims, key, &claim, BPF_NOEXIST);
+		if (rc == 0 && slot_confirm(&slot) == 0)
+			return -REASON_PASSED_HOST;
+		if (rc == 0)
+			bpf_map_delete_elem(&claims, key);
+		slot_abandon(&slot);
+	}
 	port_release(address->slot, key->proto, bpf_ntohs(key->port));
 	return -REASON_PASSED_HOST;
 }

@@ -409,7 +409,7 @@ type natSessionSlot4 struct {
 	_     structs.HostLayout
 	Key   natSessionKey4
 	Check uint32
-	Pad   uint32
+	Word  uint32
 }
 
 type natSessionTarget uint32

@@ -8,6 +8,7 @@
 #define CONENAT_SESSION_H
 
 #include "filter.h"
+#include "slot.h"
 #include "translate.h"
 #include "verdict.h"
 
@@ -553,61 +554,6 @@ static __always_inline int session_forward(struct nat *n,
 	return session_translate(n, half);
 }
 
-static __always_inline __s64 session_slot_take(const struct nat_config *cfg)
-{
-	struct nat_pool *pool = pool_get(POOL_SESSIONS);
-	__u32 index;
-
-	if (!pool)
-		return -1;
-	if (queue_pop(&session_free, &index) < 0)
-		return pool_bump(pool, cfg->max_sessions);
-	__sync_fetch_and_sub(&pool->free, 1);
-	return index;
-}
-
-static __always_inline void session_slot_give(__u32 index)
-{
-	struct session_slot *slot;
-	struct nat_pool *pool = pool_get(POOL_SESSIONS);
-
-	slot = bpf_map_lookup_elem(&session_slots, &index);
-	if (slot)
-		__builtin_memset(slot, 0, sizeof(*slot));
-	if (pool && bpf_map_push_elem(&session_free, &index, 0) == 0)
-		__sync_fetch_and_add(&pool->free, 1);
-}
-
-/* A slot that names the key, to be looked at after the shortest timeout. */
-NAT_GLOBAL __s64 session_slot_use(const struct session_key *key)
-{
-	struct nat_config *cfg = config_get();
-	struct session_slot *slot;
-	__s64 taken;
-	__u32 index;
-	int l4;
-
-	if (!key || !cfg)
-		return -1;
-	l4 = l4_index(key->proto);
-	if (l4 < 0 || l4 >= NAT_PROTOCOLS)
-		return -1;
-	taken = session_slot_take(cfg);
-	if (taken < 0)
-		return -1;
-	index = taken;
-	slot = bpf_map_lookup_elem(&session_slots, &index);
-	if (!slot)
-		return -1;
-	slot->check = clock_tick() + cfg->recheck[l4];
-	slot->key = *key;
-	slot->key.proto = 0;
-	/* A full barrier: the sweeper sees no slot in use with the old check. */
-	__sync_fetch_and_add(&slot->pad, 1);
-	*(volatile __u8 *)&slot->key.proto = key->proto;
-	return index;
-}
-
 static __always_inline void half_ref(const struct session_half *half,
 				     struct binding_ref *ref)
 {
@@ -694,21 +640,53 @@ static __noinline int plan_insert_primary(const struct session_plan *plan,
 	return bpf_map_update_elem(&sessions, &key, &half, BPF_NOEXIST);
 }
 
+static __always_inline void plan_reverse_key(const struct session_plan *plan,
+					     struct session_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->saddr = plan->daddr;
+	key->daddr = plan->saddr;
+	key->sport = plan->dport;
+	key->dport = plan->sport;
+	key->proto = plan->key.proto;
+	key->zone = plan->peer_zone;
+}
+
 static __noinline int plan_insert_reverse(const struct session_plan *plan,
 					  __u32 slot)
 {
 	struct session_half half = {};
-	struct session_key key = {};
+	struct session_key key;
 
-	key.saddr = plan->daddr;
-	key.daddr = plan->saddr;
-	key.sport = plan->dport;
-	key.dport = plan->sport;
-	key.proto = plan->key.proto;
-	key.zone = plan->peer_zone;
+	plan_reverse_key(plan, &key);
 	plan_reverse(plan, &half);
 	half.slot = slot;
 	return bpf_map_update_elem(&sessions, &key, &half, BPF_NOEXIST);
+}
+
+/* Both halves, or none. */
+static __always_inline int plan_insert(const struct session_plan *plan,
+				       __u32 slot)
+{
+	int rc = plan_insert_primary(plan, slot);
+
+	if (rc < 0 || plan->flags & HALF_SELF)
+		return rc;
+	rc = plan_insert_reverse(plan, slot);
+	if (rc < 0)
+		session_delete(&plan->key);
+	return rc;
+}
+
+static __noinline int plan_remove(const struct session_plan *plan)
+{
+	struct session_key reverse;
+
+	session_delete(&plan->key);
+	if (plan->flags & HALF_SELF)
+		return 0;
+	plan_reverse_key(plan, &reverse);
+	return bpf_map_delete_elem(&sessions, &reverse);
 }
 
 /*
@@ -717,20 +695,21 @@ static __noinline int plan_insert_reverse(const struct session_plan *plan,
  */
 static __always_inline int session_insert(const struct session_plan *plan)
 {
-	__s64 slot = session_slot_use(&plan->key);
+	struct slot_ref slot;
 	int rc;
 
-	if (slot < 0)
+	if (slot_reserve(&plan->key, &slot) < 0)
 		return -REASON_DROPPED_SESSIONS_FULL;
-	rc = plan_insert_primary(plan, slot);
-	if (rc == 0 && !(plan->flags & HALF_SELF)) {
-		rc = plan_insert_reverse(plan, slot);
-		if (rc < 0)
-			session_delete(&plan->key);
+	rc = plan_insert(plan, slot.index);
+	if (rc == 0) {
+		rc = slot_confirm(&slot);
+		if (rc == 0)
+			return 0;
+		plan_remove(plan);
 	}
-	if (rc == 0)
-		return 0;
-	session_slot_give(slot);
+	slot_abandon(&slot);
+	if (rc == -REASON_DROPPED_RACE)
+		return rc;
 	return rc == -EEXIST ? -LOOK_AGAIN : -REASON_DROPPED_SESSIONS_FULL;
 }
 
@@ -748,10 +727,8 @@ static __always_inline bool half_is_dying(const struct session_half *half)
  */
 static __always_inline void session_expedite(const struct session_half *half)
 {
-	struct session_slot *slot;
-	__u32 index = half->slot;
+	struct session_slot *slot = slot_at(half->slot);
 
-	slot = bpf_map_lookup_elem(&session_slots, &index);
 	if (slot)
 		slot->check = clock_tick();
 }

@@ -36,12 +36,6 @@ static __always_inline __u32 session_refreshed(const struct session_key *key,
 							   b->last_seen;
 }
 
-static __always_inline bool slot_is_due(const struct session_slot *slot,
-					__u32 tick)
-{
-	return tick_diff(tick, slot->check) >= 0;
-}
-
 /* The slot is not to be looked at before the protocol's shortest timeout. */
 static __always_inline void slot_postpone(struct session_slot *slot,
 					  __u32 deadline, __u32 tick)
@@ -57,11 +51,10 @@ static __always_inline void slot_postpone(struct session_slot *slot,
 }
 
 /*
- * Ends a session: events, halves, references, slot, in this order, so that
- * whoever opens it again comes after.
+ * Ends a session: events, halves, references, in this order, so that whoever
+ * opens it again comes after.
  */
-NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
-			     __u8 state)
+NAT_GLOBAL int session_close(const struct session_key *key, __u8 state)
 {
 	struct session_half primary = {}, reverse = {}, *found, *other = NULL;
 	struct session_key own, reverse_key;
@@ -87,13 +80,12 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u32 index,
 	bpf_map_delete_elem(&sessions, &own);
 	if (!(primary.flags & HALF_SELF))
 		bpf_map_delete_elem(&sessions, &reverse_key);
-	session_release(key, &primary, other);
-	session_slot_give(index);
-	return 0;
+	return session_release(key, &primary, other);
 }
 
-static __always_inline int sweep_session(struct session_slot *slot, __u32 index,
-					 __u32 tick)
+/* Whether the slot's session is at its end, and ended; else looked at later. */
+static __always_inline bool sweep_session(struct session_slot *slot,
+					  __u32 index, __u32 tick)
 {
 	struct session_key key = slot->key, reverse_key;
 	struct session_half *a = session_find(&key), *b;
@@ -101,24 +93,20 @@ static __always_inline int sweep_session(struct session_slot *slot, __u32 index,
 	__u8 state;
 	bool dying;
 
-	if (!a || a->slot != index) { /* not inserted: yet, or never */
-		if (slot_is_due(slot, tick))
-			session_slot_give(index);
-		return 0;
-	}
+	if (!a || a->slot != index)
+		return true;
 	session_reverse_key(&key, a, &reverse_key);
 	b = session_find(&reverse_key);
-	if (!b && !slot_is_due(slot, tick)) /* it is being inserted */
-		return 0;
 	state = session_state(key.proto, a->seen, b ? b->seen : 0);
 	deadline = session_refreshed(&key, a, b) +
 		   state_lifetime(key.proto, state);
 	dying = half_is_dying(a) || (b && half_is_dying(b));
 	if (!dying && tick_diff(tick, deadline) <= 0) {
 		slot_postpone(slot, deadline + 1, tick);
-		return 0;
+		return false;
 	}
-	return session_close(&key, index, state);
+	session_close(&key, state);
+	return true;
 }
 
 /* How long the host keeps a port that it has sent from; ticks. */
@@ -132,8 +120,9 @@ static __always_inline __u32 claim_lifetime(const struct nat_claim *claim,
 	return state_lifetime(proto, state);
 }
 
-static __always_inline int sweep_claim(struct session_slot *slot, __u32 index,
-				       __u32 tick)
+/* The same for a port of the host; a static binding may have taken it. */
+static __always_inline bool sweep_claim(struct session_slot *slot, __u32 index,
+					__u32 tick)
 {
 	struct nat_address *address;
 	struct nat_claim *claim;
@@ -143,38 +132,53 @@ static __always_inline int sweep_claim(struct session_slot *slot, __u32 index,
 	claim_key_of(slot->key.saddr, slot->key.sport, slot->key.proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (!claim || claim->binding != CLAIM_HOST ||
-	    claim->generation != index) { /* not inserted: yet, or never */
-		if (slot_is_due(slot, tick))
-			session_slot_give(index);
-		return 0;
-	}
+	    claim->generation != index)
+		return true;
 	deadline = claim->last_seen + claim_lifetime(claim, key.proto);
 	address = bpf_map_lookup_elem(&addresses, &key.address);
 	if (address && tick_diff(tick, deadline) <= 0) {
 		slot_postpone(slot, deadline + 1, tick);
-		return 0;
+		return false;
 	}
 	bpf_map_delete_elem(&claims, &key);
 	if (address)
 		port_release(address->slot, key.proto, bpf_ntohs(key.port));
-	session_slot_give(index);
-	return 0;
+	return true;
+}
+
+static __always_inline bool sweep_live(struct session_slot *slot, __u32 index,
+				       __u32 tick)
+{
+	if (slot->key.zone == NAT_ZONE_CLAIM)
+		return sweep_claim(slot, index, tick);
+	return sweep_session(slot, index, tick);
 }
 
 /* Looks at one slot, if it is time to. Returns how much work that was: 0 or 1. */
 NAT_GLOBAL int sweep_slot(__u32 index, __u32 tick, bool all)
 {
-	struct session_slot *slot;
+	struct session_slot *slot = slot_at(index);
+	struct slot_ref ref = { .index = index };
+	bool due, free;
 
-	slot = bpf_map_lookup_elem(&session_slots, &index);
-	if (!slot || !slot->key.proto)
+	if (!slot)
 		return 0;
-	if (!all && !slot_is_due(slot, tick))
+	ref.word = slot_word(slot);
+	due = slot_is_due(slot, tick);
+	switch (ref.word & SLOT_STATE) {
+	case SLOT_RESERVED: /* whoever inserts what it names has been held up */
+		free = due;
+		break;
+	case SLOT_LIVE:
+		if (!due && !all)
+			return 0;
+		free = sweep_live(slot, index, tick);
+		break;
+	default:
 		return 0;
-	if (slot->key.zone == NAT_ZONE_CLAIM)
-		sweep_claim(slot, index, tick);
-	else
-		sweep_session(slot, index, tick);
+	}
+	if (free)
+		slot_give(slot, &ref);
 	return 1;
 }
 

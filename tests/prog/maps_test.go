@@ -44,9 +44,18 @@ func checkMaps(o *bpf.Objects) error {
 	return errors.Join(append(errs, checkClaims(o, references), checkSlots(o), checkPermissions(o))...)
 }
 
-// checkSlots: the sweeper finds every session by its slot.
+// SLOT_* of slot.h.
+const (
+	slotFree     = 0
+	slotReserved = 1
+	slotLive     = 2
+	slotState    = 3
+)
+
+// checkSlots: the sweeper finds every session by its slot, and a session by every slot that is in use.
 func checkSlots(o *bpf.Objects) error {
 	var errs []error
+	named := map[uint32]bool{}
 	var key bpf.SessionKey
 	var half bpf.SessionHalf
 	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
@@ -54,8 +63,20 @@ func checkSlots(o *bpf.Objects) error {
 		if err := o.SessionSlots4.Lookup(half.Slot, &slot); err != nil {
 			return err
 		}
+		named[half.Slot] = true
+		if slot.Word&slotState != slotLive {
+			errs = append(errs, fmt.Errorf("session %+v: its slot %d is not live: %+v", key, half.Slot, slot))
+		}
 		if half.Flags&bpf.HalfPrimary != 0 && slot.Key != key {
 			errs = append(errs, fmt.Errorf("session %+v: its slot %d names %+v", key, half.Slot, slot.Key))
+		}
+	}
+	var index uint32
+	var slot bpf.SessionSlot
+	for it := o.SessionSlots4.Iterate(); it.Next(&index, &slot); {
+		// A port of the host that a static binding has taken over keeps its slot until the sweeper comes by.
+		if slot.Word&slotState != slotFree && slot.Key.Zone != bpf.ZoneClaim && !named[index] {
+			errs = append(errs, fmt.Errorf("slot %d names what is not there: %+v", index, slot))
 		}
 	}
 	return errors.Join(errs...)

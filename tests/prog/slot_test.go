@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"testing"
+	"time"
+
+	"github.com/conenat/conenat/bpf"
+	"github.com/conenat/conenat/tests/packets"
+)
+
+// TestSlotOfOneHeldUp: a CPU that has reserved a slot is held up for longer than a session lives. The sweeper takes the
+// slot back, and what that CPU would confirm is another generation's by then.
+func TestSlotOfOneHeldUp(t *testing.T) {
+	r := newRig(t)
+	slots := r.dp.Objects().SessionSlots4
+	slot := func() (s bpf.SessionSlot) {
+		r.must("read the slot", func() error { return slots.Lookup(uint32(0), &s) })
+		return s
+	}
+	r.out(packets.UDP(c1+":5000", peer1+":9", "x"), packets.UDP(external+":5000", peer1+":9", "x"))
+	if got := slot().Word & slotState; got != slotLive {
+		t.Fatalf("the slot of a session is in state %d, want live", got)
+	}
+	r.wait(6 * time.Minute)
+	freed := slot()
+	if got := freed.Word & slotState; got != slotFree {
+		t.Fatalf("the slot of a session that has expired is in state %d, want free", got)
+	}
+
+	// As slot_reserve leaves it: taken out of the queue, and reserved.
+	var index uint32
+	r.must("take the slot", func() error { return r.dp.Objects().SessionFree4.LookupAndDelete(nil, &index) })
+	reserved := freed
+	reserved.Word = freed.Word + slotReserved
+	reserved.Check += uint32(time.Hour >> bpf.TickShift)
+	r.must("reserve the slot", func() error { return slots.Put(index, reserved) })
+	r.wait(time.Second)
+	if got := slot(); got.Word != reserved.Word {
+		t.Errorf("a slot that is reserved and not due: %+v, want word %d", got, reserved.Word)
+	}
+	r.wait(2 * time.Hour)
+	if got := slot(); got.Word&slotState != slotFree || got.Word == freed.Word {
+		t.Errorf("a slot that is reserved and due: %+v, want a free one of the next generation after word %d", got, freed.Word)
+	}
+	r.out(packets.UDP(c1+":5000", peer1+":9", "x"), packets.UDP(external+":5000", peer1+":9", "x"))
+	r.consistent()
+}
