@@ -34,7 +34,7 @@ static __noinline int host_claim(const struct claim_key *key, __u32 tick,
 		.last_seen = tick,
 		.forwarded = forwarded,
 	};
-	struct slot_ref slot;
+	struct slot_ref slot = {};
 	struct nat_ports *map;
 	int rc;
 

@@ -695,7 +695,7 @@ static __noinline int plan_remove(const struct session_plan *plan)
  */
 static __always_inline int session_insert(const struct session_plan *plan)
 {
-	struct slot_ref slot;
+	struct slot_ref slot = {};
 	int rc;
 
 	if (slot_reserve(&plan->key, &slot) < 0)
