@@ -4,23 +4,26 @@
 PREFIX    ?= /usr/local
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TESTFLAGS ?=
-# For test-vm: a kernel of `bin/vmtest list`, and the packages whose tests run there.
+# For test-vm: a kernel of `bin/vmtest list`, packages, and pairs of network cards.
 KERNEL    ?= 6.12
-VMTESTS   ?= ./bpf ./dataplane ./tests/prog
+VMTESTS   ?= ./bpf ./dataplane/... ./control/... ./cmd/... \
+	$(addprefix ./tests/,require topo probe docker prog drivers figure3 demo e2e)
+WIRES     ?= virtio-net-pci virtio-net-pci
 
 # Packages whose tests need no root, or skip what does.
-UNIT := $(addsuffix /...,$(wildcard ./bpf ./dataplane ./control ./cmd ./vmtest ./tests/lint ./tests/oracle ./tests/packets))
+UNIT := $(addsuffix /...,./bpf ./dataplane ./control ./cmd ./vmtest \
+	$(addprefix ./tests/,bench benchvm build cost lint oracle packets require))
 C_FILES   = $(wildcard bpf/*.c bpf/*.h)
 GENERATED = bpf/nat_bpfel.go bpf/nat_bpfel.o
 
 # `su` on Debian leaves out sbin, and a Go unpacked by hand is on no path.
 export PATH    := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export GOFLAGS ?= -buildvcs=false
-
 need_root = @[ "$$(id -u)" = 0 ] || { echo "make $@ needs root, for network namespaces and eBPF: sudo make $@" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-vm test-vm-all build install generate generate-check lint fmt fmt-check clean
+.PHONY: help demo test test-unit test-vm test-vm-all bench-vm cost cost-check verifier-budget vm-programs \
+	build install generate generate-check lint fmt fmt-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -42,13 +45,27 @@ test-unit: ## run the tests that need no root
 	@.ci/install-packages unit
 	go test -count=1 -short $(TESTFLAGS) $(UNIT)
 
-test-vm: ## run the tests of VMTESTS on another kernel, KERNEL=6.1, in a virtual machine
-	@.ci/install-packages vm
-	@go build -o bin/vmtest ./vmtest
-	bin/vmtest test --kernel $(KERNEL) $(VMTESTS) -- $(TESTFLAGS)
+test-vm: vm-programs ## run the tests of VMTESTS on another kernel, KERNEL=6.1, in a virtual machine (root)
+	CGO_ENABLED=0 bin/vmtest test --kernel $(KERNEL) --timeout 3h --env CONENAT_BINARIES=$(CURDIR)/bin/vm \
+		$(addprefix --wire ,$(WIRES)) $(VMTESTS) -- -test.timeout=3h $(TESTFLAGS)
 
-test-vm-all: ## run them on every supported kernel
-	@$(MAKE) --no-print-directory test-vm KERNEL=all
+test-vm-all: vm-programs ## run every test on every kernel, and have 5.10 refused (hours in software emulation)
+	@.ci/test-matrix
+
+bench-vm: vm-programs ## compare conenat, nftables and routing by the kernel's pktgen, in a virtual machine
+	@go run ./tests/benchvm
+cost: vm-programs ## count the instructions of a packet, and write them to the budget and to docs/cost.md
+	@go run ./tests/cost update
+cost-check: vm-programs ## count them, and fail where one has grown by more than 3 %
+	@go run ./tests/cost check
+verifier-budget: vm-programs ## have each kernel verify the programs, and write bpf/verifier-budget.yaml
+	bin/vmtest test --kernel all ./bpf -- -run TestLoadsWithEveryConstant -v | tee bin/verifier-budget.log
+	go test -count=1 ./bpf -run TestBudgetIsWhole -merge-budget $(CURDIR)/bin/verifier-budget.log
+
+vm-programs: ## build what runs in a virtual machine: a guest in software emulation compiles very slowly
+	@.ci/install-packages test vm
+	@go build -o bin/vmtest ./vmtest
+	@CGO_ENABLED=0 go build -o bin/vm/ ./cmd/conenat ./tests/cmd/cnprobe ./tests/demo
 
 build: ## build bin/conenat
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/conenat ./cmd/conenat
