@@ -47,7 +47,7 @@ test-unit: ## run the tests that need no root
 
 test-vm: vm-programs ## run the tests of VMTESTS on another kernel, KERNEL=6.1, in a virtual machine (root)
 	CGO_ENABLED=0 bin/vmtest test --kernel $(KERNEL) --timeout 3h --env CONENAT_BINARIES=$(CURDIR)/bin/vm \
-		$(addprefix --wire ,$(WIRES)) $(VMTESTS) -- -test.timeout=3h $(TESTFLAGS)
+		$(addprefix --wire ,$(WIRES)) $(VMTESTS) -- -test.timeout=3h $(foreach flag,$(TESTFLAGS),'$(flag)')
 
 test-vm-all: vm-programs ## run every test on every kernel, and have 5.10 refused (hours in software emulation)
 	@.ci/test-matrix

@@ -83,7 +83,11 @@ func listCommand(r *runner.Runner, code *int) *cobra.Command {
 		Use: "list", Short: "print the kernels that are declared", Args: cobra.NoArgs,
 		Run: func(*cobra.Command, []string) {
 			for _, k := range r.Kernels.Kernels {
-				fmt.Fprintf(r.Stdout, "%s\t%s\t%s\n", k.Name, k.Version, k.Suite)
+				support := "supported"
+				if k.Unsupported {
+					support = "unsupported"
+				}
+				fmt.Fprintf(r.Stdout, "%s\t%s\t%s\t%s\n", k.Name, support, k.Version, k.Suite)
 			}
 			*code = 0
 		},
