@@ -79,6 +79,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION: "dropped_icmp_no_session",
 	natNatReasonREASON_DROPPED_ROUTE_MOVED:     "dropped_route_moved",
 	natNatReasonREASON_DROPPED_TTL:             "dropped_ttl",
+	natNatReasonREASON_DROPPED_CONFLICT:        "dropped_conflict",
 	natNatReasonREASON_DROPPED_RACE:            "dropped_race",
 	natNatReasonREASON_DROPPED_REWRITE:         "dropped_rewrite",
 }
@@ -170,7 +171,7 @@ const (
 
 // The #defines of abi.h, which BTF does not carry; a test reads them there and compares.
 const (
-	ABIVersion = 3
+	ABIVersion       = 3
 	Zones            = 256
 	Realms           = 64
 	Links            = 16384

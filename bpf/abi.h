@@ -107,6 +107,7 @@ enum nat_reason {
 	REASON_DROPPED_ICMP_NO_SESSION, /* RFC 5508 REQ-4 */
 	REASON_DROPPED_ROUTE_MOVED, /* to an outside with another address */
 	REASON_DROPPED_TTL, /* inbound, would expire at the NAT */
+	REASON_DROPPED_CONFLICT, /* its endpoints talk by another binding */
 	REASON_DROPPED_RACE, /* the entry was ending on another CPU */
 	REASON_DROPPED_REWRITE, /* a kernel helper refused */
 	REASON_COUNT,
@@ -282,7 +283,8 @@ struct session_half4 {
 	__u8 target; /* enum session_target */
 	__u8 flags;
 	__u8 seen; /* TCP flags so far */
-	__u8 pad[9];
+	__u8 peer_reset; /* the other half's side has sent a RST since */
+	__u8 pad[8];
 };
 
 /* What the sweeper walks: an array beside the hash. */

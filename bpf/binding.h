@@ -110,7 +110,8 @@ NAT_GLOBAL int binding_hold(const struct binding_ref *ref, __u32 limit)
 		word = *(volatile __u64 *)&b->word;
 		if (word >> 32 != ref->generation || word & BINDING_DYING)
 			return -REASON_DROPPED_RACE;
-		if ((__u32)word >= limit)
+		/* A static binding's own reference is no session. */
+		if ((__u32)word - (b->flags & BINDING_STATIC) >= limit)
 			return -REASON_DROPPED_QUOTA;
 		if (__sync_val_compare_and_swap(&b->word, word, word + 1) ==
 		    word)

@@ -178,11 +178,13 @@ static __always_inline int hairpin_admit(const struct nat *n,
 	rc = source_admitted(n);
 	if (rc < 0)
 		return rc;
-	if (packet_opens(&n->p))
-		return 0;
-	if (hairpin_is_older(n))
-		return -REASON_PASSED_CONNTRACK;
-	return n->p.proto == IPPROTO_TCP ? -REASON_DROPPED_TCP_NO_SESSION : 0;
+	if (!packet_opens(&n->p)) {
+		if (hairpin_is_older(n))
+			return -REASON_PASSED_CONNTRACK;
+		if (n->p.proto == IPPROTO_TCP)
+			return -REASON_DROPPED_TCP_NO_SESSION;
+	}
+	return n->p.ttl <= 1 ? -REASON_DROPPED_TTL : 0;
 }
 
 /* to is held; it is the session's, or given back. */

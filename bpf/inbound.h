@@ -99,6 +99,15 @@ static __noinline int inbound_is_hosts(const struct nat *n,
 	return n->p.proto == IPPROTO_TCP || !filter_allows(b, ref, n->p.saddr);
 }
 
+/* It would end here on its way to the inside host: it opens nothing. */
+static __always_inline int inbound_ttl(const struct nat *n,
+				       const struct nat_binding *b)
+{
+	bool routed = !n->stack && b->zone != NAT_ZONE_HOST;
+
+	return routed && n->p.ttl <= 1 ? -REASON_DROPPED_TTL : 0;
+}
+
 /* Whether the binding admits a packet that is of no session of its. */
 static __noinline int inbound_admit(const struct nat *n,
 				    const struct binding_ref *ref)
@@ -119,7 +128,7 @@ static __noinline int inbound_admit(const struct nat *n,
 	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, ref, n->p.saddr))
 		return inbound_filtered(n, b);
 	if (n->p.proto != IPPROTO_TCP || packet_opens(&n->p))
-		return 0;
+		return inbound_ttl(n, b);
 	/* It began before this binding did. */
 	if (packet_is_hosts(n))
 		return -REASON_PASSED_HOST;

@@ -66,7 +66,7 @@ static __always_inline int translate_inside(struct nat *n)
 			goto out;
 		half = session_find(&key);
 		if (!half)
-			return -REASON_DROPPED_RACE;
+			return -REASON_DROPPED_CONFLICT;
 	}
 	rc = session_forward(n, &key, half);
 out:
@@ -89,7 +89,7 @@ static __always_inline int translate_outside(struct nat *n)
 			return rc;
 		half = session_find(&key);
 		if (!half)
-			return -REASON_DROPPED_RACE;
+			return -REASON_DROPPED_CONFLICT;
 	} else if (inbound_is_netfilters(n, half)) {
 		session_touch(n, &key, half);
 		return -REASON_PASSED_CONNTRACK;

@@ -278,9 +278,10 @@ const (
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 36
 	natNatReasonREASON_DROPPED_ROUTE_MOVED     natNatReason = 37
 	natNatReasonREASON_DROPPED_TTL             natNatReason = 38
-	natNatReasonREASON_DROPPED_RACE            natNatReason = 39
-	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 40
-	natNatReasonREASON_COUNT                   natNatReason = 41
+	natNatReasonREASON_DROPPED_CONFLICT        natNatReason = 39
+	natNatReasonREASON_DROPPED_RACE            natNatReason = 40
+	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 41
+	natNatReasonREASON_COUNT                   natNatReason = 42
 )
 
 type natNatRequest4 struct {
@@ -391,7 +392,8 @@ type natSessionHalf4 struct {
 	Target      uint8
 	Flags       uint8
 	Seen        uint8
-	Pad         [9]uint8
+	PeerReset   uint8
+	Pad         [8]uint8
 }
 
 type natSessionKey4 struct {

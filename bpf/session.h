@@ -91,7 +91,7 @@ static __always_inline void session_reverse_key(const struct session_key *key,
 /* The flags seen so far, with one more segment's. */
 static __always_inline __u8 tcp_seen_next(__u8 seen, __u8 now)
 {
-	/* A packet after a RST: it was not the end (RFC 6146, TRANS). */
+	/* A packet after a RST: it was not the end (tcp_peer_reset). */
 	if (!(now & SEEN_RST))
 		seen &= ~SEEN_RST;
 	/* A SYN after a FIN: the tuple is used again. */
@@ -196,29 +196,54 @@ NAT_GLOBAL int event_sessions(const struct session_change *c,
 	return event_session(c, reverse_key, reverse);
 }
 
-/* A segment brought a flag that its half had not seen. */
+/*
+ * What a segment means for the other side's RST: it was not the end (RFC 6146
+ * section 3.5.2.2, TRANS). theirs is what that side has sent; so it is from now on.
+ */
+static __always_inline __u8 tcp_peer_reset(struct session_half *half,
+					   struct session_half *other,
+					   __u8 seen, __u8 theirs)
+{
+	if (!other)
+		return theirs;
+	if (seen & SEEN_RST) {
+		other->peer_reset = 1;
+		return theirs;
+	}
+	half->peer_reset = 0;
+	theirs &= ~SEEN_RST;
+	if (other->seen != theirs)
+		other->seen = theirs;
+	return theirs;
+}
+
+/*
+ * A segment brought a flag that its half had not seen, or followed a RST of the
+ * other side's.
+ */
 NAT_GLOBAL int session_tcp_change(const struct session_key *key,
 				  struct session_half *half, __u8 seen)
 {
 	struct session_key reverse;
 	struct session_half *other;
 	struct session_change c = { .type = EVENT_SESSION_STATE };
-	__u8 before, theirs;
+	__u8 before, theirs, theirs_before;
 
 	if (!key || !half)
 		return 0;
 	session_reverse_key(key, half, &reverse);
 	other = half->flags & HALF_SELF ? half : session_find(&reverse);
 	before = half->seen;
-	theirs = other ? other->seen : 0;
+	theirs_before = other ? other->seen : 0;
+	theirs = tcp_peer_reset(half, other, seen, theirs_before);
+	half->seen = seen;
 	if (half->flags & HALF_PRIMARY) {
-		c.old_state = session_state(key->proto, before, theirs);
+		c.old_state = session_state(key->proto, before, theirs_before);
 		c.state = session_state(key->proto, seen, theirs);
 	} else {
-		c.old_state = session_state(key->proto, theirs, before);
+		c.old_state = session_state(key->proto, theirs_before, before);
 		c.state = session_state(key->proto, theirs, seen);
 	}
-	half->seen = seen;
 	if (c.state == c.old_state)
 		return 0;
 	if (half->flags & HALF_PRIMARY)
@@ -246,7 +271,7 @@ static __always_inline void session_touch(const struct nat *n,
 	if (n->p.proto != IPPROTO_TCP || !n->p.seen)
 		return;
 	seen = tcp_seen_next(half->seen, n->p.seen);
-	if (seen != half->seen)
+	if (seen != half->seen || half->peer_reset)
 		session_tcp_change(key, half, seen);
 }
 

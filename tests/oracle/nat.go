@@ -246,6 +246,9 @@ func (n *NAT) hairpin(place Place, p Packet) Result {
 		return Result{Reason: why}
 	}
 	b, fresh, choice, why := n.obtain(place, p.Protocol, p.Src, p.Dst)
+	if why == "" && b == to && n.SessionsOf(b)+1 >= n.config.SessionsPerBinding {
+		why = DroppedQuota // both ends are counted until they turn out to be one
+	}
 	if why != "" {
 		return Result{Reason: why}
 	}

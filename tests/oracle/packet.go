@@ -87,5 +87,5 @@ const (
 	DroppedICMPType      Reason = "dropped_icmp_type"
 	DroppedICMPNoSession Reason = "dropped_icmp_no_session"
 	DroppedTTL           Reason = "dropped_ttl"
-	DroppedConflict      Reason = "dropped_race"
+	DroppedConflict      Reason = "dropped_conflict"
 )

@@ -142,7 +142,7 @@ func TestHairpinFailures(t *testing.T) {
 	ext := r.externalOf("udp", c1+":11001")
 	r.from("p2", UDP(c2+":12001", ext, "x")).dropped("port_exhausted")
 	r.from("p2", UDP("172.18.0.9:12001", ext, "x")).dropped("spoofed")
-	r.from("p2", UDP(c2+":12001", ext, "x").With(func(s *Spec) { s.TTL = 1 })).dropped("port_exhausted")
+	r.from("p2", UDP(c2+":12001", ext, "x").With(func(s *Spec) { s.TTL = 1 })).dropped("ttl")
 	r.wantBindings("udp br0 " + c1 + ":11001 " + ext + " 1")
 	r.hairpin("p1", UDP(c1+":11001", ext, "x"), UDP(ext, c1+":11001", "x"))
 	r.inside(UDP(c1+":11001", ext, "x").With(func(s *Spec) { s.TTL = 1 })).dropped("ttl")
