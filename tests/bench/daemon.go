@@ -3,13 +3,10 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"time"
 )
 
@@ -47,45 +44,6 @@ func (d daemon) start(ctx context.Context, l *Lab) error {
 	})
 	cmd := l.Host.Command(context.Background(), d.binary, "run", "--config", file,
 		"--socket", filepath.Join(l.Dir(), "conenat.sock"), "--state-dir", stateDir)
-	log := &readyLog{ready: make(chan struct{})}
-	cmd.Stderr = log
-	process, err := l.Start("conenat run", cmd)
-	if err != nil {
-		return err
-	}
-	select {
-	case <-log.ready:
-		return nil
-	case <-process.Done():
-		return fmt.Errorf("conenat run ended before it was ready:\n%s", log)
-	case <-time.After(readyWithin):
-		return fmt.Errorf("conenat run is not ready within %v:\n%s", readyWithin, log)
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// readyLog keeps what the daemon logs and sees the line that says it is ready.
-type readyLog struct {
-	mu    sync.Mutex
-	text  bytes.Buffer
-	ready chan struct{}
-	told  bool
-}
-
-func (r *readyLog) Write(b []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.text.Write(b)
-	if !r.told && bytes.Contains(r.text.Bytes(), []byte("msg=ready")) {
-		r.told = true
-		close(r.ready)
-	}
-	return len(b), nil
-}
-
-func (r *readyLog) String() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return strings.TrimSpace(r.text.String())
+	_, _, err = l.StartReady(ctx, "conenat run", cmd, readyWithin)
+	return err
 }

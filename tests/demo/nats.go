@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,8 +11,6 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -91,47 +88,8 @@ func (d *daemon) run(ctx context.Context, f *topo.Figure3) error {
 
 // ready starts a program and waits until it logs that it is ready.
 func ready(ctx context.Context, f *topo.Figure3, name string, cmd *exec.Cmd) error {
-	log := &watchLog{ready: make(chan struct{})}
-	cmd.Stderr = log
-	process, err := f.Start(name, cmd)
-	if err != nil {
-		return err
-	}
-	select {
-	case <-log.ready:
-		return nil
-	case <-process.Done():
-		return fmt.Errorf("%s ended before it was ready:\n%s", name, log)
-	case <-time.After(readyWithin):
-		return fmt.Errorf("%s is not ready within %v:\n%s", name, readyWithin, log)
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// watchLog keeps what a program logs and sees the line that says it is ready.
-type watchLog struct {
-	mu    sync.Mutex
-	text  bytes.Buffer
-	ready chan struct{}
-	told  bool
-}
-
-func (w *watchLog) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.text.Write(b)
-	if !w.told && bytes.Contains(w.text.Bytes(), []byte("msg=ready")) {
-		w.told = true
-		close(w.ready)
-	}
-	return len(b), nil
-}
-
-func (w *watchLog) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return strings.TrimSpace(w.text.String())
+	_, _, err := f.StartReady(ctx, name, cmd, readyWithin)
+	return err
 }
 
 // follow prints the events as they come.

@@ -60,12 +60,7 @@ func newLab(t *testing.T, cfg topo.Figure3Config, config string, args ...string)
 // udp opens a socket; the test's end closes it.
 func (l *lab) udp(h probe.Host, port uint16) probe.Socket {
 	l.t.Helper()
-	s, err := h.ListenUDP(port)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { s.Close() })
-	return s
+	return probe.Tester{T: l.t}.UDP(h, port)
 }
 
 // serve starts a TCP server; the test's end closes it.
@@ -81,29 +76,18 @@ func (l *lab) serve(h probe.Host, port uint16) netip.AddrPort {
 
 func (l *lab) dial(h probe.Host, server netip.AddrPort) probe.Conn {
 	l.t.Helper()
-	c, err := h.DialTCP(0, server)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { c.Close() })
-	return c
+	return probe.Tester{T: l.t}.Dial(h, server)
 }
 
 func (l *lab) send(s probe.Socket, to netip.AddrPort, text string) {
 	l.t.Helper()
-	if err := s.Send(to, text); err != nil {
-		l.t.Fatalf("send %q to %s: %v", text, to, err)
-	}
+	probe.Tester{T: l.t}.Send(s, to, text)
 }
 
 // receives waits for a packet with just that text, and returns whom it is from.
 func (l *lab) receives(s probe.Socket, text string) netip.AddrPort {
 	l.t.Helper()
-	p, err := s.Receive(probe.Timeout)
-	if err != nil || p.Text != text {
-		l.t.Fatalf("received %+v, %v; want %q", p, err, text)
-	}
-	return p.From
+	return probe.Tester{T: l.t}.Receives(s, text)
 }
 
 // receivesNothing holds after a packet that must arrive behind it has arrived.

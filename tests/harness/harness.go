@@ -6,8 +6,6 @@
 package harness
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -40,7 +37,7 @@ type Conenat struct {
 	Socket   string
 	args     []string
 	process  *topo.Process
-	stderr   *tail
+	log      *topo.Log
 	// PrivateMounts starts the daemon by `ip netns exec`, which gives it mounts of its own.
 	PrivateMounts bool
 }
@@ -91,22 +88,10 @@ func (c *Conenat) Run() {
 	if c.PrivateMounts {
 		cmd = exec.Command("ip", append([]string{"netns", "exec", c.host.Name, c.binary}, c.RunArgs()...)...)
 	}
-	stderr, err := cmd.StderrPipe()
+	var err error
+	c.process, c.log, err = c.topo.StartReady(context.Background(), "conenat run", cmd, readyWithin)
 	if err != nil {
 		c.t.Fatal(err)
-	}
-	c.stderr = &tail{}
-	ready := make(chan struct{})
-	if c.process, err = c.topo.Start("conenat run", cmd); err != nil {
-		c.t.Fatal(err)
-	}
-	go c.stderr.read(stderr, ready)
-	select {
-	case <-ready:
-	case <-c.process.Done():
-		c.t.Fatalf("conenat run ended before it was ready:\n%s", c.Log())
-	case <-time.After(readyWithin):
-		c.t.Fatalf("conenat run is not ready within %v:\n%s", readyWithin, c.Log())
 	}
 }
 
@@ -136,10 +121,10 @@ func (c *Conenat) PID() int { return c.process.PID() }
 
 // Log is the daemon's last lines.
 func (c *Conenat) Log() string {
-	if c.stderr == nil {
+	if c.log == nil {
 		return ""
 	}
-	return c.stderr.String()
+	return c.log.String()
 }
 
 // Try runs a client command as given and returns what it printed and its exit code.
@@ -262,31 +247,4 @@ func (c *Conenat) Counter(name string) uint64 {
 	}
 	c.t.Fatalf("status has no counter %s", name)
 	return 0
-}
-
-// tail keeps a daemon's last lines and sees the one that says it is ready.
-type tail struct {
-	mu    sync.Mutex
-	lines bytes.Buffer
-}
-
-func (t *tail) read(r io.Reader, ready chan<- struct{}) {
-	told := false
-	for s := bufio.NewScanner(r); s.Scan(); {
-		t.mu.Lock()
-		if t.lines.Len() < 1<<20 {
-			t.lines.WriteString(s.Text() + "\n")
-		}
-		t.mu.Unlock()
-		if !told && strings.Contains(s.Text(), "msg=ready") {
-			told = true
-			close(ready)
-		}
-	}
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.lines.String()
 }
