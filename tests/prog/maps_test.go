@@ -71,12 +71,15 @@ func checkSlots(o *bpf.Objects) error {
 			errs = append(errs, fmt.Errorf("session %+v: its slot %d names %+v", key, half.Slot, slot.Key))
 		}
 	}
-	var index uint32
-	var slot bpf.SessionSlot
-	for it := o.SessionSlots4.Iterate(); it.Next(&index, &slot); {
+	slots := make([]bpf.SessionSlot, o.SessionSlots4.MaxEntries())
+	indices := make([]uint32, len(slots))
+	if _, err := o.SessionSlots4.BatchLookup(new(ebpf.MapBatchCursor), indices, slots, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("read the slots: %w", err)
+	}
+	for i, slot := range slots {
 		// A port of the host that a static binding has taken over keeps its slot until the sweeper comes by.
-		if slot.Word&slotState != slotFree && slot.Key.Zone != bpf.ZoneClaim && !named[index] {
-			errs = append(errs, fmt.Errorf("slot %d names what is not there: %+v", index, slot))
+		if slot.Word&slotState != slotFree && slot.Key.Zone != bpf.ZoneClaim && !named[indices[i]] {
+			errs = append(errs, fmt.Errorf("slot %d names what is not there: %+v", indices[i], slot))
 		}
 	}
 	return errors.Join(errs...)
