@@ -36,12 +36,7 @@ func (l local) ListenUDP(port uint16) (Socket, error) {
 }
 
 func (l local) DialTCP(localPort uint16, server netip.AddrPort) (Conn, error) {
-	var conn net.Conn
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(localPort)}, Timeout: Timeout}
-	err := l.place.Do(func() (err error) {
-		conn, err = dialer.Dial("tcp4", server.String())
-		return err
-	})
+	conn, err := dialTCP(l.place, localPort, server, Timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +46,7 @@ func (l local) DialTCP(localPort uint16, server netip.AddrPort) (Conn, error) {
 func (l local) ServeTCP(port uint16) (Server, error) {
 	var listener net.Listener
 	err := l.place.Do(func() (err error) {
-		listener, err = net.ListenTCP("tcp4", &net.TCPAddr{Port: int(port)})
+		listener, err = listenTCP(port)
 		return err
 	})
 	if err != nil {

@@ -118,7 +118,7 @@ var streamTimeout = patience.For(20 * time.Second)
 
 // StreamServer is the other end of TCPStream and UDPStream, on one port number of both protocols.
 type StreamServer struct {
-	listener *net.TCPListener
+	listener net.Listener
 	udp      *net.UDPConn
 	wg       sync.WaitGroup
 
@@ -131,7 +131,7 @@ type StreamServer struct {
 func ServeStreams(place Place, port uint16) (*StreamServer, error) {
 	s := &StreamServer{tcp: map[netip.AddrPort]*pipe{}}
 	err := place.Do(func() (err error) {
-		if s.listener, err = net.ListenTCP("tcp4", &net.TCPAddr{Port: int(port)}); err != nil {
+		if s.listener, err = listenTCP(port); err != nil {
 			return err
 		}
 		s.udp, err = listenLarge(&net.UDPAddr{Port: int(s.Port())})
@@ -248,12 +248,7 @@ type TCPStream struct {
 
 // DialStream opens a TCP stream from a place to a StreamServer; the zero local port is any.
 func DialStream(place Place, local uint16, server netip.AddrPort) (*TCPStream, error) {
-	var conn net.Conn
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(local)}, Timeout: streamTimeout}
-	err := place.Do(func() (err error) {
-		conn, err = dialer.Dial("tcp4", server.String())
-		return err
-	})
+	conn, err := dialTCP(place, local, server, streamTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("open a stream: %w", err)
 	}
