@@ -94,6 +94,10 @@ func (s *session) progress(format string, args ...any) {
 // run returns what to say of the run, and the exit code.
 func (s *session) run(ctx context.Context, c Command) (string, int) {
 	result, console, err := s.boot(ctx, c)
+	if err == nil && result.StaleCode {
+		s.progress("%v: QEMU ran code that the kernel had patched; once more from the start", result.Outcome)
+		result, console, err = s.boot(ctx, c)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return "interrupted", vm.CodeInterrupted

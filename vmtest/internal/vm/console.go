@@ -17,11 +17,15 @@ type console struct {
 	line  []byte   // unfinished
 	last  []string // finished, the newest last
 	panic string
+	int3  bool // an oops by a breakpoint
 }
 
 const keptLines = 40
 
-var panicWords = regexp.MustCompile(`Kernel panic - not syncing: .*`)
+var (
+	panicWords = regexp.MustCompile(`Kernel panic - not syncing: .*`)
+	int3Words  = regexp.MustCompile(`\bint3: 0000 \[#1\]`)
+)
 
 // write returns whether something happened that the machine's owner must know: a panic, or more than the limit.
 func (c *console) write(b []byte) (panicked, full bool, err error) {
@@ -47,6 +51,7 @@ func (c *console) finishLine() {
 	c.line = c.line[:0]
 	c.last = append(c.last, line)
 	c.last = c.last[max(0, len(c.last)-keptLines):]
+	c.int3 = c.int3 || int3Words.MatchString(line)
 	if c.panic == "" {
 		c.panic = panicWords.FindString(line)
 	}

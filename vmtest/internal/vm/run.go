@@ -39,6 +39,9 @@ type Result struct {
 	Outcome
 	Userspace bool // the guest's first process ran
 	LastLines []string
+	// StaleCode: the kernel panicked by a breakpoint that it sets where it patches itself (static keys) and had taken away:
+	// software emulation with several CPUs has run what was there before. The kernel is not to blame.
+	StaleCode bool
 }
 
 // A machine that has panicked or whose command has ended ends itself within this, or is ended.
@@ -86,7 +89,9 @@ func (m Machine) Run(ctx context.Context, o Options) (Result, error) {
 		return Result{}, context.Cause(ctx)
 	}
 	r.seen.panic = r.console.panic
-	return Result{r.seen.outcome(), r.seen.userspace, r.console.lines()}, nil
+	result := Result{Outcome: r.seen.outcome(), Userspace: r.seen.userspace, LastLines: r.console.lines()}
+	result.StaleCode = result.Kind == Panicked && r.console.int3 && m.Accel != KVM
+	return result, nil
 }
 
 type run struct {

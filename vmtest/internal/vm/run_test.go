@@ -103,6 +103,30 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestStaleCode: an oops by a breakpoint is the emulation's, another one is the kernel's.
+func TestStaleCode(t *testing.T) {
+	const panics = "echo Kernel panic - not syncing: Fatal exception in interrupt >&3"
+	for _, test := range []struct {
+		oops  string
+		accel Accel
+		want  bool
+	}{
+		{"[  294.484525] Oops: int3: 0000 [#1] SMP NOPTI", TCG, true},
+		{"[  294.484525] int3: 0000 [#1] PREEMPT SMP NOPTI", TCG, true},
+		{"[  294.484525] int3: 0000 [#1] PREEMPT SMP NOPTI", KVM, false},
+		{"[  294.484525] Oops: 0002 [#1] PREEMPT SMP NOPTI", TCG, false},
+	} {
+		fakeQEMU(t, boots+"echo '"+test.oops+"' >&3; "+panics)
+		got, err := Machine{Accel: test.accel}.Run(t.Context(), Options{
+			BootTimeout: time.Minute, Timeout: time.Minute, Console: &bytes.Buffer{}, ConsoleLimit: 1000,
+			Stdout: &bytes.Buffer{}, Stderr: &bytes.Buffer{}, Progress: t.Logf,
+		})
+		if err != nil || got.Kind != Panicked || got.StaleCode != test.want {
+			t.Errorf("%s under %s: %+v, %v; want StaleCode %v", test.oops, test.accel, got, err, test.want)
+		}
+	}
+}
+
 func TestRunIsInterrupted(t *testing.T) {
 	pid := fakeQEMU(t, boots+forever)
 	ctx, cancel := context.WithCancel(t.Context())
