@@ -38,6 +38,17 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+func TestCompareTellsOthersGrowth(t *testing.T) {
+	const theirs = "nftables/ipv4/udp/established-outbound"
+	r := Compare(of(Row{theirs, 1000}), of(Row{theirs, 1100}))
+	if got := verdicts(r); got[0] != Others || r.Failed() {
+		t.Errorf("%q, failed %v; want %q, false", got, r.Failed(), Others)
+	}
+	if r := Compare(of(Row{theirs, 1000}), of(Row{"nftables/another", 1000})); !r.Failed() {
+		t.Error("a row that is missing has to fail, whosever it is")
+	}
+}
+
 func verdicts(r Report) (v []Verdict) {
 	for _, c := range r.Changes {
 		v = append(v, c.Verdict)
