@@ -4,7 +4,6 @@ package probe
 
 import (
 	"bufio"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -38,17 +37,12 @@ type tcpServer struct {
 	conns    map[net.Conn]bool // nil once closed
 }
 
-// noKeepAlive: a connection that a test leaves alone is to be silent. Go's sends after 15 s, which opens a session anew
-// that has expired meanwhile.
-const noKeepAlive = -1
-
 func listenTCP(port uint16) (net.Listener, error) {
-	config := net.ListenConfig{KeepAlive: noKeepAlive}
-	return config.Listen(context.Background(), "tcp4", fmt.Sprintf(":%d", port))
+	return net.ListenTCP("tcp4", &net.TCPAddr{Port: int(port)})
 }
 
 func dialTCP(place Place, local uint16, server netip.AddrPort, timeout time.Duration) (conn net.Conn, err error) {
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(local)}, Timeout: timeout, KeepAlive: noKeepAlive}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(local)}, Timeout: timeout}
 	err = place.Do(func() (err error) {
 		conn, err = dialer.Dial("tcp4", server.String())
 		return err
