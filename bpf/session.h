@@ -726,16 +726,15 @@ static __always_inline int session_insert(const struct session_plan *plan)
 	if (slot_reserve(&plan->key, &slot) < 0)
 		return -REASON_DROPPED_SESSIONS_FULL;
 	rc = plan_insert(plan, slot.index);
-	if (rc == 0) {
-		rc = slot_confirm(&slot);
-		if (rc == 0)
-			return 0;
-		plan_remove(plan);
+	if (rc < 0) {
+		slot_abandon(&slot);
+		return rc == -EEXIST ? -LOOK_AGAIN :
+				       -REASON_DROPPED_SESSIONS_FULL;
 	}
-	slot_abandon(&slot);
-	if (rc == -REASON_DROPPED_RACE)
-		return rc;
-	return rc == -EEXIST ? -LOOK_AGAIN : -REASON_DROPPED_SESSIONS_FULL;
+	rc = slot_confirm(&slot);
+	if (rc < 0)
+		plan_remove(plan);
+	return rc;
 }
 
 static __always_inline bool half_is_dying(const struct session_half *half)
