@@ -7,23 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/conenat/conenat/tests/bench"
-	"github.com/conenat/conenat/tests/topo"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
-	stop()
-	if err := errors.Join(err, topo.CloseProcess()); err != nil {
-		fmt.Fprintf(os.Stderr, "benchvm: %v\n", err)
-		os.Exit(1)
-	}
-}
+func main() { bench.Main("benchvm", run) }
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 2 && args[0] == "measure" {

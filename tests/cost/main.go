@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
+	"github.com/conenat/conenat/tests/bench"
 	"github.com/conenat/conenat/tests/cost/budget"
-	"github.com/conenat/conenat/tests/topo"
 )
 
 // The files, from the repository's top, where `make` runs.
@@ -20,15 +18,7 @@ const (
 	pageFile   = "docs/cost.md"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
-	stop()
-	if err := errors.Join(err, topo.CloseProcess()); err != nil {
-		fmt.Fprintf(os.Stderr, "cost: %v\n", err)
-		os.Exit(1)
-	}
-}
+func main() { bench.Main("cost", run) }
 
 var errUsage = errors.New("want one of: cost check, cost update, cost measure CONENAT")
 
