@@ -171,7 +171,7 @@ const (
 
 // The #defines of abi.h, which BTF does not carry; a test reads them there and compares.
 const (
-	ABIVersion       = 3
+	ABIVersion       = 4
 	Zones            = 256
 	Realms           = 64
 	Links            = 16384

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define NAT_ABI_VERSION 3
+#define NAT_ABI_VERSION 4
 
 #define NAT_NAME_LEN 16 /* IFNAMSIZ: names of zones and realms */
 #define NAT_LABEL_LEN 64 /* what people call a zone */
@@ -184,6 +184,21 @@ struct nat_prefix4 {
 	__be32 mask;
 };
 
+/* What an inside host is told when no mapping or session can be made for it. */
+enum nat_refusal {
+	REFUSAL_SILENT,
+	REFUSAL_HOST_UNREACHABLE, /* ICMP 3/1: RFC 6888 REQ-11 */
+	REFUSAL_ADMIN_PROHIBITED, /* ICMP 3/13: RFC 5508 REQ-8 */
+};
+
+/* What inside hosts may take (RFC 6888 REQ-4 and REQ-5); 0: no limit. */
+struct nat_limits {
+	__u32 host_ports; /* external ports and ICMP identifiers of one host */
+	__u32 host_sessions;
+	__u32 zone_ports; /* of the whole network */
+	__u32 zone_sessions;
+};
+
 struct nat_zone4 {
 	char name[NAT_NAME_LEN]; /* empty: unused */
 	__u32 ifindex; /* of the bridge or plain interface */
@@ -192,11 +207,18 @@ struct nat_zone4 {
 	struct nat_prefix4 prefix[NAT_PREFIXES];
 	__u8 mac[6]; /* of the gateway, as in its links */
 	__u8 flags; /* ZONE_* */
-	__u8 pad;
+	__u8 refusal; /* enum nat_refusal */
 	char label[NAT_LABEL_LEN]; /* of the API; empty: the name */
+	__u8 mapping[NAT_PROTOCOLS]; /* enum nat_behavior by enum nat_l4 */
+	__u8 pad;
+	__be32 gateway; /* the host's address there: ICMP errors come from it */
+	struct nat_limits limits;
+	__u32 block; /* ports of a block of one host (RFC 7422); 0: no blocks */
+	__u32 pad2;
 };
 
 #define ZONE_ISOLATED (1 << 0) /* hosts do not reach each other */
+#define ZONE_MSS_CLAMP (1 << 1) /* a SYN's MSS option fits the route */
 
 /* An inside host that somebody (Docker) vouches for. */
 struct owner_key4 {
@@ -486,7 +508,7 @@ _Static_assert(sizeof(struct nat_pool) == 64, "nat_pool");
 _Static_assert(sizeof(struct nat_event) == 88, "nat_event");
 _Static_assert(sizeof(struct nat_request4) == 44, "nat_request4");
 _Static_assert(sizeof(struct nat_config) == 64, "nat_config");
-_Static_assert(sizeof(struct nat_zone4) == 128, "nat_zone4");
+_Static_assert(sizeof(struct nat_zone4) == 160, "nat_zone4");
 _Static_assert(sizeof(struct owner_key4) == 8, "owner_key4");
 _Static_assert(sizeof(struct nat_owner) == 16, "nat_owner");
 

@@ -347,10 +347,22 @@ type natNatZone4 struct {
 		Address uint32
 		Mask    uint32
 	}
-	Mac   [6]uint8
-	Flags uint8
-	Pad   uint8
-	Label [64]int8
+	Mac     [6]uint8
+	Flags   uint8
+	Refusal uint8
+	Label   [64]int8
+	Mapping [3]uint8
+	Pad     uint8
+	Gateway uint32
+	Limits  struct {
+		_            structs.HostLayout
+		HostPorts    uint32
+		HostSessions uint32
+		ZonePorts    uint32
+		ZoneSessions uint32
+	}
+	Block uint32
+	Pad2  uint32
 }
 
 type natOwnerKey4 struct {
