@@ -7,7 +7,7 @@ TESTFLAGS ?=
 # For test-vm: a kernel of `bin/vmtest list`, packages, and pairs of network cards.
 KERNEL    ?= 6.12
 VMTESTS   ?= ./bpf ./dataplane/... ./control/... ./cmd/... \
-	$(addprefix ./tests/,require topo probe docker prog drivers figure3 demo e2e)
+	$(addprefix ./tests/,require topo probe docker rig prog drivers figure3 demo e2e)
 WIRES     ?= virtio-net-pci virtio-net-pci
 
 # Packages whose tests need no root, or skip what does.

@@ -6,69 +6,71 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/rig"
+
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
 )
 
 // TestEndpointIndependentMapping: one external endpoint for every remote (RFC 4787 REQ-1).
 func TestEndpointIndependentMapping(t *testing.T) {
-	r := newRig(t)
-	for _, remote := range []string{peer1 + ":3478", peer1 + ":3479", peer2 + ":40000"} {
-		r.inside(UDP(c1+":20000", remote, "hello")).translated("translated_outbound", UDP(external+":20000", remote, "hello").Hop())
-		r.outside(UDP(remote, external+":20000", "hi")).translated("translated_inbound", UDP(remote, c1+":20000", "hi").Hop())
+	r := rig.New(t)
+	for _, remote := range []string{rig.Peer1 + ":3478", rig.Peer1 + ":3479", rig.Peer2 + ":40000"} {
+		r.Inside(UDP(rig.C1+":20000", remote, "hello")).Translated("translated_outbound", UDP(rig.External+":20000", remote, "hello").Hop())
+		r.Outside(UDP(remote, rig.External+":20000", "hi")).Translated("translated_inbound", UDP(remote, rig.C1+":20000", "hi").Hop())
 	}
-	r.wantBindings("udp br0 " + c1 + ":20000 " + external + ":20000 3")
+	r.WantBindings("udp br0 " + rig.C1 + ":20000 " + rig.External + ":20000 3")
 }
 
 // TestFigure3: a packet that came too early leaves nothing that changes the mapping.
 func TestFigure3(t *testing.T) {
-	r := newRig(t)
-	r.inside(UDP(c1+":20000", peer1+":3478", "stun")).translated("translated_outbound", UDP(external+":20000", peer1+":3478", "stun").Hop())
-	r.outside(UDP(peer2+":40000", external+":20000", "early")).dropped("filtered")
-	r.inside(UDP(c1+":20000", peer2+":40000", "check")).translated("translated_outbound", UDP(external+":20000", peer2+":40000", "check").Hop())
-	r.outside(UDP(peer2+":40000", external+":20000", "late")).translated("translated_inbound", UDP(peer2+":40000", c1+":20000", "late").Hop())
+	r := rig.New(t)
+	r.Inside(UDP(rig.C1+":20000", rig.Peer1+":3478", "stun")).Translated("translated_outbound", UDP(rig.External+":20000", rig.Peer1+":3478", "stun").Hop())
+	r.Outside(UDP(rig.Peer2+":40000", rig.External+":20000", "early")).Dropped("filtered")
+	r.Inside(UDP(rig.C1+":20000", rig.Peer2+":40000", "check")).Translated("translated_outbound", UDP(rig.External+":20000", rig.Peer2+":40000", "check").Hop())
+	r.Outside(UDP(rig.Peer2+":40000", rig.External+":20000", "late")).Translated("translated_inbound", UDP(rig.Peer2+":40000", rig.C1+":20000", "late").Hop())
 }
 
 // TestProtocols: every protocol there and back.
 func TestProtocols(t *testing.T) {
 	for name, c := range map[string]struct{ out, outWant, in, inWant Spec }{
-		"udp": {UDP(c1+":5000", peer1+":53", "q"), UDP(external+":5000", peer1+":53", "q"),
-			UDP(peer1+":53", external+":5000", "a"), UDP(peer1+":53", c1+":5000", "a")},
-		"tcp": {TCP(c1+":5000", peer1+":80", "S", ""), TCP(external+":5000", peer1+":80", "S", ""),
-			TCP(peer1+":80", external+":5000", "SA", ""), TCP(peer1+":80", c1+":5000", "SA", "")},
-		"echo": {Ping(c1+":77", peer1), Ping(external+":77", peer1), Pong(peer1, external+":77"), Pong(peer1, c1+":77")},
-		"timestamp": {Timestamp(c1+":78", peer1), Timestamp(external+":78", peer1),
-			TimestampReply(peer1, external+":78"), TimestampReply(peer1, c1+":78")},
+		"udp": {UDP(rig.C1+":5000", rig.Peer1+":53", "q"), UDP(rig.External+":5000", rig.Peer1+":53", "q"),
+			UDP(rig.Peer1+":53", rig.External+":5000", "a"), UDP(rig.Peer1+":53", rig.C1+":5000", "a")},
+		"tcp": {TCP(rig.C1+":5000", rig.Peer1+":80", "S", ""), TCP(rig.External+":5000", rig.Peer1+":80", "S", ""),
+			TCP(rig.Peer1+":80", rig.External+":5000", "SA", ""), TCP(rig.Peer1+":80", rig.C1+":5000", "SA", "")},
+		"echo": {Ping(rig.C1+":77", rig.Peer1), Ping(rig.External+":77", rig.Peer1), Pong(rig.Peer1, rig.External+":77"), Pong(rig.Peer1, rig.C1+":77")},
+		"timestamp": {Timestamp(rig.C1+":78", rig.Peer1), Timestamp(rig.External+":78", rig.Peer1),
+			TimestampReply(rig.Peer1, rig.External+":78"), TimestampReply(rig.Peer1, rig.C1+":78")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			r.inside(c.out).translated("translated_outbound", c.outWant.Hop())
-			r.outside(c.in).translated("translated_inbound", c.inWant.Hop())
-			r.consistent()
+			r := rig.New(t)
+			r.Inside(c.out).Translated("translated_outbound", c.outWant.Hop())
+			r.Outside(c.in).Translated("translated_inbound", c.inWant.Hop())
+			r.Consistent()
 		})
 	}
 }
 
 // TestExpiry: a binding lives as long as its last session, to the second; its port is free then.
 func TestExpiry(t *testing.T) {
-	r := newRig(t)
-	out := UDP(c1+":20000", peer1+":3478", "x")
-	r.inside(out)
-	r.wait(299 * time.Second)
-	r.wantBindings("udp br0 " + c1 + ":20000 " + external + ":20000 1")
-	r.inside(out)
-	r.wait(299 * time.Second)
-	r.wantBindings("udp br0 " + c1 + ":20000 " + external + ":20000 1")
-	r.wait(2 * time.Second)
-	r.wantBindings()
-	r.outside(UDP(peer1+":3478", external+":20000", "x")).passed("unbound")
+	r := rig.New(t)
+	out := UDP(rig.C1+":20000", rig.Peer1+":3478", "x")
+	r.Inside(out)
+	r.Wait(299 * time.Second)
+	r.WantBindings("udp br0 " + rig.C1 + ":20000 " + rig.External + ":20000 1")
+	r.Inside(out)
+	r.Wait(299 * time.Second)
+	r.WantBindings("udp br0 " + rig.C1 + ":20000 " + rig.External + ":20000 1")
+	r.Wait(2 * time.Second)
+	r.WantBindings()
+	r.Outside(UDP(rig.Peer1+":3478", rig.External+":20000", "x")).Passed("unbound")
 }
 
 func TestStaticBinding(t *testing.T) {
-	r := newRig(t)
-	r.forward("br0", dataplane.TCP, external+":8080", c1+":80")
-	r.outside(TCP(peer1+":1234", external+":8080", "S", "")).translated("translated_inbound", TCP(peer1+":1234", c1+":80", "S", "").Hop())
-	r.inside(TCP(c1+":80", peer1+":1234", "SA", "")).translated("translated_outbound", TCP(external+":8080", peer1+":1234", "SA", "").Hop())
-	r.wantBindings("tcp br0 " + c1 + ":80 " + external + ":8080 1 static")
-	r.wantSessions("tcp " + c1 + ":80 " + external + ":8080 " + peer1 + ":1234 established")
+	r := rig.New(t)
+	r.Forward("br0", dataplane.TCP, rig.External+":8080", rig.C1+":80")
+	r.Outside(TCP(rig.Peer1+":1234", rig.External+":8080", "S", "")).Translated("translated_inbound", TCP(rig.Peer1+":1234", rig.C1+":80", "S", "").Hop())
+	r.Inside(TCP(rig.C1+":80", rig.Peer1+":1234", "SA", "")).Translated("translated_outbound", TCP(rig.External+":8080", rig.Peer1+":1234", "SA", "").Hop())
+	r.WantBindings("tcp br0 " + rig.C1 + ":80 " + rig.External + ":8080 1 static")
+	r.WantSessions("tcp " + rig.C1 + ":80 " + rig.External + ":8080 " + rig.Peer1 + ":1234 established")
 }

@@ -4,8 +4,5 @@
 // clock, with the whole output packet compared with one that was built from scratch, and every counter that
 // moved accounted for. What needs a kernel around the programs (GSO, partial checksums, redirects that
 // arrive) is tested in tests/e2e.
-//
-// The verifier takes half a second for the programs, and ten and more in a virtual machine. So tests share loaded ones: newRig
-// takes a fixture out of a pool, brought back to what it was when it was new, byte for byte. TestRigIsAsNew shows that
-// nothing is handed on.
+// The rig is tests/rig.
 package prog

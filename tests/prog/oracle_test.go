@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/rig"
+
 	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -28,8 +30,8 @@ import (
 // and sessions must agree after each step, and nothing may be left when all has expired. A failure is shrunk, and says
 // how to replay it. More sequences: -rapid.checks.
 func TestOracle(t *testing.T) {
-	r := newRig(t, func(o *rigOptions) {
-		o.capacity = dataplane.Capacity{Sessions: oracleSessions, Bindings: oracleBindings}
+	r := rig.New(t, func(o *rig.RigOptions) {
+		o.Capacity = dataplane.Capacity{Sessions: oracleSessions, Bindings: oracleBindings}
 	})
 	setSequences(t)
 	rapid.Check(t, func(rt *rapid.T) {
@@ -75,12 +77,12 @@ func setSequences(t *testing.T) {
 // duel is one sequence: the dataplane of a rig against a new oracle.
 type duel struct {
 	*rapid.T
-	rig      *rig
+	rig      *rig.Rig
 	nat      *oracle.NAT
 	counters []dataplane.Counter
 }
 
-func newDuel(t *rapid.T, r *rig) *duel {
+func newDuel(t *rapid.T, r *rig.Rig) *duel {
 	d := &duel{T: t, rig: r}
 	behaviors := rapid.SliceOfN(rapid.SampledFrom([]oracle.Behavior{oracle.EndpointIndependent, oracle.AddressDependent,
 		oracle.AddressAndPortDependent}), 3, 3).Draw(t, "filtering")
@@ -91,7 +93,7 @@ func newDuel(t *rapid.T, r *rig) *duel {
 	settings.SessionsPerBinding = rapid.SampledFrom([]uint32{3, 1000}).Draw(t, "sessions per binding")
 	d.nat = oracle.New(oracleConfig(settings, behaviors))
 	d.must("configure", func() error {
-		if err := r.dp.Configure(settings); err != nil {
+		if err := r.DP.Configure(settings); err != nil {
 			return err
 		}
 		var filtering [3]dataplane.Behavior
@@ -99,8 +101,8 @@ func newDuel(t *rapid.T, r *rig) *duel {
 			filtering[i] = dataplane.Behavior(b)
 		}
 		for _, n := range rigNetworks {
-			n.IfIndex, n.Filtering = r.ports[n.Name], filtering
-			if err := r.dp.PutNetwork(n); err != nil {
+			n.IfIndex, n.Filtering = r.Ports[n.Name], filtering
+			if err := r.DP.PutNetwork(n); err != nil {
 				return err
 			}
 		}
@@ -113,13 +115,13 @@ func newDuel(t *rapid.T, r *rig) *duel {
 
 // rigNetworks are the rig's, but for what differs from rig to rig.
 var rigNetworks = []dataplane.Network{
-	{Name: "br0", Gateway: bridgeMAC, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}},
-	{Name: "br1", Gateway: bridge2, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}},
+	{Name: "br0", Gateway: rig.BridgeMAC, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}},
+	{Name: "br1", Gateway: rig.Bridge2, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}},
 }
 
 func oracleConfig(s dataplane.Settings, filtering []oracle.Behavior) oracle.Config {
 	c := oracle.Config{
-		Networks: map[oracle.Place]oracle.Network{}, External: netip.MustParseAddr(external),
+		Networks: map[oracle.Place]oracle.Network{}, External: netip.MustParseAddr(rig.External),
 		Local:   []netip.Addr{netip.MustParseAddr("172.17.0.1"), netip.MustParseAddr("172.18.0.1")},
 		PortLow: s.PortLow, PortHigh: s.PortHigh, SessionsPerBinding: int(s.SessionsPerBinding), Sessions: oracleSessions, Bindings: oracleBindings,
 		UDPTimeout: s.UDPTimeout, TCPEstablishedTimeout: s.TCPEstablishedTimeout, TCPPartialOpenTimeout: s.TCPPartialOpenTimeout,
@@ -134,14 +136,14 @@ func oracleConfig(s dataplane.Settings, filtering []oracle.Behavior) oracle.Conf
 
 func (d *duel) must(what string, f func() error) {
 	d.Helper()
-	if err := d.rig.do(f); err != nil {
+	if err := d.rig.Do(f); err != nil {
 		d.Fatalf("%s: %v", what, err)
 	}
 }
 
 func (d *duel) count() (out []dataplane.Counter) {
 	d.must("counters", func() (err error) {
-		out, err = d.rig.dp.Counters()
+		out, err = d.rig.DP.Counters()
 		return err
 	})
 	return out
@@ -161,7 +163,7 @@ func (d *duel) step() {
 		d.answer()
 	case "host":
 		dst := rapid.SampledFrom(remotes).Draw(d.T, "remote")
-		d.fromHost(d.packet(netip.MustParseAddr(external), rapid.SampledFrom(insidePorts).Draw(d.T, "port"), dst))
+		d.fromHost(d.packet(netip.MustParseAddr(rig.External), rapid.SampledFrom(insidePorts).Draw(d.T, "port"), dst))
 	case "error":
 		d.error()
 	case "wait":
@@ -181,12 +183,12 @@ type insideHost struct {
 
 var (
 	insideHosts = []insideHost{
-		{"br0", "p1", netip.MustParseAddr(c1)}, {"br0", "p2", netip.MustParseAddr(c2)}, {"br1", "q1", netip.MustParseAddr(other)},
+		{"br0", "p1", netip.MustParseAddr(rig.C1)}, {"br0", "p2", netip.MustParseAddr(rig.C2)}, {"br1", "q1", netip.MustParseAddr(rig.Other)},
 		{"br0", "p1", netip.MustParseAddr("10.9.9.9")}, // a spoofer
 	}
 	insidePorts = []uint16{80, 81, 5000, 5001, 6000}
 	remotes     = []netip.AddrPort{
-		netip.MustParseAddrPort(peer1 + ":9"), netip.MustParseAddrPort(peer1 + ":5000"), netip.MustParseAddrPort(peer2 + ":9"),
+		netip.MustParseAddrPort(rig.Peer1 + ":9"), netip.MustParseAddrPort(rig.Peer1 + ":5000"), netip.MustParseAddrPort(rig.Peer2 + ":9"),
 	}
 	elsewhere = []netip.AddrPort{ // what is not to be translated
 		netip.MustParseAddrPort("172.17.0.1:53"), netip.MustParseAddrPort("172.18.0.2:80"), netip.MustParseAddrPort("224.0.0.251:5353"),
@@ -210,7 +212,7 @@ func (d *duel) external() netip.AddrPort {
 	if all := d.nat.Bindings(); len(all) > 0 && rapid.Bool().Draw(d.T, "bound") {
 		return all[rapid.IntRange(0, len(all)-1).Draw(d.T, "binding")].External
 	}
-	return netip.AddrPortFrom(netip.MustParseAddr(external), rapid.SampledFrom(insidePorts).Draw(d.T, "port"))
+	return netip.AddrPortFrom(netip.MustParseAddr(rig.External), rapid.SampledFrom(insidePorts).Draw(d.T, "port"))
 }
 
 var tcpKinds = []oracle.Kind{oracle.Syn, oracle.Syn, oracle.SynAck, oracle.Segment, oracle.Fin, oracle.Rst}
@@ -304,22 +306,22 @@ func hostOf(addr netip.Addr) insideHost {
 
 func (d *duel) wait(by time.Duration) {
 	d.nat.Wait(by)
-	d.rig.now += by
-	d.must("clock", func() error { return d.rig.dp.SetClock(uint64(d.rig.now)) })
-	d.must("sweep", d.rig.dp.Sweep)
+	d.rig.Now += by
+	d.must("clock", func() error { return d.rig.DP.SetClock(uint64(d.rig.Now)) })
+	d.must("sweep", d.rig.DP.Sweep)
 }
 
 func (d *duel) forward() {
-	ext := netip.AddrPortFrom(netip.MustParseAddr(external), rapid.SampledFrom(insidePorts).Draw(d.T, "external"))
-	in := netip.AddrPortFrom(netip.MustParseAddr(c2), rapid.SampledFrom(insidePorts).Draw(d.T, "internal"))
+	ext := netip.AddrPortFrom(netip.MustParseAddr(rig.External), rapid.SampledFrom(insidePorts).Draw(d.T, "external"))
+	in := netip.AddrPortFrom(netip.MustParseAddr(rig.C2), rapid.SampledFrom(insidePorts).Draw(d.T, "internal"))
 	p := rapid.SampledFrom([]oracle.Protocol{oracle.UDP, oracle.TCP}).Draw(d.T, "protocol")
 	want := d.nat.Forward("br0", p, ext, in)
 	protocol, err := dataplane.ParseProtocol(string(p))
 	if err != nil {
 		d.Fatal(err)
 	}
-	err = d.rig.do(func() error {
-		_, err := d.rig.dp.AddForward(dataplane.Forward{Protocol: protocol, Network: "br0", External: ext, Internal: in})
+	err = d.rig.Do(func() error {
+		_, err := d.rig.DP.AddForward(dataplane.Forward{Protocol: protocol, Network: "br0", External: ext, Internal: in})
 		return err
 	})
 	if (err == nil) != want {
@@ -329,28 +331,28 @@ func (d *duel) forward() {
 
 func (d *duel) fromInside(from insideHost, p oracle.Packet) {
 	frame := specOf(p)
-	frame.SrcMAC, frame.DstMAC = c1MAC, bridgeMAC
+	frame.SrcMAC, frame.DstMAC = rig.C1MAC, rig.BridgeMAC
 	if from.place == "br1" {
-		frame.DstMAC = bridge2
+		frame.DstMAC = rig.Bridge2
 	}
-	d.compare(d.nat.FromInside(from.place, p), p, d.rig.dp.Objects().NatInside, from.dev, frame, nil)
+	d.compare(d.nat.FromInside(from.place, p), p, d.rig.DP.Objects().NatInside, from.dev, frame, nil)
 }
 
 func (d *duel) fromOutside(p oracle.Packet) {
-	d.compare(d.nat.FromOutside(p), p, d.rig.dp.Objects().NatOutsideIngress, "eth0", fromOutside(specOf(p)), nil)
+	d.compare(d.nat.FromOutside(p), p, d.rig.DP.Objects().NatOutsideIngress, "eth0", rig.FromOutside(specOf(p)), nil)
 }
 
 func (d *duel) fromHost(p oracle.Packet) {
 	frame := specOf(p)
-	frame.DstMAC, frame.SrcMAC = routerMAC, uplinkMAC
-	d.compare(d.nat.FromHost(p), p, d.rig.dp.Objects().NatOutsideEgress, "eth0", frame, &skb{Ifindex: uint32(d.rig.ports["eth0"])})
+	frame.DstMAC, frame.SrcMAC = rig.RouterMAC, rig.UplinkMAC
+	d.compare(d.nat.FromHost(p), p, d.rig.DP.Objects().NatOutsideEgress, "eth0", frame, &rig.SKB{Ifindex: uint32(d.rig.Ports["eth0"])})
 }
 
 // compare runs the program with the frame, and holds what comes of it to what the oracle says.
-func (d *duel) compare(want oracle.Result, p oracle.Packet, program *ebpf.Program, dev string, frame packets.Spec, ctx *skb) {
+func (d *duel) compare(want oracle.Result, p oracle.Packet, program *ebpf.Program, dev string, frame packets.Spec, ctx *rig.SKB) {
 	d.Helper()
 	if ctx == nil {
-		ctx = &skb{Ifindex: uint32(d.rig.ports[dev])}
+		ctx = &rig.SKB{Ifindex: uint32(d.rig.Ports[dev])}
 	}
 	in := frame.Bytes()
 	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256), Context: *ctx}
@@ -393,16 +395,16 @@ func (d *duel) reason() string {
 func expected(want oracle.Result, frame packets.Spec) (verdict uint32, out []byte) {
 	switch {
 	case strings.HasPrefix(string(want.Reason), "passed_"):
-		return next, frame.Bytes()
+		return rig.Next, frame.Bytes()
 	case strings.HasPrefix(string(want.Reason), "dropped_"):
-		return shot, frame.Bytes()
+		return rig.Shot, frame.Bytes()
 	}
 	translated := specOf(want.Translated())
 	translated.SrcMAC, translated.DstMAC = frame.SrcMAC, frame.DstMAC
 	if want.Reason == oracle.TranslatedHost {
-		return next, translated.Bytes()
+		return rig.Next, translated.Bytes()
 	}
-	return redirect, translated.Bytes()
+	return rig.Redirect, translated.Bytes()
 }
 
 // externalPort is a frame's source port, or the identifier of its query.
@@ -460,23 +462,23 @@ func (d *duel) compareTables() {
 	}
 	slices.Sort(want)
 	slices.Sort(wantSessions)
-	if diff := gocmp.Diff(want, d.rig.bindings(), cmpopts.EquateEmpty()); diff != "" {
+	if diff := gocmp.Diff(want, d.rig.Bindings(), cmpopts.EquateEmpty()); diff != "" {
 		d.Fatalf("bindings (-oracle +dataplane):\n%s", diff)
 	}
-	if diff := gocmp.Diff(wantSessions, d.rig.sessions(), cmpopts.EquateEmpty()); diff != "" {
+	if diff := gocmp.Diff(wantSessions, d.rig.Sessions(), cmpopts.EquateEmpty()); diff != "" {
 		d.Fatalf("sessions (-oracle +dataplane):\n%s", diff)
 	}
 }
 
 // end lets all expire, and looks for what is left.
 func (d *duel) end() {
-	d.must("look at the maps", func() error { return checkMaps(d.rig.dp.Objects()) })
+	d.must("look at the maps", func() error { return rig.CheckMaps(d.rig.DP.Objects()) })
 	d.clear()
-	d.must("look at the maps", func() error { return checkMaps(d.rig.dp.Objects()) })
+	d.must("look at the maps", func() error { return rig.CheckMaps(d.rig.DP.Objects()) })
 	d.must("look for what is left", func() error {
-		o := d.rig.dp.Objects()
+		o := d.rig.DP.Objects()
 		for _, m := range []*ebpf.Map{o.Sessions4, o.Internals4, o.Claims4, o.Permissions4} {
-			if n := mapLen(m); n != 0 {
+			if n := rig.MapLen(m); n != 0 {
 				return fmt.Errorf("%d entries are left in %v", n, m)
 			}
 		}
@@ -487,11 +489,11 @@ func (d *duel) end() {
 // clear lets all expire. It comes before a sequence, too: the one before may have failed.
 func (d *duel) clear() {
 	d.must("clear", func() error {
-		d.rig.now += 3 * time.Hour
-		if err := d.rig.dp.SetClock(uint64(d.rig.now)); err != nil {
+		d.rig.Now += 3 * time.Hour
+		if err := d.rig.DP.SetClock(uint64(d.rig.Now)); err != nil {
 			return err
 		}
-		all, err := d.rig.dp.Bindings()
+		all, err := d.rig.DP.Bindings()
 		if err != nil {
 			return err
 		}
@@ -501,9 +503,9 @@ func (d *duel) clear() {
 				forwards = append(forwards, dataplane.Forward{Protocol: b.Protocol, External: b.External})
 			}
 		}
-		if _, err := d.rig.dp.RemoveForwards(forwards); err != nil {
+		if _, err := d.rig.DP.RemoveForwards(forwards); err != nil {
 			return err
 		}
-		return d.rig.dp.Sweep()
+		return d.rig.DP.Sweep()
 	})
 }

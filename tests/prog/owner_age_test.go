@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/rig"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
@@ -38,26 +40,26 @@ func TestOwnerEndsOlder(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t)
+			r := rig.New(t)
 			if !tt.first {
-				r.owner(c1, "p1", nil)
+				r.Owner(rig.C1, "p1", nil)
 			}
-			r.forward("br0", dataplane.TCP, external+":80", c1+":80")
-			r.inside(UDP(c1+":2000", peer1+":53", "x"))
-			r.inside(UDP(c2+":2000", peer1+":53", "x"))
-			r.wait(4 * time.Second)
-			r.owner(c1, "p1", func(o *dataplane.Owner) {
+			r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":80")
+			r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
+			r.Inside(UDP(rig.C2+":2000", rig.Peer1+":53", "x"))
+			r.Wait(4 * time.Second)
+			r.Owner(rig.C1, "p1", func(o *dataplane.Owner) {
 				if tt.age != 0 {
 					o.Began = sinceBoot(t) - tt.age
 				}
 			})
-			if ended := r.externalOf("udp", c1+":2000") == ""; ended != tt.ends {
+			if ended := r.ExternalOf("udp", rig.C1+":2000") == ""; ended != tt.ends {
 				t.Errorf("its dynamic binding ended: %t, want %t", ended, tt.ends)
 			}
-			if r.externalOf("tcp", c1+":80") == "" || r.externalOf("udp", c2+":2000") == "" {
-				t.Errorf("bindings %q: an operator's and a neighbour's have to stay", r.bindings())
+			if r.ExternalOf("tcp", rig.C1+":80") == "" || r.ExternalOf("udp", rig.C2+":2000") == "" {
+				t.Errorf("bindings %q: an operator's and a neighbour's have to stay", r.Bindings())
 			}
-			r.consistent()
+			r.Consistent()
 		})
 	}
 }

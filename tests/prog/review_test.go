@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/rig"
+
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
 )
@@ -15,38 +17,38 @@ import (
 // TestScannerDoesNotRefresh: under endpoint-independent filtering new remotes come in, and keep nothing alive
 // (RFC 7857 section 7).
 func TestScannerDoesNotRefresh(t *testing.T) {
-	r := newRig(t, withFiltering(dataplane.EndpointIndependent))
-	r.inside(UDP(c1+":2000", peer1+":53", "x"))
-	r.wait(200 * time.Second)
-	in := UDP(fmt.Sprintf("%s:%d", peer2, 4000), external+":2000", "scan")
-	r.outside(in).translated("translated_inbound", UDP(peer2+":4000", c1+":2000", "scan").Hop())
-	r.wait(110 * time.Second)
-	r.wantBindings()
-	r.inside(UDP(c1+":2000", peer1+":53", "x"))
-	r.wait(200 * time.Second)
-	r.outside(in)
-	r.inside(UDP(c1+":2000", peer2+":4000", "answer"))
-	r.wait(200 * time.Second)
-	if got := r.externalOf("udp", c1+":2000"); got == "" {
+	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
+	r.Wait(200 * time.Second)
+	in := UDP(fmt.Sprintf("%s:%d", rig.Peer2, 4000), rig.External+":2000", "scan")
+	r.Outside(in).Translated("translated_inbound", UDP(rig.Peer2+":4000", rig.C1+":2000", "scan").Hop())
+	r.Wait(110 * time.Second)
+	r.WantBindings()
+	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
+	r.Wait(200 * time.Second)
+	r.Outside(in)
+	r.Inside(UDP(rig.C1+":2000", rig.Peer2+":4000", "answer"))
+	r.Wait(200 * time.Second)
+	if got := r.ExternalOf("udp", rig.C1+":2000"); got == "" {
 		t.Error("a binding ended 200 s after a packet that left by it")
 	}
 }
 
 // TestHairpinOpensBySYN: a SYN-ACK to an external endpoint is somebody else's answer.
 func TestHairpinOpensBySYN(t *testing.T) {
-	r := newRig(t)
-	r.inside(TCP(c1+":50000", peer1+":80", "S", ""))
-	answer := TCP(c2+":80", external+":50000", "SA", "")
-	r.send(r.dp.Objects().NatInside, "p2", fromContainer(answer).Bytes(), nil).dropped("tcp_no_session")
-	r.wantBindings("tcp br0 " + c1 + ":50000 " + external + ":50000 1")
+	r := rig.New(t)
+	r.Inside(TCP(rig.C1+":50000", rig.Peer1+":80", "S", ""))
+	answer := TCP(rig.C2+":80", rig.External+":50000", "SA", "")
+	r.Send(r.DP.Objects().NatInside, "p2", rig.FromContainer(answer).Bytes(), nil).Dropped("tcp_no_session")
+	r.WantBindings("tcp br0 " + rig.C1 + ":50000 " + rig.External + ":50000 1")
 }
 
 // TestMartianFromOutside: nobody outside has an address of the inside, of the host, or of no network.
 func TestMartianFromOutside(t *testing.T) {
-	r := newRig(t)
-	r.forward("br0", dataplane.UDP, external+":53", c1+":53")
-	for _, source := range []string{c2 + ":9", external + ":9", "127.0.0.1:9", "224.0.0.1:9"} {
-		r.outside(UDP(source, external+":53", "x")).dropped("spoofed")
+	r := rig.New(t)
+	r.Forward("br0", dataplane.UDP, rig.External+":53", rig.C1+":53")
+	for _, source := range []string{rig.C2 + ":9", rig.External + ":9", "127.0.0.1:9", "224.0.0.1:9"} {
+		r.Outside(UDP(source, rig.External+":53", "x")).Dropped("spoofed")
 	}
 }
 
@@ -54,18 +56,18 @@ func TestMartianFromOutside(t *testing.T) {
 func TestExternalAddressLooksLikeEthertype(t *testing.T) {
 	for _, address := range []string{"8.0.1.2", "134.221.1.2"} {
 		t.Run(address, func(t *testing.T) {
-			r := newRig(t)
-			r.must("outside", func() error {
-				return r.dp.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.ports["eth0"], Address: netip.MustParseAddr(address)})
+			r := rig.New(t)
+			r.Must("outside", func() error {
+				return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Address: netip.MustParseAddr(address)})
 			})
-			r.forward("br0", dataplane.TCP, address+":80", c1+":80")
-			r.must("reserve", func() error {
-				return r.dp.ReserveHost(dataplane.TCP, netip.MustParseAddrPort(address+":81"))
+			r.Forward("br0", dataplane.TCP, address+":80", rig.C1+":80")
+			r.Must("reserve", func() error {
+				return r.DP.ReserveHost(dataplane.TCP, netip.MustParseAddrPort(address+":81"))
 			})
-			r.must("remove", func() error {
-				return r.dp.RemoveForward(dataplane.TCP, netip.MustParseAddrPort(address+":80"))
+			r.Must("remove", func() error {
+				return r.DP.RemoveForward(dataplane.TCP, netip.MustParseAddrPort(address+":80"))
 			})
-			r.wantBindings()
+			r.WantBindings()
 		})
 	}
 }

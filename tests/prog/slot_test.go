@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/rig"
+
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/tests/packets"
 )
@@ -13,37 +15,37 @@ import (
 // TestSlotOfOneHeldUp: a CPU that has reserved a slot is held up for longer than a session lives. The sweeper takes the
 // slot back, and what that CPU would confirm is another generation's by then.
 func TestSlotOfOneHeldUp(t *testing.T) {
-	r := newRig(t)
-	slots := r.dp.Objects().SessionSlots4
+	r := rig.New(t)
+	slots := r.DP.Objects().SessionSlots4
 	slot := func() (s bpf.SessionSlot) {
-		r.must("read the slot", func() error { return slots.Lookup(uint32(0), &s) })
+		r.Must("read the slot", func() error { return slots.Lookup(uint32(0), &s) })
 		return s
 	}
-	r.out(packets.UDP(c1+":5000", peer1+":9", "x"), packets.UDP(external+":5000", peer1+":9", "x"))
-	if got := slot().Word & slotState; got != slotLive {
+	r.Out(packets.UDP(rig.C1+":5000", rig.Peer1+":9", "x"), packets.UDP(rig.External+":5000", rig.Peer1+":9", "x"))
+	if got := slot().Word & rig.SlotState; got != rig.SlotLive {
 		t.Fatalf("the slot of a session is in state %d, want live", got)
 	}
-	r.wait(6 * time.Minute)
+	r.Wait(6 * time.Minute)
 	freed := slot()
-	if got := freed.Word & slotState; got != slotFree {
+	if got := freed.Word & rig.SlotState; got != rig.SlotFree {
 		t.Fatalf("the slot of a session that has expired is in state %d, want free", got)
 	}
 
 	// As slot_reserve leaves it: taken out of the queue, and reserved.
 	var index uint32
-	r.must("take the slot", func() error { return r.dp.Objects().SessionFree4.LookupAndDelete(nil, &index) })
+	r.Must("take the slot", func() error { return r.DP.Objects().SessionFree4.LookupAndDelete(nil, &index) })
 	reserved := freed
-	reserved.Word = freed.Word + slotReserved
+	reserved.Word = freed.Word + rig.SlotReserved
 	reserved.Check += uint32(time.Hour >> bpf.TickShift)
-	r.must("reserve the slot", func() error { return slots.Put(index, reserved) })
-	r.wait(time.Second)
+	r.Must("reserve the slot", func() error { return slots.Put(index, reserved) })
+	r.Wait(time.Second)
 	if got := slot(); got.Word != reserved.Word {
 		t.Errorf("a slot that is reserved and not due: %+v, want word %d", got, reserved.Word)
 	}
-	r.wait(2 * time.Hour)
-	if got := slot(); got.Word&slotState != slotFree || got.Word == freed.Word {
+	r.Wait(2 * time.Hour)
+	if got := slot(); got.Word&rig.SlotState != rig.SlotFree || got.Word == freed.Word {
 		t.Errorf("a slot that is reserved and due: %+v, want a free one of the next generation after word %d", got, freed.Word)
 	}
-	r.out(packets.UDP(c1+":5000", peer1+":9", "x"), packets.UDP(external+":5000", peer1+":9", "x"))
-	r.consistent()
+	r.Out(packets.UDP(rig.C1+":5000", rig.Peer1+":9", "x"), packets.UDP(rig.External+":5000", rig.Peer1+":9", "x"))
+	r.Consistent()
 }

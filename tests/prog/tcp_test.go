@@ -4,31 +4,14 @@ package prog
 
 import (
 	"slices"
-	"strings"
 	"testing"
 	"time"
+
+	"github.com/conenat/conenat/tests/rig"
 
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
 )
-
-const (
-	tcpInside  = c1 + ":20000"
-	tcpOutside = external + ":20000"
-	tcpRemote  = peer1 + ":443"
-)
-
-// segments sends ">S" from inside and "<SA" from outside, and checks that every one goes through.
-func (r *rig) segments(sequence string) {
-	r.t.Helper()
-	for _, step := range strings.Fields(sequence) {
-		if step[0] == '>' {
-			r.out(TCP(tcpInside, tcpRemote, step[1:], "x"), TCP(tcpOutside, tcpRemote, step[1:], "x"))
-			continue
-		}
-		r.in(TCP(tcpRemote, tcpOutside, step[1:], "x"), TCP(tcpRemote, tcpInside, step[1:], "x"))
-	}
-}
 
 // The timeouts of the states (RFC 5382 REQ-5, RFC 7857 section 2.2).
 const (
@@ -71,12 +54,12 @@ var tcpSequences = []struct {
 
 // TestTCPStates: every sequence passes (RFC 5382 REQ-2), and the session lives as its state says.
 func TestTCPStates(t *testing.T) {
-	r := newRig(t)
+	r := rig.New(t)
 	for _, c := range tcpSequences {
-		r.subtest(c.name, func() {
-			r.segments(c.segments)
-			r.wantSessions("tcp " + tcpInside + " " + tcpOutside + " " + tcpRemote + " " + c.state)
-			r.livesFor(c.lifetime)
+		r.Subtest(c.name, func() {
+			r.Segments(c.segments)
+			r.WantSessions("tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.TcpRemote + " " + c.state)
+			r.LivesFor(c.lifetime)
 		})
 	}
 }
@@ -93,27 +76,27 @@ func TestTCPFromOutside(t *testing.T) {
 		{"Refused", "<S >RA", "trans", closing},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t)
-			r.forward("br0", dataplane.TCP, tcpOutside, tcpInside)
-			r.segments(c.segments)
-			r.wantSessions("tcp " + tcpInside + " " + tcpOutside + " " + tcpRemote + " " + c.state)
-			r.wait(c.lifetime - time.Second)
-			r.wantBindings("tcp br0 " + tcpInside + " " + tcpOutside + " 1 static")
-			r.wait(2 * time.Second)
-			r.wantBindings("tcp br0 " + tcpInside + " " + tcpOutside + " 0 static")
+			r := rig.New(t)
+			r.Forward("br0", dataplane.TCP, rig.TcpOutside, rig.TcpInside)
+			r.Segments(c.segments)
+			r.WantSessions("tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.TcpRemote + " " + c.state)
+			r.Wait(c.lifetime - time.Second)
+			r.WantBindings("tcp br0 " + rig.TcpInside + " " + rig.TcpOutside + " 1 static")
+			r.Wait(2 * time.Second)
+			r.WantBindings("tcp br0 " + rig.TcpInside + " " + rig.TcpOutside + " 0 static")
 		})
 	}
 }
 
 // TestTCPRefresh: each direction keeps a session.
 func TestTCPRefresh(t *testing.T) {
-	r := newRig(t)
-	r.segments(">S <SA >A")
+	r := rig.New(t)
+	r.Segments(">S <SA >A")
 	for _, next := range []string{">A", "<A", "<PA"} {
-		r.wait(established - time.Minute)
-		r.segments(next)
+		r.Wait(established - time.Minute)
+		r.Segments(next)
 	}
-	r.livesFor(established)
+	r.LivesFor(established)
 }
 
 // TestRSTOfIdleConnection: the session is held 4 minutes from the RST on (RFC 7857 section 2.3), however long
@@ -121,41 +104,41 @@ func TestTCPRefresh(t *testing.T) {
 func TestRSTOfIdleConnection(t *testing.T) {
 	for name, rst := range map[string]string{"FromInside": ">R", "FromOutside": "<R"} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			r.segments(">S <SA >A")
-			r.wait(time.Hour)
-			r.segments(rst)
-			r.wait(100 * time.Second)
-			r.segments(rst)
-			r.livesFor(closing - 100*time.Second)
+			r := rig.New(t)
+			r.Segments(">S <SA >A")
+			r.Wait(time.Hour)
+			r.Segments(rst)
+			r.Wait(100 * time.Second)
+			r.Segments(rst)
+			r.LivesFor(closing - 100*time.Second)
 		})
 	}
 }
 
 // TestNoSession: segments that open nothing.
 func TestNoSession(t *testing.T) {
-	r := newRig(t)
+	r := rig.New(t)
 	for _, flags := range []string{"R", "RA"} {
-		r.inside(TCP(tcpInside, tcpRemote, flags, "")).dropped("tcp_no_session")
+		r.Inside(TCP(rig.TcpInside, rig.TcpRemote, flags, "")).Dropped("tcp_no_session")
 	}
-	r.forward("br0", dataplane.TCP, external+":80", c1+":80")
+	r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":80")
 	for _, flags := range []string{"A", "SA", "FA", "R", "RA", "PA"} {
-		r.outside(TCP(peer1+":9", external+":80", flags, "")).dropped("tcp_no_session")
-		r.outside(TCP(peer1+":9", external+":81", flags, "")).passed("unbound")
+		r.Outside(TCP(rig.Peer1+":9", rig.External+":80", flags, "")).Dropped("tcp_no_session")
+		r.Outside(TCP(rig.Peer1+":9", rig.External+":81", flags, "")).Passed("unbound")
 	}
-	r.wantSessions()
-	r.consistent()
+	r.WantSessions()
+	r.Consistent()
 }
 
 // TestTCPStateEvents: each change is told once, with the new lifetime.
 func TestTCPStateEvents(t *testing.T) {
-	r := newRig(t)
-	r.segments(">S <SA >A >PA <PA >FA <FA >A <A")
-	r.wait(closing + time.Second)
-	r.segments(">S <R")
-	head := "tcp br0 " + tcpInside + " " + tcpOutside
-	session := head + " " + tcpRemote
-	r.wantEvents(
+	r := rig.New(t)
+	r.Segments(">S <SA >A >PA <PA >FA <FA >A <A")
+	r.Wait(closing + time.Second)
+	r.Segments(">S <R")
+	head := "tcp br0 " + rig.TcpInside + " " + rig.TcpOutside
+	session := head + " " + rig.TcpRemote
+	r.WantEvents(
 		"binding.created "+head,
 		"session.created "+session+" init-inside",
 		"session.state "+session+" init-inside->established 7440s",
@@ -171,15 +154,15 @@ func TestTCPStateEvents(t *testing.T) {
 
 // TestTCPSessionsOfOneBinding: one binding, a state for each remote.
 func TestTCPSessionsOfOneBinding(t *testing.T) {
-	r := newRig(t)
-	r.segments(">S <SA >A")
-	r.out(TCP(tcpInside, peer2+":80", "S", ""), TCP(tcpOutside, peer2+":80", "S", ""))
+	r := rig.New(t)
+	r.Segments(">S <SA >A")
+	r.Out(TCP(rig.TcpInside, rig.Peer2+":80", "S", ""), TCP(rig.TcpOutside, rig.Peer2+":80", "S", ""))
 	want := []string{
-		"tcp " + tcpInside + " " + tcpOutside + " " + tcpRemote + " established",
-		"tcp " + tcpInside + " " + tcpOutside + " " + peer2 + ":80 init-inside",
+		"tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.TcpRemote + " established",
+		"tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.Peer2 + ":80 init-inside",
 	}
 	slices.Sort(want)
-	r.wantSessions(want...)
-	r.wait(partialOpen + time.Second)
-	r.wantBindings("tcp br0 " + tcpInside + " " + tcpOutside + " 1")
+	r.WantSessions(want...)
+	r.Wait(partialOpen + time.Second)
+	r.WantBindings("tcp br0 " + rig.TcpInside + " " + rig.TcpOutside + " 1")
 }

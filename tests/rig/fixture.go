@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package prog
+package rig
 
 import (
 	"errors"
@@ -21,21 +21,21 @@ import (
 
 // The fixture's addresses, as in experiments of the paper: a bridge network, an uplink, two peers.
 const (
-	external = "198.51.100.1"
-	peer1    = "203.0.113.1"
-	peer2    = "203.0.113.2"
-	c1       = "172.17.0.2"
-	c2       = "172.17.0.3"
-	other    = "172.18.0.2" // in the second network
+	External = "198.51.100.1"
+	Peer1    = "203.0.113.1"
+	Peer2    = "203.0.113.2"
+	C1       = "172.17.0.2"
+	C2       = "172.17.0.3"
+	Other    = "172.18.0.2" // in the second network
 )
 
 var (
-	bridgeMAC = net.HardwareAddr{2, 0x42, 0, 0, 0, 1}
-	bridge2   = net.HardwareAddr{2, 0x42, 0, 0, 0, 2}
-	c1MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 1}
-	c2MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 2}
-	uplinkMAC = net.HardwareAddr{2, 0, 0, 0, 2, 1}
-	routerMAC = net.HardwareAddr{2, 0, 0, 0, 2, 2}
+	BridgeMAC = net.HardwareAddr{2, 0x42, 0, 0, 0, 1}
+	Bridge2   = net.HardwareAddr{2, 0x42, 0, 0, 0, 2}
+	C1MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 1}
+	C2MAC     = net.HardwareAddr{2, 0, 0, 0, 1, 2}
+	UplinkMAC = net.HardwareAddr{2, 0, 0, 0, 2, 1}
+	RouterMAC = net.HardwareAddr{2, 0, 0, 0, 2, 2}
 )
 
 const (
@@ -49,9 +49,9 @@ const (
 type fixture struct {
 	kind  kind
 	calls chan func()
-	dp    *dataplane.Dataplane
+	DP    *dataplane.Dataplane
 	ring  *ringbuf.Reader // of the events, to see whether there are any: dp reads them
-	ports map[string]int  // interface -> ifindex
+	Ports map[string]int  // interface -> ifindex
 
 	opened    tables   // right after Open
 	furnished tables   // with settings, networks, an outside and hooks
@@ -61,7 +61,7 @@ type fixture struct {
 func newFixture(k kind) (*fixture, error) {
 	f := &fixture{kind: k, calls: make(chan func())}
 	go f.thread()
-	err := f.do(func() error { return errors.Join(f.open(), f.furnish()) })
+	err := f.Do(func() error { return errors.Join(f.open(), f.furnish()) })
 	if err != nil {
 		return nil, errors.Join(err, f.close())
 	}
@@ -78,7 +78,7 @@ func (f *fixture) thread() {
 	}
 }
 
-func (f *fixture) do(what func() error) error {
+func (f *fixture) Do(what func() error) error {
 	done := make(chan error)
 	f.calls <- func() { done <- what() }
 	return <-done
@@ -111,11 +111,11 @@ func (f *fixture) open() error {
 		return fmt.Errorf("mount bpffs at %s: %w", ownBPFFS, err)
 	}
 	var err error
-	if f.dp, err = dataplane.Open(dataplane.Options{StateDir: stateDir, Capacity: f.kind.capacity,
+	if f.DP, err = dataplane.Open(dataplane.Options{StateDir: stateDir, Capacity: f.kind.Capacity,
 		VerifierLog: true, VirtualClock: !f.kind.realClock}); err != nil {
 		return err
 	}
-	if f.ring, err = ringbuf.NewReader(f.dp.Objects().Events); err != nil {
+	if f.ring, err = ringbuf.NewReader(f.DP.Objects().Events); err != nil {
 		return err
 	}
 	f.opened, err = f.readTables()
@@ -127,7 +127,7 @@ func (f *fixture) furnish() (err error) {
 	if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
 	}
-	f.ports = map[string]int{}
+	f.Ports = map[string]int{}
 	if err = f.interfaces(); err == nil {
 		err = f.equip()
 	}
@@ -144,10 +144,10 @@ func (f *fixture) furnish() (err error) {
 }
 
 // rest is when a test is done with it: nothing goes on in the tables by itself.
-func (f *fixture) rest() error { return f.do(f.stopTimer) }
+func (f *fixture) rest() error { return f.Do(f.stopTimer) }
 
 // bringBack makes it what it was when it was new.
-func (f *fixture) bringBack() error { return f.do(f.bringBackHere) }
+func (f *fixture) bringBack() error { return f.Do(f.bringBackHere) }
 
 // bringBackHere is bringBack on the fixture's thread. Where a test has left the kernel's things as they were, it is
 // enough to write the tables; else all is made anew but the programs and the maps.
@@ -178,20 +178,20 @@ func (f *fixture) bringBackHere() error {
 
 // detach takes the hooks off: their pins would be taken for those of new interfaces, whose indices are the same.
 func (f *fixture) detach() error {
-	links, err := f.dp.Links()
+	links, err := f.DP.Links()
 	for _, l := range links {
-		err = errors.Join(err, f.dp.Detach(l.IfIndex))
+		err = errors.Join(err, f.DP.Detach(l.IfIndex))
 	}
 	return err
 }
 
 func (f *fixture) close() error {
-	err := f.do(func() (err error) {
+	err := f.Do(func() (err error) {
 		if f.ring != nil {
 			err = f.ring.Close()
 		}
-		if f.dp != nil {
-			err = errors.Join(err, f.dp.Close())
+		if f.DP != nil {
+			err = errors.Join(err, f.DP.Close())
 		}
 		return err
 	})
@@ -209,24 +209,24 @@ func (f *fixture) interfaces() error {
 	for _, b := range []struct {
 		name, addr string
 		mac        net.HardwareAddr
-	}{{"br0", "172.17.0.1/16", bridgeMAC}, {"br1", "172.18.0.1/16", bridge2}} {
+	}{{"br0", "172.17.0.1/16", BridgeMAC}, {"br1", "172.18.0.1/16", Bridge2}} {
 		l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: b.name, HardwareAddr: b.mac}}
 		if err := f.add(l, b.addr); err != nil {
 			return err
 		}
 	}
 	for _, port := range []string{"p1", "p2", "q1"} {
-		master := f.ports["br0"]
+		master := f.Ports["br0"]
 		if port == "q1" {
-			master = f.ports["br1"]
+			master = f.Ports["br1"]
 		}
 		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: master}, PeerName: port + "c"}
 		if err := f.add(v, ""); err != nil {
 			return err
 		}
 	}
-	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", HardwareAddr: uplinkMAC, MTU: uplinkMTU}, PeerName: "wire"}
-	if err := f.add(up, external+"/24"); err != nil {
+	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", HardwareAddr: UplinkMAC, MTU: uplinkMTU}, PeerName: "wire"}
+	if err := f.add(up, External+"/24"); err != nil {
 		return err
 	}
 	lo, err := netlink.LinkByName("lo")
@@ -239,7 +239,7 @@ func (f *fixture) interfaces() error {
 	if err != nil {
 		return err
 	}
-	return netlink.RouteAdd(&netlink.Route{LinkIndex: f.ports["eth0"], Gw: net.ParseIP("198.51.100.254")})
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: f.Ports["eth0"], Gw: net.ParseIP("198.51.100.254")})
 }
 
 func (f *fixture) add(l netlink.Link, addr string) error {
@@ -251,7 +251,7 @@ func (f *fixture) add(l netlink.Link, addr string) error {
 	if err != nil {
 		return err
 	}
-	f.ports[name] = made.Attrs().Index
+	f.Ports[name] = made.Attrs().Index
 	if v, ok := l.(*netlink.Veth); ok {
 		peer, err := netlink.LinkByName(v.PeerName)
 		if err == nil {
@@ -276,13 +276,13 @@ func (f *fixture) add(l netlink.Link, addr string) error {
 // equip gives the dataplane its networks, an outside and hooks.
 func (f *fixture) equip() error {
 	if !f.kind.realClock {
-		if err := f.dp.SetClock(uint64(beginning)); err != nil {
+		if err := f.DP.SetClock(uint64(beginning)); err != nil {
 			return err
 		}
 	}
 	return errors.Join(
 		f.putNetworks(dataplane.AddressDependent),
-		f.dp.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.ports["eth0"], Address: netip.MustParseAddr(external)}),
+		f.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.Ports["eth0"], Address: netip.MustParseAddr(External)}),
 		f.link("br0", dataplane.InsideDevice, "br0"), f.link("p1", dataplane.InsidePort, "br0"),
 		f.link("p2", dataplane.InsidePort, "br0"), f.link("br1", dataplane.InsideDevice, "br1"),
 		f.link("q1", dataplane.InsidePort, "br1"), f.link("eth0", dataplane.OutsideLink, "eth0"),
@@ -293,12 +293,12 @@ func (f *fixture) equip() error {
 func (f *fixture) putNetworks(filtering dataplane.Behavior) error {
 	all := [3]dataplane.Behavior{filtering, filtering, filtering}
 	return errors.Join(
-		f.dp.PutNetwork(dataplane.Network{Name: "br0", IfIndex: f.ports["br0"], Gateway: bridgeMAC,
+		f.DP.PutNetwork(dataplane.Network{Name: "br0", IfIndex: f.Ports["br0"], Gateway: BridgeMAC,
 			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, Filtering: all}),
-		f.dp.PutNetwork(dataplane.Network{Name: "br1", IfIndex: f.ports["br1"], Gateway: bridge2,
+		f.DP.PutNetwork(dataplane.Network{Name: "br1", IfIndex: f.Ports["br1"], Gateway: Bridge2,
 			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}, Filtering: all}))
 }
 
 func (f *fixture) link(name string, kind dataplane.LinkKind, owner string) error {
-	return f.dp.Attach(dataplane.Link{IfIndex: f.ports[name], Name: name, Kind: kind, Owner: owner, Peer: kind == dataplane.InsidePort})
+	return f.DP.Attach(dataplane.Link{IfIndex: f.Ports[name], Name: name, Kind: kind, Owner: owner, Peer: kind == dataplane.InsidePort})
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package prog
+package rig
 
 import (
 	"bytes"
@@ -41,7 +41,7 @@ func objectsOf[T any](objects any) iter.Seq2[string, T] {
 
 // stopTimer lets the sweeper's element be written: the kernel cancels a timer whose element is. Renewed starts it again.
 func (f *fixture) stopTimer() error {
-	m := f.dp.Objects().Sweeper
+	m := f.DP.Objects().Sweeper
 	if err := m.Put(uint32(0), make([]byte, m.ValueSize())); err != nil {
 		return fmt.Errorf("stop the sweeper's timer: %w", err)
 	}
@@ -54,14 +54,14 @@ func (f *fixture) readTables() (tables, error) {
 		return nil, err
 	}
 	all := tables{}
-	for name, m := range objectsOf[*ebpf.Map](f.dp.Objects()) {
+	for name, m := range objectsOf[*ebpf.Map](f.DP.Objects()) {
 		t, err := readTable(m)
 		if err != nil {
 			return nil, fmt.Errorf("read map %s: %w", name, err)
 		}
 		all[name] = t
 	}
-	for name, v := range objectsOf[*ebpf.Variable](f.dp.Objects()) {
+	for name, v := range objectsOf[*ebpf.Variable](f.DP.Objects()) {
 		value := make([]byte, v.Size())
 		if err := v.Get(value); err != nil {
 			return nil, fmt.Errorf("read variable %s: %w", name, err)
@@ -76,11 +76,11 @@ func (f *fixture) writeTables(want tables) error {
 	if err := f.changeTables(want); err != nil {
 		return err
 	}
-	renewed, err := f.dp.Renewed()
+	renewed, err := f.DP.Renewed()
 	if err != nil {
 		return err
 	}
-	f.dp = renewed
+	f.DP = renewed
 	if n := f.ring.AvailableBytes(); n != 0 {
 		return fmt.Errorf("%d bytes of events in the ring", n)
 	}
@@ -93,7 +93,7 @@ func (f *fixture) changeTables(want tables) error {
 	if err != nil {
 		return err
 	}
-	for name, m := range objectsOf[*ebpf.Map](f.dp.Objects()) {
+	for name, m := range objectsOf[*ebpf.Map](f.DP.Objects()) {
 		if maps.EqualFunc(got[name], want[name], bytes.Equal) {
 			continue
 		}
@@ -104,7 +104,7 @@ func (f *fixture) changeTables(want tables) error {
 			return fmt.Errorf("read map %s again: %w", name, err)
 		}
 	}
-	for name, v := range objectsOf[*ebpf.Variable](f.dp.Objects()) {
+	for name, v := range objectsOf[*ebpf.Variable](f.DP.Objects()) {
 		if bytes.Equal(got[name][""], want[name][""]) {
 			continue
 		}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package prog
+package rig
 
 import (
 	"errors"
@@ -107,7 +107,7 @@ func socketLines() (lines []string, err error) {
 }
 
 func (f *fixture) hookLines() (lines []string, err error) {
-	links, err := f.dp.Links()
+	links, err := f.DP.Links()
 	for _, l := range links {
 		lines = append(lines, fmt.Sprintf("hooks of %d %s by %s", l.IfIndex, l.Name, l.Mechanism))
 	}

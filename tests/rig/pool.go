@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package prog
+package rig
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ import (
 
 // kind is what a fixture differs by from others: what is of a load, and stays.
 type kind struct {
-	capacity  dataplane.Capacity
+	Capacity  dataplane.Capacity
 	realClock bool
 }
 
@@ -28,7 +28,8 @@ type pool struct {
 
 var fixtures = pool{fixtures: map[kind]*fixture{}, taken: map[kind]bool{}}
 
-func TestMain(m *testing.M) {
+// Main is a package's TestMain: it runs the tests, and ends the fixtures.
+func Main(m *testing.M) {
 	code := m.Run()
 	if err := fixtures.close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package prog
+package rig
 
 import (
 	"errors"
@@ -13,17 +13,17 @@ import (
 	"github.com/conenat/conenat/bpf"
 )
 
-// consistent checks what must hold between the maps at any time.
-func (r *rig) consistent() {
-	r.t.Helper()
-	r.must("look at the maps", func() error {
-		return checkMaps(r.dp.Objects())
+// Consistent checks what must hold between the maps at any time.
+func (r *Rig) Consistent() {
+	r.T.Helper()
+	r.Must("look at the maps", func() error {
+		return CheckMaps(r.DP.Objects())
 	})
 }
 
-// checkMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every
+// CheckMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every
 // half's other half leads back, every session has its slot, and references are the sessions there are.
-func checkMaps(o *bpf.Objects) error {
+func CheckMaps(o *bpf.Objects) error {
 	var errs []error
 	references := map[uint32]int{}
 	var key bpf.SessionKey
@@ -46,10 +46,10 @@ func checkMaps(o *bpf.Objects) error {
 
 // SLOT_* of slot.h.
 const (
-	slotFree     = 0
-	slotReserved = 1
-	slotLive     = 2
-	slotState    = 3
+	SlotFree     = 0
+	SlotReserved = 1
+	SlotLive     = 2
+	SlotState    = 3
 )
 
 // checkSlots: the sweeper finds every session by its slot, and a session by every slot that is in use.
@@ -64,7 +64,7 @@ func checkSlots(o *bpf.Objects) error {
 			return err
 		}
 		named[half.Slot] = true
-		if slot.Word&slotState != slotLive {
+		if slot.Word&SlotState != SlotLive {
 			errs = append(errs, fmt.Errorf("session %+v: its slot %d is not live: %+v", key, half.Slot, slot))
 		}
 		if half.Flags&bpf.HalfPrimary != 0 && slot.Key != key {
@@ -78,7 +78,7 @@ func checkSlots(o *bpf.Objects) error {
 	}
 	for i, slot := range slots {
 		// A port of the host that a static binding has taken over keeps its slot until the sweeper comes by.
-		if slot.Word&slotState != slotFree && slot.Key.Zone != bpf.ZoneClaim && !named[indices[i]] {
+		if slot.Word&SlotState != SlotFree && slot.Key.Zone != bpf.ZoneClaim && !named[indices[i]] {
 			errs = append(errs, fmt.Errorf("slot %d names what is not there: %+v", indices[i], slot))
 		}
 	}
@@ -154,7 +154,7 @@ func portBits(o *bpf.Objects) int {
 	return n
 }
 
-func mapLen(m *ebpf.Map) int {
+func MapLen(m *ebpf.Map) int {
 	n := 0
 	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
 	for it := m.Iterate(); it.Next(&key, &value); {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package prog
+package rig
 
 import (
 	"bytes"
@@ -20,13 +20,13 @@ import (
 // TestRigIsAsNew: whatever a test does to the tables, the kernel's things and what the dataplane remembers, the next
 // one finds nothing of it.
 func TestRigIsAsNew(t *testing.T) {
-	for name, spoil := range map[string]func(*rig){
-		"Tables": (*rig).spoilTables,
-		"Kernel": (*rig).spoilKernel,
-		"Both":   func(r *rig) { r.spoilTables(); r.spoilKernel() },
-		"Socket": func(r *rig) {
-			r.must("open a socket", func() error {
-				c, err := net.ListenPacket("udp4", external+":2000")
+	for name, spoil := range map[string]func(*Rig){
+		"Tables": (*Rig).spoilTables,
+		"Kernel": (*Rig).spoilKernel,
+		"Both":   func(r *Rig) { r.spoilTables(); r.spoilKernel() },
+		"Socket": func(r *Rig) {
+			r.Must("open a socket", func() error {
+				c, err := net.ListenPacket("udp4", External+":2000")
 				if err == nil {
 					t.Cleanup(func() { c.Close() }) // after the next rig
 				}
@@ -37,12 +37,12 @@ func TestRigIsAsNew(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var before *fixture
 			t.Run("Spoil", func(t *testing.T) {
-				r := newRig(t)
+				r := New(t)
 				before = r.fixture
 				spoil(r)
 			})
 			t.Run("Next", func(t *testing.T) {
-				r := newRig(t)
+				r := New(t)
 				if r.fixture != before {
 					t.Error("the rig has another fixture")
 				}
@@ -53,47 +53,47 @@ func TestRigIsAsNew(t *testing.T) {
 }
 
 // asNew checks the tables as they are handed out, the timer, and that a packet goes its way.
-func (r *rig) asNew() {
-	r.t.Helper()
-	if got := r.events(); len(got) != 0 {
-		r.t.Errorf("events %v", got)
+func (r *Rig) asNew() {
+	r.T.Helper()
+	if got := r.Events(); len(got) != 0 {
+		r.T.Errorf("events %v", got)
 	}
-	r.wantBindings()
-	r.out(UDP(c1+":2000", peer1+":53", "x"), UDP(external+":2000", peer1+":53", "x"))
+	r.WantBindings()
+	r.Out(UDP(C1+":2000", Peer1+":53", "x"), UDP(External+":2000", Peer1+":53", "x"))
 	r.timerRuns()
-	r.must("bring it back", r.bringBackHere)
-	r.must("look at the tables", func() error {
+	r.Must("bring it back", r.bringBackHere)
+	r.Must("look at the tables", func() error {
 		got, err := r.readTables()
 		return errors.Join(err, r.furnished.same(got))
 	})
 }
 
 // timerRuns waits until the sweeper's timer has begun a walk.
-func (r *rig) timerRuns() {
-	r.t.Helper()
-	m := r.dp.Objects().Sweeper
+func (r *Rig) timerRuns() {
+	r.T.Helper()
+	m := r.DP.Objects().Sweeper
 	for deadline := time.Now().Add(patience.For(10 * time.Second)); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		value, err := m.LookupBytes(uint32(0))
 		if err != nil {
-			r.t.Fatal(err)
+			r.T.Fatal(err)
 		}
 		if !bytes.Equal(value, make([]byte, m.ValueSize())) {
 			return
 		}
 	}
-	r.t.Error("the sweeper's timer does not run")
+	r.T.Error("the sweeper's timer does not run")
 }
 
 // spoilTables leaves something in every map and variable, and events in the ring.
-func (r *rig) spoilTables() {
-	r.t.Helper()
-	r.inside(UDP(c1+":2000", peer1+":53", "x"))
-	r.must("spoil", func() error {
+func (r *Rig) spoilTables() {
+	r.T.Helper()
+	r.Inside(UDP(C1+":2000", Peer1+":53", "x"))
+	r.Must("spoil", func() error {
 		var errs []error
-		for _, m := range objectsOf[*ebpf.Map](r.dp.Objects()) {
+		for _, m := range objectsOf[*ebpf.Map](r.DP.Objects()) {
 			errs = append(errs, spoilMap(m))
 		}
-		for _, v := range objectsOf[*ebpf.Variable](r.dp.Objects()) {
+		for _, v := range objectsOf[*ebpf.Variable](r.DP.Objects()) {
 			if !v.ReadOnly() {
 				errs = append(errs, v.Set(bytes.Repeat([]byte{0x5a}, int(v.Size()))))
 			}
@@ -101,7 +101,7 @@ func (r *rig) spoilTables() {
 		got, err := r.readTables()
 		for name, t := range got {
 			if gocmp.Equal(t, r.furnished[name]) && !r.untouchable(name) {
-				r.t.Errorf("%s is as it was: this test does not spoil it", name)
+				r.T.Errorf("%s is as it was: this test does not spoil it", name)
 			}
 		}
 		return errors.Join(append(errs, err)...)
@@ -109,8 +109,8 @@ func (r *rig) spoilTables() {
 }
 
 // untouchable are the ring, which has events by now, and constants. The sweeper is written whenever tables are read.
-func (r *rig) untouchable(name string) bool {
-	for n, v := range objectsOf[*ebpf.Variable](r.dp.Objects()) {
+func (r *Rig) untouchable(name string) bool {
+	for n, v := range objectsOf[*ebpf.Variable](r.DP.Objects()) {
 		if n == name {
 			return v.ReadOnly()
 		}
@@ -134,15 +134,17 @@ func spoilMap(m *ebpf.Map) error {
 }
 
 // spoilKernel does what no test undoes.
-func (r *rig) spoilKernel() {
-	r.t.Helper()
-	r.must("spoil", func() error {
+func (r *Rig) spoilKernel() {
+	r.T.Helper()
+	r.Must("spoil", func() error {
 		port, err := netlink.LinkByName("p2")
 		if err != nil {
 			return err
 		}
 		_, c, err := net.ParseCIDR("192.0.2.0/24")
-		return errors.Join(err, netlink.LinkDel(port), r.dp.Detach(r.ports["q1"]),
-			netlink.RouteAdd(&netlink.Route{LinkIndex: r.ports["br0"], Dst: c}))
+		return errors.Join(err, netlink.LinkDel(port), r.DP.Detach(r.Ports["q1"]),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: r.Ports["br0"], Dst: c}))
 	})
 }
+
+func TestMain(m *testing.M) { Main(m) }

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	. "github.com/conenat/conenat/tests/packets"
+)
+
+const (
+	L3 = 14      // offset of the IPv4 header in a frame
+	L4 = 14 + 20 // of a transport header behind one without options
+)
+
+// Untouched sends a frame that may pass or be dropped, but not be changed; send checks that one counter moved.
+func (r *Rig) Untouched(h Hook, frame []byte) {
+	r.T.Helper()
+	res := r.Send(h.Program, h.Dev, frame, h.Change)
+	verdict := uint32(Next)
+	if strings.HasPrefix(res.Reason, "dropped_") {
+		verdict = Shot
+	} else if !strings.HasPrefix(res.Reason, "passed_") {
+		r.T.Errorf("%s: counted as %q", h.Name, res.Reason)
+	}
+	res.Check(verdict, res.Reason, frame)
+}
+
+// OpenAll makes the sessions of wellFormed.
+func (r *Rig) OpenAll() {
+	r.T.Helper()
+	r.Inside(UDP(C1+":2000", Peer1+":53", "x"))
+	r.Inside(TCP(C1+":2000", Peer1+":80", "S", ""))
+	r.Inside(Ping(C1+":2000", Peer1))
+}
+
+// sumOK says whether the IPv4 header's checksum is right, and the transport's: 1 yes, 0 no, -1 has none.
+func sumOK(frame []byte) (ip bool, transport int) {
+	if len(frame) < L4 || frame[L3]>>4 != 4 {
+		return false, -1
+	}
+	b := frame[L3:]
+	ihl, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
+	if ihl < 20 || total < ihl || total > len(b) {
+		return false, -1
+	}
+	ip = Checksum(b[:ihl]) == 0
+	if binary.BigEndian.Uint16(b[6:])&0x3fff != 0 {
+		return ip, -1
+	}
+	body := b[ihl:total]
+	switch {
+	case b[9] == 1:
+	case b[9] == 17 && len(body) >= 8 && body[6]|body[7] == 0:
+		return ip, -1
+	case b[9] == 6, b[9] == 17:
+		body = append(append([]byte{}, b[12:20]...), append([]byte{0, b[9], byte(len(body) >> 8), byte(len(body))}, body...)...)
+	default:
+		return ip, -1
+	}
+	if Checksum(body) != 0 {
+		return ip, 0
+	}
+	return ip, 1
+}
+
+func (r *Rig) Judge(h Hook, frame []byte) string {
+	r.T.Helper()
+	res := r.Send(h.Program, h.Dev, frame, h.Change)
+	switch kind, _, _ := strings.Cut(res.Reason, "_"); {
+	case res.Reason == "":
+		return "no counter moved"
+	case kind == "passed" && res.Verdict != Next, kind == "dropped" && res.Verdict != Shot:
+		return fmt.Sprintf("verdict %d for %s", int32(res.Verdict), res.Reason)
+	case kind != "translated":
+		if string(res.out) != string(frame) {
+			return res.Reason + ", and changed to\n" + Dump(res.out)
+		}
+		return ""
+	}
+	ip, transport := sumOK(frame)
+	ipAfter, transportAfter := sumOK(res.out)
+	if ip != ipAfter || transport != transportAfter {
+		return fmt.Sprintf("%s: checksums right before: %v %d, after: %v %d\n%s", res.Reason, ip, transport, ipAfter, transportAfter, Dump(res.out))
+	}
+	return ""
+}

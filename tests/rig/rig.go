@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/require"
+)
+
+// verdicts of linux/pkt_cls.h.
+const (
+	Next     = 0xffffffff // TC_ACT_UNSPEC
+	Shot     = 2
+	Redirect = 7
+)
+
+// Rig is a test's fixture while it runs.
+type Rig struct {
+	*fixture
+	T   *testing.T
+	Now time.Duration
+}
+
+type Option func(*RigOptions)
+
+type RigOptions struct {
+	kind
+	filtering dataplane.Behavior
+	settings  dataplane.Settings
+	mtu       int
+}
+
+func WithFiltering(b dataplane.Behavior) Option { return func(o *RigOptions) { o.filtering = b } }
+
+func WithSettings(change func(*dataplane.Settings)) Option {
+	return func(o *RigOptions) { change(&o.settings) }
+}
+
+func WithMTU(mtu int) Option { return func(o *RigOptions) { o.mtu = mtu } }
+
+// WithSmallTables is for tests that fill them.
+func WithSmallTables() Option {
+	return func(o *RigOptions) { o.Capacity = dataplane.Capacity{Sessions: 16, Bindings: 4} }
+}
+
+func WithRealClock() Option { return func(o *RigOptions) { o.realClock = true } }
+
+func WithPorts(low, high uint16) Option {
+	return WithSettings(func(s *dataplane.Settings) { s.PortLow, s.PortHigh = low, high })
+}
+
+func New(t *testing.T, options ...Option) *Rig {
+	t.Helper()
+	require.Root(t)
+	o := RigOptions{
+		kind:      kind{Capacity: dataplane.Capacity{Sessions: 4096, Bindings: 2048}},
+		filtering: dataplane.AddressDependent,
+		settings:  dataplane.DefaultSettings(),
+		mtu:       uplinkMTU,
+	}
+	for _, set := range options {
+		set(&o)
+	}
+	r := &Rig{fixture: fixtures.take(t, o.kind), T: t, Now: beginning}
+	r.Must("settings", func() error { return errors.Join(r.DP.Configure(o.settings), r.putNetworks(o.filtering)) })
+	if o.mtu != uplinkMTU {
+		r.setMTU(o.mtu)
+		t.Cleanup(func() { r.setMTU(uplinkMTU) })
+	}
+	return r
+}
+
+func (r *Rig) setMTU(mtu int) {
+	r.T.Helper()
+	r.Must("change the MTU", func() error {
+		uplink, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMTU(uplink, mtu)
+	})
+}
+
+func (r *Rig) Must(what string, f func() error) {
+	r.T.Helper()
+	if err := r.Do(f); err != nil {
+		r.T.Fatalf("%s: %v", what, err)
+	}
+}
+
+// SKB is the part of struct __sk_buff that BPF_PROG_RUN takes as context.
+type SKB struct {
+	Len            uint32
+	PktType        uint32
+	Mark           uint32
+	QueueMapping   uint32
+	Protocol       uint32
+	VlanPresent    uint32
+	VlanTCI        uint32
+	VlanProto      uint32
+	Priority       uint32
+	IngressIfindex uint32
+	Ifindex        uint32
+	TCIndex        uint32
+	CB             [5]uint32
+	Hash           uint32
+	TCClassID      uint32
+	Data           uint32
+	DataEnd        uint32
+	NAPIID         uint32
+	Family         uint32
+	RemoteIP4      uint32
+	LocalIP4       uint32
+	RemoteIP6      [4]uint32
+	LocalIP6       [4]uint32
+	RemotePort     uint32
+	LocalPort      uint32
+	DataMeta       uint32
+	_              uint32
+	FlowKeys       uint64
+	Tstamp         uint64
+	WireLen        uint32
+	GSOSegs        uint32
+	_              uint64
+	GSOSize        uint32
+	_              [3]uint32
+	HWTstamp       uint64
+}
+
+// result is what became of a packet.
+type result struct {
+	t       *testing.T
+	Verdict uint32
+	in, out []byte
+	Reason  string
+}
+
+// Send runs a program with a frame on an interface, and checks that just one counter moved, by one.
+func (r *Rig) Send(program *ebpf.Program, dev string, frame []byte, change func(*SKB)) result {
+	r.T.Helper()
+	res := result{t: r.T, in: frame, out: make([]byte, len(frame)+256)}
+	before := r.counters()
+	r.Must("run program", func() error {
+		ctx := SKB{Ifindex: uint32(r.Ports[dev])}
+		if change != nil {
+			change(&ctx)
+		}
+		opts := ebpf.RunOptions{Data: frame, DataOut: res.out, Context: ctx}
+		verdict, err := program.Run(&opts)
+		res.Verdict, res.out = verdict, opts.DataOut
+		return err
+	})
+	after := r.counters()
+	for i := range after {
+		n := after[i].Packets - before[i].Packets
+		if n == 0 {
+			continue
+		}
+		if n != 1 || res.Reason != "" {
+			r.T.Errorf("counter %s moved by %d, after %q", after[i].Name, n, res.Reason)
+		}
+		res.Reason = after[i].Name
+	}
+	return res
+}
+
+func (r *Rig) counters() (out []dataplane.Counter) {
+	r.T.Helper()
+	r.Must("counters", func() (err error) {
+		out, err = r.DP.Counters()
+		return err
+	})
+	return out
+}
+
+// Inside sends a packet of a container through its port's hook.
+func (r *Rig) Inside(s packets.Spec) result {
+	r.T.Helper()
+	return r.Send(r.DP.Objects().NatInside, "p1", FromContainer(s).Bytes(), nil)
+}
+
+func FromContainer(s packets.Spec) packets.Spec {
+	if s.DstMAC == nil {
+		s.DstMAC = BridgeMAC
+	}
+	s.SrcMAC = C1MAC
+	return s
+}
+
+func FromOutside(s packets.Spec) packets.Spec {
+	s.DstMAC, s.SrcMAC = UplinkMAC, RouterMAC
+	return s
+}
+
+func (r *Rig) Outside(s packets.Spec) result {
+	r.T.Helper()
+	return r.Send(r.DP.Objects().NatOutsideIngress, "eth0", FromOutside(s).Bytes(), nil)
+}
+
+// Egress sends a packet of the host itself; from is the interface it was forwarded from, or "".
+func (r *Rig) Egress(from string, s packets.Spec) result {
+	r.T.Helper()
+	s.DstMAC, s.SrcMAC = RouterMAC, UplinkMAC
+	return r.Send(r.DP.Objects().NatOutsideEgress, "eth0", s.Bytes(), func(c *SKB) { c.IngressIfindex = uint32(r.Ports[from]) })
+}
+
+// Translated checks verdict, reason and the whole packet; the frame's MACs are as they came.
+func (res result) Translated(reason string, want packets.Spec) {
+	res.t.Helper()
+	want.DstMAC, want.SrcMAC = res.in[0:6], res.in[6:12]
+	verdict := uint32(Redirect)
+	if reason == "translated_host" || reason == "translated_stack" {
+		verdict = Next
+	}
+	res.Check(verdict, reason, want.Bytes())
+}
+
+func (res result) Check(verdict uint32, reason string, want []byte) {
+	res.t.Helper()
+	if res.Verdict != verdict || res.Reason != reason {
+		res.t.Errorf("verdict %d for %s, want %d for %s", int32(res.Verdict), res.Reason, int32(verdict), reason)
+	}
+	packets.Same(res.t, res.out, want)
+}
+
+// Passed and dropped check that the packet is as it was.
+func (res result) Passed(reason string) {
+	res.t.Helper()
+	res.Check(Next, "passed_"+reason, res.in)
+}
+
+func (res result) Dropped(reason string) {
+	res.t.Helper()
+	res.Check(Shot, "dropped_"+reason, res.in)
+}
+
+// Wait moves the clock and lets the sweeper walk once.
+func (r *Rig) Wait(d time.Duration) {
+	r.T.Helper()
+	r.Now += d
+	r.Must("clock", func() error { return r.DP.SetClock(uint64(r.Now)) })
+	r.Must("sweep", r.DP.Sweep)
+}
+
+// Bindings are "protocol network internal external sessions", sorted.
+func (r *Rig) Bindings() (out []string) {
+	r.T.Helper()
+	r.Must("bindings", func() error {
+		all, err := r.DP.Bindings()
+		for _, b := range all {
+			line := fmt.Sprintf("%s %s %s %s %d", b.Protocol, b.Network, b.Internal, b.External, b.Sessions)
+			if b.Static {
+				line += " static"
+			}
+			out = append(out, line)
+		}
+		return err
+	})
+	slices.Sort(out)
+	return out
+}
+
+func (r *Rig) WantBindings(want ...string) {
+	r.T.Helper()
+	if diff := gocmp.Diff(want, r.Bindings()); diff != "" {
+		r.T.Errorf("bindings (-want +got):\n%s", diff)
+	}
+	r.Consistent()
+}
+
+// Sessions are "protocol internal external remote state", sorted.
+func (r *Rig) Sessions() (out []string) {
+	r.T.Helper()
+	r.Must("sessions", func() error {
+		all, err := r.DP.Sessions()
+		for _, s := range all {
+			out = append(out, fmt.Sprintf("%s %s %s %s %s", s.Protocol, s.Internal, s.External, s.Remote, s.State))
+		}
+		return err
+	})
+	slices.Sort(out)
+	return out
+}
+
+func (r *Rig) WantSessions(want ...string) {
+	r.T.Helper()
+	if diff := gocmp.Diff(want, r.Sessions()); diff != "" {
+		r.T.Errorf("sessions (-want +got):\n%s", diff)
+	}
+}
+
+// Forward adds a static binding.
+func (r *Rig) Forward(network string, p dataplane.Protocol, ext, in string) {
+	r.T.Helper()
+	r.Must("forward", func() error {
+		_, err := r.DP.AddForward(dataplane.Forward{Protocol: p, Network: network,
+			External: netip.MustParseAddrPort(ext), Internal: netip.MustParseAddrPort(in)})
+		return err
+	})
+}
+
+// ExternalOf is the external endpoint of an internal one; "" when it has none.
+func (r *Rig) ExternalOf(proto, internal string) string {
+	r.T.Helper()
+	for _, b := range r.Bindings() {
+		f := strings.Fields(b)
+		if f[0] == proto && f[2] == internal {
+			return f[3]
+		}
+	}
+	return ""
+}
