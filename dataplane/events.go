@@ -94,9 +94,8 @@ func (r *eventReader) next(ctx context.Context) (e *bpf.Event, lost uint64, err 
 	if err != nil {
 		return nil, 0, fmt.Errorf("read event ring: %w", err)
 	}
-	e = new(bpf.Event)
-	if err := binary.Read(bytes.NewReader(r.record.RawSample), binary.NativeEndian, e); err != nil {
-		return nil, 0, fmt.Errorf("decode event of %d bytes: %w", len(r.record.RawSample), err)
+	if e, err = decodeEvent(r.record.RawSample); err != nil {
+		return nil, 0, err
 	}
 	r.unread++
 	if r.record.Remaining > 0 && r.unread < lostCheck {
@@ -112,6 +111,14 @@ func (r *eventReader) next(ctx context.Context) (e *bpf.Event, lost uint64, err 
 		r.pending = e
 	}
 	return e, lost, nil
+}
+
+func decodeEvent(raw []byte) (*bpf.Event, error) {
+	e := new(bpf.Event)
+	if err := binary.Read(bytes.NewReader(raw), binary.NativeEndian, e); err != nil {
+		return nil, fmt.Errorf("decode event of %d bytes: %w", len(raw), err)
+	}
+	return e, nil
 }
 
 // ReadEvent waits for the next event. Events that the ring had no room for come as one EventsLost with their

@@ -171,13 +171,3 @@ func TestEveryWrongValueIsReported(t *testing.T) {
 		}
 	}
 }
-
-func FuzzParse(f *testing.F) {
-	f.Add("inside: [br0]\nfiltering: {udp: endpoint-independent}\n")
-	f.Add("forwards: [{external: '1.2.3.4:1'}]")
-	f.Fuzz(func(t *testing.T, file string) {
-		if l, err := Parse("c.yaml", strings.NewReader(file)); err == nil {
-			_, _ = Build(l)
-		}
-	})
-}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -143,6 +144,7 @@ func Parse(name string, r io.Reader) (Layer, error) {
 	default:
 		return Layer{}, &ValueError{Origin: name, Err: err}
 	}
+	l.Inside, l.Outside, l.Forwards = slices.Clone(l.Inside), slices.Clone(l.Outside), slices.Clone(l.Forwards) // aliases share them
 	l.each(func(v *Value) {
 		if v.Given() {
 			v.Origin = name + ":" + v.Origin

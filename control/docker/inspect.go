@@ -104,7 +104,7 @@ func (n *session) ask(ctx context.Context, id string) inspected {
 		return inspected{id: id}
 	case err != nil:
 		return inspected{id: id, err: err}
-	case answer.ContainerJSONBase == nil || answer.State == nil || answer.Config == nil || answer.NetworkSettings == nil:
+	case !complete(answer):
 		return inspected{id: id, err: errors.New("the answer has no state")}
 	case !answer.State.Running:
 		return inspected{id: id}
@@ -112,6 +112,11 @@ func (n *session) ask(ctx context.Context, id string) inspected {
 	state := newContainerState(answer)
 	err = state.readNamespace(n.s.namespace)
 	return inspected{id: id, state: state, err: err}
+}
+
+// complete says whether an answer has all that a running container's state is made of.
+func complete(answer container.InspectResponse) bool {
+	return answer.ContainerJSONBase != nil && answer.State != nil && answer.Config != nil && answer.NetworkSettings != nil
 }
 
 // take is the answer to inspect. An error is the connection's; what fails for one container keeps what was

@@ -294,6 +294,7 @@ func TestParseSaveRefuses(t *testing.T) {
 	for name, text := range map[string]string{
 		"no_table":         "-A FORWARD -j DROP",
 		"no_chain":         "*filter\n-A FORWARD -j DROP",
+		"no_name":          "*filter\n:",
 		"no_rule":          "*filter\n:FORWARD ACCEPT\nFORWARD -j DROP",
 		"bad_address":      "*filter\n:FORWARD ACCEPT\n-A FORWARD -s x/8 -j DROP",
 		"bad_port":         "*filter\n:FORWARD ACCEPT\n-A FORWARD -p tcp --dport x -j DROP",

@@ -95,9 +95,11 @@ func parseSave(b backend, text string) (tables []table, err error) {
 			return nil, fmt.Errorf("line %d: %q is in no table", n+1, line)
 		}
 		t := &tables[len(tables)-1]
+		read := t.append
 		if line[0] == ':' {
-			t.declare(line[1:])
-		} else if err := t.append(line); err != nil {
+			read = t.declare
+		}
+		if err := read(line); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n+1, err)
 		}
 	}
@@ -112,9 +114,12 @@ var (
 	priorities = map[string]int{"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50} // netfilter_ipv4.h
 )
 
-// declare is a line like "FORWARD DROP [0:0]".
-func (t *table) declare(line string) {
-	fields := strings.Fields(line)
+// declare is a line like ":FORWARD DROP [0:0]".
+func (t *table) declare(line string) error {
+	fields := strings.Fields(line[1:])
+	if len(fields) == 0 {
+		return fmt.Errorf("%q names no chain", line)
+	}
 	c := &chain{name: fields[0], kind: "filter"}
 	if len(fields) > 1 && fields[1] != "-" {
 		c.hook, c.priority, c.drops = hooks[c.name], priorities[t.name], fields[1] == "DROP"
@@ -126,6 +131,7 @@ func (t *table) declare(line string) {
 		}
 	}
 	t.add(c)
+	return nil
 }
 
 // append is a line like "-A FORWARD -i docker0 -j ACCEPT".
@@ -148,7 +154,7 @@ func (t *table) append(line string) error {
 	if err := p.parse(); err != nil {
 		return fmt.Errorf("rule %q: %w", line, err)
 	}
-	p.rule.raw = line[strings.Index(line, "-A "):]
+	p.rule.raw = line[max(0, strings.Index(line, "-A ")):]
 	c.rules = append(c.rules, p.rule)
 	return nil
 }

@@ -351,16 +351,21 @@ func (r *nftReader) read(s *set) ([]element, error) {
 	}
 	var found []rawElement
 	for _, m := range messages {
-		for kind, data := range attributes(m[nl.SizeofNfgenmsg:]) {
-			if kind == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				for _, data := range attributes(data) {
-					found = append(found, parseElement(data))
-				}
-			}
-		}
+		found = append(found, parseElements(m[nl.SizeofNfgenmsg:])...)
 	}
 	r.elements[s.id] = ranges(s, found)
 	return r.elements[s.id], nil
+}
+
+func parseElements(b []byte) (out []rawElement) {
+	for kind, data := range attributes(b) {
+		if kind == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			for _, data := range attributes(data) {
+				out = append(out, parseElement(data))
+			}
+		}
+	}
+	return out
 }
 
 type rawElement struct {
