@@ -318,11 +318,12 @@ struct session_slot4 {
 
 struct binding_key4 {
 	__be32 address;
+	__be32 remote; /* 0, and 0: the mapping does not depend on it */
 	__be16 port;
+	__be16 remote_port;
 	__u16 zone;
 	__u8 proto;
-	__u8 realm;
-	__u8 pad[2];
+	__u8 realm; /* below NAT_REALMS */
 };
 
 struct binding_ref {
@@ -351,7 +352,9 @@ struct binding4 {
 	__u16 address; /* nat_address.slot */
 	__u32 created; /* s of CLOCK_MONOTONIC */
 	__u32 outbound; /* UDP: tick of the last packet that left by it */
-	__u32 pad;
+	__be32 remote; /* as in its key of internals */
+	__be16 remote_port;
+	__u8 pad[6];
 };
 
 struct claim_key4 {
@@ -497,8 +500,8 @@ _Static_assert(sizeof(struct nat_link) == 16, "nat_link");
 _Static_assert(sizeof(struct session_key4) == 16, "session_key4");
 _Static_assert(sizeof(struct session_half4) == 64, "session_half4");
 _Static_assert(sizeof(struct session_slot4) == 24, "session_slot4");
-_Static_assert(sizeof(struct binding_key4) == 12, "binding_key4");
-_Static_assert(sizeof(struct binding4) == 40, "binding4");
+_Static_assert(sizeof(struct binding_key4) == 16, "binding_key4");
+_Static_assert(sizeof(struct binding4) == 48, "binding4");
 _Static_assert(sizeof(struct claim_key4) == 8, "claim_key4");
 _Static_assert(sizeof(struct claim4) == 16, "claim4");
 _Static_assert(sizeof(struct permission_key4) == 12, "permission_key4");

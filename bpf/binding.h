@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Bindings: an internal endpoint's external endpoint.
+ * Bindings: an internal endpoint's external endpoint; one for each remote address
+ * or endpoint where the network's mapping depends on it (RFC 4787 section 4.1).
  *
  * A binding lives in an array; internals and claims are indices to it by its
  * internal and by its external endpoint. Its word holds a generation and a
@@ -80,6 +81,8 @@ static __always_inline void binding_internal_key(const struct nat_binding *b,
 	__builtin_memset(key, 0, sizeof(*key));
 	key->address = b->internal;
 	key->port = b->internal_port;
+	key->remote = b->remote;
+	key->remote_port = b->remote_port;
 	key->zone = b->zone;
 	key->proto = b->proto;
 	key->realm = b->realm;
@@ -192,7 +195,7 @@ struct binding_want {
 	nat_addr external;
 	__be16 internal_port;
 	__be16 external_port; /* 0: any */
-	nat_addr remote; /* first one, to look for sockets of the host */
+	nat_addr remote; /* first one */
 	__be16 remote_port;
 	__u16 zone;
 	__u16 realm;
@@ -200,9 +203,10 @@ struct binding_want {
 	__u8 proto;
 	__u8 flags; /* BINDING_STATIC */
 	__u8 over_socket;
-	__u8 pad;
+	__u8 mapping; /* enum nat_behavior: what of the remote makes another one */
 };
 
+/* Towards every remote, as static bindings are. */
 static __always_inline void want_internal_key(const struct binding_want *want,
 					      struct binding_key *key)
 {
@@ -212,6 +216,39 @@ static __always_inline void want_internal_key(const struct binding_want *want,
 	key->zone = want->zone;
 	key->proto = want->proto;
 	key->realm = want->realm;
+}
+
+/* As much of the remote as the mapping depends on. */
+static __always_inline void want_remote_key(const struct binding_want *want,
+					    struct binding_key *key)
+{
+	if (want->mapping == NAT_ENDPOINT_INDEPENDENT)
+		return;
+	key->remote = want->remote;
+	if (want->mapping == NAT_ADDRESS_AND_PORT_DEPENDENT)
+		key->remote_port = want->remote_port;
+}
+
+/*
+ * What leads to the binding that a packet leaves by, and its key. A static binding
+ * is its host's towards every remote, whatever the mapping; a dynamic one that is
+ * from before the mapping was changed has the sessions that it has.
+ */
+static __always_inline struct binding_ref *
+internal_find(const struct binding_want *want, struct binding_key *key)
+{
+	struct binding_ref *found;
+	struct nat_binding *b;
+
+	want_internal_key(want, key);
+	found = bpf_map_lookup_elem(&internals, key);
+	if (want->mapping == NAT_ENDPOINT_INDEPENDENT)
+		return found;
+	b = found ? binding_at(found->binding) : NULL;
+	if (b && b->flags & BINDING_STATIC)
+		return found;
+	want_remote_key(want, key);
+	return bpf_map_lookup_elem(&internals, key);
 }
 
 NAT_GLOBAL bool want_host_socket(struct __sk_buff *skb,
@@ -343,6 +380,11 @@ static __always_inline void binding_fill(struct nat_binding *b,
 					 const struct binding_want *want,
 					 __u16 port)
 {
+	struct binding_key key = {};
+
+	want_remote_key(want, &key);
+	b->remote = key.remote;
+	b->remote_port = key.remote_port;
 	b->internal = want->internal;
 	b->internal_port = want->internal_port;
 	b->external = want->external;
@@ -488,15 +530,17 @@ binding_hold_internal(const struct binding_ref *found,
 	b = binding_at(ref->binding);
 	if (b && addr_equal(b->internal, key->address) &&
 	    b->internal_port == key->port && b->zone == key->zone &&
-	    b->proto == key->proto && b->realm == key->realm)
+	    addr_equal(b->remote, key->remote) &&
+	    b->remote_port == key->remote_port && b->proto == key->proto &&
+	    b->realm == key->realm)
 		return 0;
 	binding_drop(ref->binding, ref->generation);
 	return -REASON_DROPPED_RACE;
 }
 
 /*
- * The binding of an internal endpoint, made where there is none, with one more
- * reference, the caller's. 0 or -REASON_DROPPED_*.
+ * The binding of an internal endpoint towards a remote, made where there is none,
+ * with one more reference, the caller's. 0 or -REASON_DROPPED_*.
  */
 NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 			      const struct binding_want *want,
@@ -508,9 +552,8 @@ NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
 
 	if (!want || !ref)
 		return -REASON_DROPPED_RACE;
-	want_internal_key(want, &key);
 	for (i = 0; i < 2; i++) {
-		found = bpf_map_lookup_elem(&internals, &key);
+		found = internal_find(want, &key);
 		if (found)
 			return binding_hold_internal(found, &key, ref);
 		rc = binding_create(skb, want, ref);

@@ -98,6 +98,20 @@ static __always_inline int l4_index(__u8 proto)
 	return -1;
 }
 
+/*
+ * Mapping behaviour (RFC 4787 section 4.1) of a network. The host's own packets
+ * have none to ask: endpoint-independent.
+ */
+NAT_GLOBAL enum nat_behavior mapping_of(__u32 zone, __u8 proto)
+{
+	struct nat_zone *z = zone > NAT_ZONE_LAST ? NULL : zone_get(zone);
+	int l4 = l4_index(proto);
+
+	if (!z || l4 < 0 || l4 >= NAT_PROTOCOLS)
+		return NAT_ENDPOINT_INDEPENDENT;
+	return z->mapping[l4];
+}
+
 NAT_GLOBAL bool address_in_zone(__u32 zone, nat_addr address)
 {
 	struct nat_zone *z = zone_get(zone);

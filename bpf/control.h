@@ -47,6 +47,45 @@ static __always_inline bool want_is_of(const struct binding_want *want,
 	       b->internal_port == want->internal_port && b->zone == want->zone;
 }
 
+/* A static binding that was not the one of what its host sends: it may be now. */
+static __noinline int control_index(const struct binding_ref *ref)
+{
+	struct nat_binding *b = binding_at(ref->binding);
+	struct binding_key key;
+	int rc;
+
+	if (!b || b->word >> 32 != ref->generation || b->word & BINDING_DYING)
+		return ANSWER_NOT_FOUND;
+	if (b->flags & BINDING_INDEXED)
+		return ANSWER_OK;
+	binding_internal_key(b, &key);
+	b->flags |= BINDING_INDEXED;
+	rc = bpf_map_update_elem(&internals, &key, ref, BPF_NOEXIST);
+	if (rc == 0)
+		return ANSWER_OK;
+	b->flags &= ~BINDING_INDEXED;
+	return rc == -EEXIST ? ANSWER_TAKEN : ANSWER_FULL;
+}
+
+/*
+ * A binding that is static from now on, and held, is its host's towards every
+ * remote. Its old key goes last: who finds it meanwhile makes no other binding.
+ */
+static __always_inline void control_widen(struct nat_binding *b,
+					  const struct binding_ref *ref)
+{
+	struct binding_key before;
+
+	if (addr_is_any(b->remote))
+		return;
+	binding_internal_key(b, &before);
+	__builtin_memset(&b->remote, 0, sizeof(b->remote));
+	b->remote_port = 0;
+	b->flags &= ~BINDING_INDEXED;
+	control_index(ref);
+	internal_forget(&before, ref->binding);
+}
+
 /* The claim of an endpoint whose port stays taken: the next one's. */
 static __always_inline int control_reclaim(const struct binding_want *want,
 					   const struct claim_key *key,
@@ -74,6 +113,7 @@ static __always_inline int control_displace(const struct binding_want *want,
 		if (binding_hold(ref, BINDING_DYING - 1) < 0)
 			return ANSWER_TAKEN;
 		b->flags |= want->flags;
+		control_widen(b, ref);
 		event_binding(b, EVENT_BINDING_CHANGED);
 		return ANSWER_OK;
 	}
@@ -160,27 +200,6 @@ static __noinline int control_bind(struct __sk_buff *skb,
 	return control_publish(&want, port, &ref);
 }
 
-/* A static binding that was not the one of what its host sends: it may be now. */
-static __noinline int control_index(const struct nat_request *r)
-{
-	struct nat_binding *b = binding_at(r->binding.binding);
-	struct binding_key key;
-	int rc;
-
-	if (!b || b->word >> 32 != r->binding.generation ||
-	    b->word & BINDING_DYING)
-		return ANSWER_NOT_FOUND;
-	if (b->flags & BINDING_INDEXED)
-		return ANSWER_OK;
-	binding_internal_key(b, &key);
-	b->flags |= BINDING_INDEXED;
-	rc = bpf_map_update_elem(&internals, &key, &r->binding, BPF_NOEXIST);
-	if (rc == 0)
-		return ANSWER_OK;
-	b->flags &= ~BINDING_INDEXED;
-	return rc == -EEXIST ? ANSWER_TAKEN : ANSWER_FULL;
-}
-
 /* A session's binding, with one more reference: as another NAT had mapped it. */
 static __noinline int import_binding(struct __sk_buff *skb,
 				     const struct binding_want *want,
@@ -235,6 +254,9 @@ static __noinline int control_import(struct __sk_buff *skb,
 	if (!zone || !r->remote_port)
 		return ANSWER_BAD_REQUEST;
 	want.over_socket = 1;
+	want.remote = r->remote;
+	want.remote_port = r->remote_port;
+	want.mapping = mapping_of(r->zone, r->proto);
 	plan.key.saddr = plan.reverse_next_hop = r->internal;
 	plan.key.sport = r->internal_port;
 	plan.key.daddr = plan.daddr = r->remote;
@@ -331,7 +353,7 @@ static __always_inline int control(struct __sk_buff *skb)
 	case COMMAND_IMPORT:
 		return control_import(skb, &r);
 	case COMMAND_INDEX:
-		return control_index(&r);
+		return control_index(&r.binding);
 	case COMMAND_SWEEP:
 		rc = control_sweep(r.cursor, &next);
 		r.cursor = next;

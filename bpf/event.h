@@ -57,6 +57,8 @@ static __noinline int event_binding(struct nat_binding *b,
 	if (!e)
 		return 0;
 	event_binding_fields(e, b);
+	e->remote_port = b->remote_port;
+	addr_to_event(e->remote, b->remote);
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }

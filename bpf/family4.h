@@ -65,6 +65,11 @@ static __always_inline bool addr_equal(nat_addr a, nat_addr b)
 	return a == b;
 }
 
+static __always_inline bool addr_is_any(nat_addr a)
+{
+	return !a;
+}
+
 static __always_inline bool addr_in_prefix(nat_addr a, nat_addr prefix,
 					   nat_addr mask)
 {

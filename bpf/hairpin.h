@@ -48,6 +48,7 @@ static __noinline int want_of_sender(const struct nat *n, __u16 realm,
 	want->realm = realm;
 	want->address = address->slot;
 	want->proto = n->p.proto;
+	want->mapping = mapping_of(n->zone, n->p.proto);
 	return 0;
 }
 

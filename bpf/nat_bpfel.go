@@ -27,17 +27,20 @@ type natBinding4 struct {
 	Address      uint16
 	Created      uint32
 	Outbound     uint32
-	Pad          uint32
+	Remote       uint32
+	RemotePort   uint16
+	Pad          [6]uint8
 }
 
 type natBindingKey4 struct {
-	_       structs.HostLayout
-	Address uint32
-	Port    uint16
-	Zone    uint16
-	Proto   uint8
-	Realm   uint8
-	Pad     [2]uint8
+	_          structs.HostLayout
+	Address    uint32
+	Remote     uint32
+	Port       uint16
+	RemotePort uint16
+	Zone       uint16
+	Proto      uint8
+	Realm      uint8
 }
 
 type natBindingRef struct {

@@ -70,8 +70,7 @@ static __always_inline bool outbound_is_ours(const struct nat *n,
 		return false;
 	if (n->stack_egress && n->p.proto != IPPROTO_TCP)
 		return true;
-	want_internal_key(want, &key);
-	return bpf_map_lookup_elem(&internals, &key) != NULL;
+	return internal_find(want, &key) != NULL;
 }
 
 /*
