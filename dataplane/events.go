@@ -159,6 +159,8 @@ func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
 		Count:    uint64(raw.Count),
 	}
 	switch e.Type {
+	case BindingCreated, BindingChanged, BindingExpired:
+		e.Remote = dependsOn(eventEndpoint(raw.Remote, raw.RemotePort))
 	case SessionState:
 		e.OldState = stateName(raw.OldState)
 		fallthrough

@@ -207,11 +207,15 @@ func rawZone(n Network) (bpf.Zone, error) {
 		zone.Prefix[i].Address = rawAddr(p.Masked().Addr())
 		zone.Prefix[i].Mask = rawMask(p.Bits())
 	}
-	for i, b := range n.Filtering {
-		if b > AddressAndPortDependent {
-			return zone, fmt.Errorf("unknown filtering %d", b)
+	for i := range bpf.Protocols {
+		mapping, filtering := n.Mapping[i], n.Filtering[i]
+		if mapping > AddressAndPortDependent {
+			return zone, fmt.Errorf("unknown mapping %d", mapping)
 		}
-		zone.Filtering[i] = uint8(b)
+		if filtering > AddressAndPortDependent {
+			return zone, fmt.Errorf("unknown filtering %d", filtering)
+		}
+		zone.Mapping[i], zone.Filtering[i] = uint8(mapping), uint8(filtering)
 	}
 	copy(zone.Mac[:], n.Gateway)
 	return zone, nil
@@ -255,8 +259,8 @@ func networkOf(z bpf.Zone) Network {
 	for _, p := range z.Prefix[:min(int(z.Prefixes), bpf.Prefixes)] {
 		n.Prefixes = append(n.Prefixes, netip.PrefixFrom(addrOf(p.Address), maskBits(p.Mask)))
 	}
-	for i, b := range z.Filtering {
-		n.Filtering[i] = Behavior(b)
+	for i := range bpf.Protocols {
+		n.Mapping[i], n.Filtering[i] = Behavior(z.Mapping[i]), Behavior(z.Filtering[i])
 	}
 	return n
 }

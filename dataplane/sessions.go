@@ -132,5 +132,5 @@ func (t *sessionTable) inboundRefreshes(key bpf.SessionKey, half bpf.SessionHalf
 	if Protocol(key.Proto) != UDP || half.Flags&bpf.HalfHairpin != 0 {
 		return true
 	}
-	return t.names.filtering(key.Zone, key.Saddr, FilteringUDP) != EndpointIndependent
+	return t.names.filtering(key.Zone, key.Saddr, BehaviorUDP) != EndpointIndependent
 }

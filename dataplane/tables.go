@@ -49,6 +49,14 @@ func endpoint(addr uint32, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(addrOf(addr), portOf(port))
 }
 
+// dependsOn is what of the remote endpoint a mapping depends on: the zero AddrPort for the tables' zeros, which are nothing.
+func dependsOn(remote netip.AddrPort) netip.AddrPort {
+	if remote.Addr().IsUnspecified() {
+		return netip.AddrPort{}
+	}
+	return remote
+}
+
 // dumpHash reads a whole hash map. Entries that come or go meanwhile may or may not be in it.
 func dumpHash[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
 	out := map[K]V{}
@@ -263,6 +271,7 @@ func (d *Dataplane) Bindings() ([]Binding, error) {
 			Network:   sessions.names.zone(b.Zone),
 			Internal:  endpoint(b.Internal, b.InternalPort),
 			External:  endpoint(b.External, b.ExternalPort),
+			Remote:    dependsOn(endpoint(b.Remote, b.RemotePort)),
 			Static:    b.Flags&bpf.BindingStatic != 0,
 			Published: b.Flags&bpf.BindingPublished != 0,
 			Sessions:  b.sessions(),

@@ -126,7 +126,8 @@ type Network struct {
 	IfIndex   int              // the bridge, or the plain interface, that holds the gateway address
 	Gateway   net.HardwareAddr // destination MAC of what is routed; nil where the link has no Ethernet header
 	Prefixes  []netip.Prefix   // at most 4; a source outside of them is spoofed and dropped
-	Filtering [3]Behavior      // for UDP, TCP, ICMP, in this order
+	Mapping   [3]Behavior      // for UDP, TCP, ICMP, in this order; what it is changed to holds for new sessions
+	Filtering [3]Behavior      // the same
 	Isolated  bool             // its hosts do not reach each other (icc=false): hairpins go to static bindings alone
 }
 
@@ -138,11 +139,11 @@ func (n Network) Shown() string {
 	return n.Name
 }
 
-// Indices of Network.Filtering.
+// Indices of Network.Mapping and Network.Filtering.
 const (
-	FilteringUDP = iota
-	FilteringTCP
-	FilteringICMP
+	BehaviorUDP = iota
+	BehaviorTCP
+	BehaviorICMP
 )
 
 // Outside is an outside interface and the external address that bindings behind it get.
@@ -187,12 +188,13 @@ type Link struct {
 	Mechanism string // "tcx" or "clsact"; filled by Links; empty: a hook is missing
 }
 
-// Binding is an endpoint-independent mapping of an internal to an external endpoint (RFC 4787).
+// Binding is a mapping of an internal to an external endpoint (RFC 4787).
 type Binding struct {
 	Protocol  Protocol
 	Network   string
 	Internal  netip.AddrPort
 	External  netip.AddrPort
+	Remote    netip.AddrPort // towards which it holds: port 0: the whole address; zero: every remote
 	Static    bool
 	Published bool // static, and Docker's
 	Sessions  int
@@ -250,7 +252,7 @@ type Event struct {
 	Link     string // link.reattached: the interface
 	Internal netip.AddrPort
 	External netip.AddrPort
-	Remote   netip.AddrPort // session events and inbound.filtered
+	Remote   netip.AddrPort // session events and inbound.filtered; of a binding: as Binding.Remote
 	Static   bool
 	Hairpin  bool
 	Sessions int           // of the binding, after the event

@@ -34,7 +34,7 @@ type env struct {
 	table func(stateDir string) daemon.Exceptions
 	host  func() daemon.Host
 
-	docker    func(filtering [3]dataplane.Behavior) (daemon.Docker, error)
+	docker    func(mapping, filtering [3]dataplane.Behavior) (daemon.Docker, error)
 	firewall  func() daemon.Firewall
 	conntrack reconcile.Conntrack // nil: none
 	pinned    func(stateDir string) (pinned, error)
@@ -63,8 +63,8 @@ func main() {
 		purge: dataplane.Remove,
 		table: func(stateDir string) daemon.Exceptions { return exceptions.New(stateDir) },
 		host:  func() daemon.Host { return hostnet.New() },
-		docker: func(filtering [3]dataplane.Behavior) (daemon.Docker, error) {
-			return docker.New(docker.WithFiltering(filtering))
+		docker: func(mapping, filtering [3]dataplane.Behavior) (daemon.Docker, error) {
+			return docker.New(docker.WithMapping(mapping), docker.WithFiltering(filtering))
 		},
 		firewall:  func() daemon.Firewall { return firewall.New() },
 		conntrack: netfilter{},

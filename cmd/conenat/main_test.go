@@ -130,7 +130,7 @@ func (w *world) start(ctx context.Context, stdout, stderr *locked, args ...strin
 		table:    func(string) daemon.Exceptions { return &w.table },
 		host:     func() daemon.Host { return fakeHost{} },
 		firewall: func() daemon.Firewall { return &w.firewall },
-		docker:   func([3]dataplane.Behavior) (daemon.Docker, error) { return w.docker, nil },
+		docker:   func(_, _ [3]dataplane.Behavior) (daemon.Docker, error) { return w.docker, nil },
 	})
 }
 
@@ -177,7 +177,7 @@ func TestWrongUsage(t *testing.T) {
 		{"run extra --inside br0", "unknown command"},
 		{"run --inside br0 --bogus", "unknown flag: --bogus"},
 		{"run", "no inside interface: follow Docker's networks by --docker"},
-		{"run --inside br0 --mapping address-dependent", "arrives with a later version"},
+		{"run --inside br0 --mapping symmetric", "--mapping: unknown behaviour"},
 		{"run --inside br0 --path sideways", "want auto, direct or stack"},
 		{"run --inside br0 --external 198.51.100.1 --external 198.51.100.2", "several --external arrive with a later version"},
 		{"run --inside br0 --external host", "--external: \"host\" is no IP address"},
@@ -357,7 +357,7 @@ func TestVersion(t *testing.T) {
 func TestRunHandsItsFlagsDown(t *testing.T) {
 	w := newWorld(t)
 	file := filepath.Join(t.TempDir(), "conenat.yaml")
-	yaml := "filtering: endpoint-independent\nports: 2000-3000\ncapacity: {sessions: 100, bindings: 64}\ntimeouts: {udp: 2s}\n"
+	yaml := "mapping: {tcp: address-dependent}\nfiltering: endpoint-independent\nports: 2000-3000\ncapacity: {sessions: 100, bindings: 64}\ntimeouts: {udp: 2s}\n"
 	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -369,11 +369,15 @@ func TestRunHandsItsFlagsDown(t *testing.T) {
 	}
 	settings, _ := w.dp.Settings()
 	networks, _ := w.dp.Networks()
-	if settings.PortLow != 4000 || settings.PortHigh != 5000 || networks[0].Filtering != [3]dataplane.Behavior{} {
+	if settings.PortLow != 4000 || settings.PortHigh != 5000 || networks[0].Filtering != [3]dataplane.Behavior{} ||
+		networks[0].Mapping != [3]dataplane.Behavior{dataplane.BehaviorTCP: dataplane.AddressDependent} {
 		t.Errorf("%+v %+v", settings, networks)
 	}
-	if !strings.Contains(log.String(), "2s is shorter than the 2m0s that RFC 4787 REQ-5 demands") {
-		t.Errorf("no warning: %s", log)
+	for _, want := range []string{"2s is shorter than the 2m0s that RFC 4787 REQ-5 demands",
+		"1:16: address-dependent mapping of tcp is not the endpoint-independent one that RFC 5382 REQ-1 demands"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no warning %q: %s", want, log)
+		}
 	}
 }
 

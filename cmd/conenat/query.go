@@ -129,15 +129,15 @@ func networksTable(w io.Writer, list []api.Network) {
 			continue
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), list1(n.Outside),
-			n.Mapping, filteringText(n.Filtering))
+			behaviorsText(n.Mapping), behaviorsText(n.Filtering))
 	}
 }
 
-func filteringText(f api.Filtering) string {
-	if f.UDP == f.TCP && f.TCP == f.ICMP {
-		return f.UDP
+func behaviorsText(b api.Behaviors) string {
+	if b.UDP == b.TCP && b.TCP == b.ICMP {
+		return b.UDP
 	}
-	return fmt.Sprintf("udp %s, tcp %s, icmp %s", f.UDP, f.TCP, f.ICMP)
+	return fmt.Sprintf("udp %s, tcp %s, icmp %s", b.UDP, b.TCP, b.ICMP)
 }
 
 func statusTable(w io.Writer, list []api.Status) {

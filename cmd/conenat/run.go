@@ -47,7 +47,7 @@ func runCommand(e env) *cobra.Command {
 	f.StringArrayVar(&flags.inside, "inside", nil, "inside interface `IF`: a bridge, with all its ports, or a plain interface; repeatable")
 	f.StringArrayVar(&flags.outside, "outside", nil, "outside interface `IF`; repeatable (default: the default route's)")
 	f.StringArrayVar(&flags.external, "external", nil, "external address `ADDR`, one of the outside interface's (default: its first)")
-	f.String("mapping", "endpoint-independent", "mapping behaviour; this version knows endpoint-independent alone")
+	f.String("mapping", "endpoint-independent", "mapping behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
 	f.String("filtering", "address-dependent", "filtering behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
 	f.String("path", "auto", "packets' path: direct, which the host's FORWARD rules do not see; stack, which they do; auto is direct unless that bypasses somebody's rules")
 	f.String("ports", "1024-65535", "external ports, `LOW-HIGH`")
@@ -102,9 +102,9 @@ func layer(f *pflag.FlagSet, flags runFlags) (l config.Layer) {
 		text, _ := f.GetString(name)
 		return config.Flag(name, text)
 	}
-	l.Mapping, l.Path, l.Ports = given("mapping"), given("path"), given("ports")
+	l.Path, l.Ports = given("path"), given("ports")
 	l.Socket, l.StateDir = given("socket"), given("state-dir")
-	l.Filtering.All = given("filtering")
+	l.Mapping.All, l.Filtering.All = given("mapping"), given("filtering")
 	if flags.docker {
 		l.Docker = config.Flag("docker", "true")
 	}
@@ -139,7 +139,7 @@ func runDaemon(cmd *cobra.Command, e env, cfg config.Config, flags runFlags) err
 		Conntrack:  e.conntrack,
 	}
 	if cfg.Docker {
-		engine, err := e.docker(cfg.Filtering)
+		engine, err := e.docker(cfg.Mapping, cfg.Filtering)
 		if err != nil {
 			return err
 		}

@@ -116,7 +116,7 @@ func TestEventOf(t *testing.T) {
 	const prefix = `{"time":"2026-01-02T03:04:05.000006Z","type":`
 	const common = `"protocol":"udp","network":"br0","internal":"172.17.0.2:5000","external":"198.51.100.1:5000"`
 	tests := map[dataplane.EventType]string{
-		dataplane.BindingCreated:  prefix + `"binding.created",` + common + `,"static":false,"sessions":0}`,
+		dataplane.BindingCreated:  prefix + `"binding.created",` + common + `,"remote":"203.0.113.1:1","static":false,"sessions":0}`,
 		dataplane.SessionCreated:  prefix + `"session.created",` + common + `,"remote":"203.0.113.1:1","hairpin":false,"state":"active","old_state":"new","expires_in_s":300}`,
 		dataplane.SessionClosed:   prefix + `"session.closed",` + common + `,"remote":"203.0.113.1:1","hairpin":false,"state":"active","old_state":"new"}`,
 		dataplane.InboundFiltered: prefix + `"inbound.filtered",` + common + `,"remote":"203.0.113.1:1","count":3}`,
@@ -127,6 +127,21 @@ func TestEventOf(t *testing.T) {
 		got, _ := json.Marshal(api.EventOf(ev))
 		if diff := cmp.Diff(want, string(got)); diff != "" {
 			t.Error(diff)
+		}
+	}
+}
+
+// TestBindingRemote: what a mapping depends on is shown where there is something.
+func TestBindingRemote(t *testing.T) {
+	for want, remote := range map[string]netip.AddrPort{
+		"": {}, "203.0.113.1": netip.MustParseAddrPort("203.0.113.1:0"), "203.0.113.1:1": netip.MustParseAddrPort("203.0.113.1:1"),
+	} {
+		b, ev := api.BindingOf(dataplane.Binding{Remote: remote}), api.EventOf(dataplane.Event{Type: dataplane.BindingExpired, Remote: remote})
+		if b.Remote != want || ev.Remote != want {
+			t.Errorf("remote %v: binding %q, event %q, want %q", remote, b.Remote, ev.Remote, want)
+		}
+		if text, _ := json.Marshal(b); strings.Contains(string(text), "remote") != (want != "") {
+			t.Errorf("remote %v: %s", remote, text)
 		}
 	}
 }

@@ -86,13 +86,13 @@ type Network struct {
 	Prefixes   []string  `json:"prefixes"`
 	GatewayMAC string    `json:"gateway_mac"` // empty: the link has no Ethernet header
 	Ports      []string  `json:"ports"`       // of a bridge, those with hooks
-	Mapping    string    `json:"mapping"`
-	Filtering  Filtering `json:"filtering"`
+	Mapping    Behaviors `json:"mapping"`
+	Filtering  Behaviors `json:"filtering"`
 	Outside    []string  `json:"outside"`
 }
 
-// Filtering is a behaviour for each protocol.
-type Filtering struct {
+// Behaviors are a mapping or filtering behaviour for each protocol.
+type Behaviors struct {
 	UDP  string `json:"udp"`
 	TCP  string `json:"tcp"`
 	ICMP string `json:"icmp"`
@@ -104,6 +104,7 @@ type Binding struct {
 	Network    string    `json:"network"`
 	Internal   string    `json:"internal"`
 	External   string    `json:"external"`
+	Remote     string    `json:"remote,omitempty"` // towards which it holds, an address or an endpoint; left out: every remote
 	Static     bool      `json:"static"`
 	Sessions   int       `json:"sessions"`
 	ExpiresInS float64   `json:"expires_in_s"` // 0 for a static one
@@ -209,7 +210,7 @@ func created(t time.Time) time.Time { return t.Round(10 * time.Millisecond).UTC(
 // BindingOf is a binding as the API shows it.
 func BindingOf(b dataplane.Binding) Binding {
 	return Binding{Protocol: b.Protocol.String(), Network: b.Network, Internal: endpoint(b.Internal), External: endpoint(b.External),
-		Static: b.Static, Sessions: b.Sessions, ExpiresInS: b.ExpiresIn.Seconds(), Created: created(b.Created)}
+		Remote: dependsOn(b.Remote), Static: b.Static, Sessions: b.Sessions, ExpiresInS: b.ExpiresIn.Seconds(), Created: created(b.Created)}
 }
 
 // SessionOf is a session as the API shows it.
@@ -259,7 +260,7 @@ func EventOf(ev dataplane.Event) Event {
 	out.Internal, out.External = endpoint(ev.Internal), endpoint(ev.External)
 	switch ev.Type {
 	case dataplane.BindingCreated, dataplane.BindingChanged, dataplane.BindingExpired:
-		out.Static, out.Sessions = &ev.Static, &ev.Sessions
+		out.Remote, out.Static, out.Sessions = dependsOn(ev.Remote), &ev.Static, &ev.Sessions
 	case dataplane.SessionCreated, dataplane.SessionState, dataplane.SessionClosed:
 		lifetime := ev.Lifetime.Seconds()
 		out.Remote, out.Hairpin, out.State, out.OldState = endpoint(ev.Remote), &ev.Hairpin, ev.State, ev.OldState
@@ -278,6 +279,14 @@ func endpoint(e netip.AddrPort) string {
 		return ""
 	}
 	return e.String()
+}
+
+// dependsOn is what of the remote endpoint a binding's mapping depends on: nothing, an address, or an endpoint.
+func dependsOn(remote netip.AddrPort) string {
+	if remote.IsValid() && remote.Port() == 0 {
+		return remote.Addr().String()
+	}
+	return endpoint(remote)
 }
 
 // Forward checks a request and turns it into the dataplane's words.

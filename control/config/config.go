@@ -28,7 +28,8 @@ type Config struct {
 	External  netip.Addr // not valid: the outside interface's first address
 	Docker    bool       // follow Docker's networks and published ports
 	Path      Path
-	Filtering [3]dataplane.Behavior // indices as in dataplane.Network
+	Mapping   [3]dataplane.Behavior // indices as in dataplane.Network
+	Filtering [3]dataplane.Behavior // the same
 	Settings  dataplane.Settings
 	Capacity  dataplane.Capacity // zero where nothing is said: the dataplane's default
 	Forwards  []dataplane.Forward
@@ -67,9 +68,10 @@ func Build(l Layer) (Config, error) {
 		Socket:   b.path(l.Socket, DefaultSocket),
 		StateDir: b.path(l.StateDir, DefaultStateDir),
 	}
-	c.Filtering = b.filtering(l.Filtering)
+	c.Mapping = b.behaviors(l.Mapping, dataplane.EndpointIndependent)
+	c.Filtering = b.behaviors(l.Filtering, dataplane.AddressDependent)
+	b.warnings = append(b.warnings, MappingWarnings(l.Mapping.origin(), c.Mapping)...)
 	b.settings(&c.Settings, l)
-	b.onlyValue(l.Mapping, "mapping", "endpoint-independent", "address-dependent", "address-and-port-dependent")
 	b.roles(l)
 	c.Warnings = b.warnings
 	if err := errors.Join(b.errs...); err != nil {
@@ -150,23 +152,25 @@ func (b *builder) pathChoice(v Value) Path {
 	return PathAuto
 }
 
-// onlyValue: this version knows one value of the option, and later ones more.
-func (b *builder) onlyValue(v Value, option, known string, later ...string) {
-	switch {
-	case !v.Given() || v.Text == known:
-	case slices.Contains(later, v.Text):
-		b.refuse(v, "%s %q arrives with a later version: this one knows %s", option, v.Text, known)
-	default:
-		b.refuse(v, "%s %q: want %s", option, v.Text, known)
-	}
+func (b *builder) behaviors(given Behaviors, otherwise dataplane.Behavior) (out [3]dataplane.Behavior) {
+	all := b.behavior(given.All, otherwise)
+	out[dataplane.BehaviorUDP] = b.behavior(given.UDP, all)
+	out[dataplane.BehaviorTCP] = b.behavior(given.TCP, all)
+	out[dataplane.BehaviorICMP] = b.behavior(given.ICMP, all)
+	return out
 }
 
-func (b *builder) filtering(f Filtering) (out [3]dataplane.Behavior) {
-	all := b.behavior(f.All, dataplane.AddressDependent)
-	out[dataplane.FilteringUDP] = b.behavior(f.UDP, all)
-	out[dataplane.FilteringTCP] = b.behavior(f.TCP, all)
-	out[dataplane.FilteringICMP] = b.behavior(f.ICMP, all)
-	return out
+// MappingWarnings say which RFCs a mapping is against; origin is where it was asked for.
+func MappingWarnings(origin string, mapping [3]dataplane.Behavior) (list []string) {
+	for i, against := range [3]string{
+		dataplane.BehaviorUDP: "udp: RFC 4787 REQ-1", dataplane.BehaviorTCP: "tcp: RFC 5382 REQ-1", dataplane.BehaviorICMP: "icmp: RFC 5508 REQ-1a",
+	} {
+		if protocol, rule, _ := strings.Cut(against, ": "); mapping[i] != dataplane.EndpointIndependent {
+			list = append(list, fmt.Sprintf("%s: %s mapping of %s is not the %s one that %s demands",
+				origin, mapping[i], protocol, dataplane.EndpointIndependent, rule))
+		}
+	}
+	return list
 }
 
 func (b *builder) behavior(v Value, otherwise dataplane.Behavior) dataplane.Behavior {

@@ -30,7 +30,7 @@ func TestBuildUnderstandsEveryKey(t *testing.T) {
 inside: [docker0, br-a]
 outside: [eth0]
 external: 198.51.100.1
-mapping: endpoint-independent
+mapping: {icmp: endpoint-independent}
 path: direct
 filtering: {udp: endpoint-independent, tcp: address-and-port-dependent}
 ports: 2000-3000
@@ -79,10 +79,43 @@ func TestBuildDefaults(t *testing.T) {
 	}
 }
 
+// TestMapping: as filtering, and a warning for each protocol whose RFC it is against.
+func TestMapping(t *testing.T) {
+	const ei, ad, apd = dataplane.EndpointIndependent, dataplane.AddressDependent, dataplane.AddressAndPortDependent
+	symmetric := Layer{Mapping: Behaviors{All: Flag("mapping", "address-and-port-dependent")}}
+	for name, tt := range map[string]struct {
+		file     string
+		flags    Layer
+		want     [3]dataplane.Behavior
+		warnings []string
+	}{
+		"default":     {"", Layer{}, [3]dataplane.Behavior{ei, ei, ei}, nil},
+		"independent": {"mapping: endpoint-independent", Layer{}, [3]dataplane.Behavior{ei, ei, ei}, nil},
+		"one":         {"mapping: {icmp: address-dependent}", Layer{}, [3]dataplane.Behavior{ei, ei, ad}, []string{"c.yaml:2:17: address-dependent mapping of icmp is not the endpoint-independent one that RFC 5508 REQ-1a demands"}},
+		"flag_before_the_file": {"mapping: {udp: address-dependent}", symmetric, [3]dataplane.Behavior{apd, apd, apd}, []string{
+			"--mapping: address-and-port-dependent mapping of udp is not the endpoint-independent one that RFC 4787 REQ-1 demands",
+			"--mapping: address-and-port-dependent mapping of tcp is not the endpoint-independent one that RFC 5382 REQ-1 demands",
+			"--mapping: address-and-port-dependent mapping of icmp is not the endpoint-independent one that RFC 5508 REQ-1a demands"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := build(t, "inside: [br0]\n"+tt.file, tt.flags)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got.Mapping); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff(tt.warnings, got.Warnings); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 func TestFlagsOverrideTheFile(t *testing.T) {
 	got, err := build(t, "inside: [a]\nports: 2000-3000\nfiltering: {udp: endpoint-independent}\nsocket: /a\n", Layer{
 		Inside:    []Value{Flag("inside", "b")},
-		Filtering: Filtering{All: Flag("filtering", "address-and-port-dependent")},
+		Filtering: Behaviors{All: Flag("filtering", "address-and-port-dependent")},
 		Socket:    Flag("socket", "/b"),
 	})
 	if err != nil {
@@ -110,8 +143,9 @@ func TestRefusals(t *testing.T) {
 		{"list_for_a_value", in + "ports: [1, 2]", Layer{}, "c.yaml:2:8: want a single value"},
 		{"null_interface", "inside: [~]", Layer{}, "is no interface name"},
 		{"behaviour", in + "filtering: full-cone", Layer{}, `c.yaml:2:12: unknown behaviour "full-cone"`},
-		{"behaviour_flag", in, Layer{Filtering: Filtering{All: Flag("filtering", "x")}}, `--filtering: unknown behaviour "x"`},
-		{"mapping", in, Layer{Mapping: Flag("mapping", "address-dependent")}, "--mapping: mapping \"address-dependent\" arrives with a later version"},
+		{"behaviour_flag", in, Layer{Filtering: Behaviors{All: Flag("filtering", "x")}}, `--filtering: unknown behaviour "x"`},
+		{"mapping", in + "mapping: symmetric", Layer{}, `c.yaml:2:10: unknown behaviour "symmetric"`},
+		{"unknown_mapping_protocol", in + "mapping: {sctp: address-dependent}", Layer{}, `c.yaml:2:11: unknown field "sctp"`},
 		{"path_unknown", in, Layer{Path: Flag("path", "sideways")}, "--path: path \"sideways\": want auto, direct or stack"},
 		{"docker_odd", in, Layer{Docker: Value{Text: "maybe", Origin: "c.yaml:1:9"}}, "c.yaml:1:9: \"maybe\": want true or false"},
 		{"ports_low", in + "ports: 80-2000", Layer{}, "c.yaml:2:8: ports \"80-2000\": want LOW-HIGH"},

@@ -51,8 +51,8 @@ type Layer struct {
 	Outside   []Value   `yaml:"outside"`
 	External  Value     `yaml:"external"`
 	Docker    Value     `yaml:"docker"`
-	Mapping   Value     `yaml:"mapping"`
-	Filtering Filtering `yaml:"filtering"`
+	Mapping   Behaviors `yaml:"mapping"`
+	Filtering Behaviors `yaml:"filtering"`
 	Path      Value     `yaml:"path"`
 	Ports     Value     `yaml:"ports"`
 	Timeouts  Timeouts  `yaml:"timeouts"`
@@ -62,8 +62,8 @@ type Layer struct {
 	StateDir  Value     `yaml:"state_dir"`
 }
 
-// Filtering is one behaviour for all protocols, or one for each.
-type Filtering struct {
+// Behaviors are one mapping or filtering behaviour for all protocols, or one for each.
+type Behaviors struct {
 	All  Value `yaml:"-"`
 	UDP  Value `yaml:"udp"`
 	TCP  Value `yaml:"tcp"`
@@ -106,13 +106,26 @@ func (v *Value) UnmarshalYAML(node ast.Node) error {
 	return nil
 }
 
-// UnmarshalYAML takes "filtering: BEHAVIOUR" or a mapping from protocols to behaviours.
-func (f *Filtering) UnmarshalYAML(node ast.Node) error {
+// UnmarshalYAML takes "filtering: BEHAVIOUR", or a behaviour under each protocol's name.
+func (b *Behaviors) UnmarshalYAML(node ast.Node) error {
 	if _, scalar := node.(ast.ScalarNode); scalar {
-		return f.All.UnmarshalYAML(node)
+		return b.All.UnmarshalYAML(node)
 	}
-	type perProtocol Filtering
-	return yaml.NodeToValue(node, (*perProtocol)(f), yaml.Strict())
+	type perProtocol Behaviors
+	return yaml.NodeToValue(node, (*perProtocol)(b), yaml.Strict())
+}
+
+// values are all that can be given.
+func (b *Behaviors) values() []*Value { return []*Value{&b.All, &b.UDP, &b.TCP, &b.ICMP} }
+
+// origin is where the first of them was given.
+func (b *Behaviors) origin() string {
+	for _, v := range b.values() {
+		if v.Given() {
+			return v.Origin
+		}
+	}
+	return ""
 }
 
 func position(node ast.Node) string {
@@ -175,7 +188,10 @@ func Merge(base, over Layer) Layer {
 	if over.Forwards == nil {
 		over.Forwards = base.Forwards
 	}
-	if over.Filtering == (Filtering{}) {
+	if over.Mapping == (Behaviors{}) {
+		over.Mapping = base.Mapping
+	}
+	if over.Filtering == (Behaviors{}) {
 		over.Filtering = base.Filtering
 	}
 	under := base.values()
@@ -187,11 +203,11 @@ func Merge(base, over Layer) Layer {
 	return over
 }
 
-// values are the single values, in one order for every Layer, without filtering, which is all or nothing.
+// values are the single values, in one order for every Layer, without mapping and filtering, which are all or nothing.
 func (l *Layer) values() []*Value {
 	t, c := &l.Timeouts, &l.Capacity
 	return []*Value{
-		&l.External, &l.Docker, &l.Mapping, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
+		&l.External, &l.Docker, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
 		&t.UDP, &t.TCPEstablished, &t.TCPPartialOpen, &t.TCPClosing, &t.ICMP, &t.Sweep,
 		&c.Sessions, &c.Bindings, &c.SessionsPerBinding,
 	}
@@ -209,8 +225,7 @@ func (l *Layer) each(visit func(*Value)) {
 		f := &l.Forwards[i]
 		all = append(all, &f.Protocol, &f.Network, &f.External, &f.Internal)
 	}
-	fl := &l.Filtering
-	all = append(all, &fl.All, &fl.UDP, &fl.TCP, &fl.ICMP)
+	all = append(append(all, l.Mapping.values()...), l.Filtering.values()...)
 	for _, v := range all {
 		visit(v)
 	}

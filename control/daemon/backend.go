@@ -174,9 +174,7 @@ func (d *daemon) Networks() ([]api.Network, error) {
 
 func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
 	shown := api.Network{Name: n.Shown(), Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
-		Prefixes: []string{}, Ports: []string{}, Mapping: dataplane.EndpointIndependent.String(), Outside: outside,
-		Filtering: api.Filtering{UDP: n.Filtering[dataplane.FilteringUDP].String(), TCP: n.Filtering[dataplane.FilteringTCP].String(),
-			ICMP: n.Filtering[dataplane.FilteringICMP].String()}}
+		Prefixes: []string{}, Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering), Outside: outside}
 	l, there := host.LinkAt(n.IfIndex)
 	switch {
 	case !there:
@@ -195,6 +193,10 @@ func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapsho
 	}
 	slices.Sort(shown.Ports)
 	return shown
+}
+
+func behaviorsOf(b [3]dataplane.Behavior) api.Behaviors {
+	return api.Behaviors{UDP: b[dataplane.BehaviorUDP].String(), TCP: b[dataplane.BehaviorTCP].String(), ICMP: b[dataplane.BehaviorICMP].String()}
 }
 
 // Bindings answers GET /v1/bindings.

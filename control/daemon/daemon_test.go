@@ -119,9 +119,10 @@ func TestStatusAndNetworks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ei := "endpoint-independent"
+	const name = "endpoint-independent"
+	ei := api.Behaviors{UDP: name, TCP: name, ICMP: name}
 	wantNetworks := []api.Network{{Name: "br0", Interface: "br0", IfIndex: 3, Driver: "bridge", State: "active", Prefixes: []string{"172.17.0.0/16"},
-		GatewayMAC: "02:00:00:00:00:01", Ports: []string{"veth0"}, Mapping: ei, Filtering: api.Filtering{UDP: ei, TCP: ei, ICMP: ei}, Outside: []string{"eth0"}}}
+		GatewayMAC: "02:00:00:00:00:01", Ports: []string{"veth0"}, Mapping: ei, Filtering: ei, Outside: []string{"eth0"}}}
 	if diff := cmp.Diff(wantNetworks, networks); diff != "" {
 		t.Error(diff)
 	}

@@ -51,6 +51,10 @@ func newContainerState(answer container.InspectResponse) *containerState {
 	})
 	var refused []string
 	c.labels, c.problems = parseLabels("container "+c.name, answer.Config.Labels)
+	if c.labels.mapping != nil {
+		c.problems = append(c.problems, fmt.Sprintf("container %s: ignore label conenat.mapping=%q: mapping is a network's: give the label to the network",
+			c.name, answer.Config.Labels["conenat.mapping"]))
+	}
 	c.published, refused = published(answer.NetworkSettings.Ports)
 	for _, what := range refused {
 		c.problems = append(c.problems, fmt.Sprintf("container %s: %s", c.name, what))

@@ -17,17 +17,18 @@ const labelPrefix = "conenat."
 // labels is what an object's labels say.
 type labels struct {
 	disabled  bool // conenat.enable=false
-	filtering *filtering
+	mapping   *behaviors
+	filtering *behaviors
 }
 
-// filtering has nil for the protocols that a label does not name; indices as in dataplane.Network.
-type filtering [3]*dataplane.Behavior
+// behaviors has nil for the protocols that a label does not name; indices as in dataplane.Network.
+type behaviors [3]*dataplane.Behavior
 
 // over gives the behaviours of the label, and those of base where it says nothing.
-func (f *filtering) over(base [3]dataplane.Behavior) *[3]dataplane.Behavior {
-	for i, b := range f {
-		if b != nil {
-			base[i] = *b
+func (b *behaviors) over(base [3]dataplane.Behavior) *[3]dataplane.Behavior {
+	for i, named := range b {
+		if named != nil {
+			base[i] = *named
 		}
 	}
 	return &base
@@ -54,14 +55,18 @@ func (l *labels) parse(key, value string) error {
 			return fmt.Errorf("want true or false")
 		}
 		l.disabled = value == "false"
-	case "conenat.filtering":
-		f, err := parseFiltering(value)
+	case "conenat.mapping":
+		b, err := parseBehaviors(value)
 		if err != nil {
 			return err
 		}
-		l.filtering = f
-	case "conenat.mapping":
-		return checkMapping(value)
+		l.mapping = b
+	case "conenat.filtering":
+		b, err := parseBehaviors(value)
+		if err != nil {
+			return err
+		}
+		l.filtering = b
 	case "conenat.external":
 		return fmt.Errorf("external addresses of one object arrive with a later version")
 	default:
@@ -70,27 +75,19 @@ func (l *labels) parse(key, value string) error {
 	return nil
 }
 
-func checkMapping(value string) error {
-	behavior, err := dataplane.ParseBehavior(value)
-	if err == nil && behavior != dataplane.EndpointIndependent {
-		err = fmt.Errorf("%s mapping arrives with a later version: this one knows %s", behavior, dataplane.EndpointIndependent)
-	}
-	return err
-}
+var behaviorIndex = map[string]int{"udp": dataplane.BehaviorUDP, "tcp": dataplane.BehaviorTCP, "icmp": dataplane.BehaviorICMP}
 
-var filteringIndex = map[string]int{"udp": dataplane.FilteringUDP, "tcp": dataplane.FilteringTCP, "icmp": dataplane.FilteringICMP}
-
-// parseFiltering takes one behaviour for all protocols, or "udp=…,tcp=…,icmp=…" with at least one of them.
-func parseFiltering(value string) (*filtering, error) {
-	var f filtering
+// parseBehaviors takes one behaviour for all protocols, or "udp=…,tcp=…,icmp=…" with at least one of them.
+func parseBehaviors(value string) (*behaviors, error) {
+	var b behaviors
 	if !strings.Contains(value, "=") {
 		behavior, err := dataplane.ParseBehavior(value)
-		f = filtering{&behavior, &behavior, &behavior}
-		return &f, err
+		b = behaviors{&behavior, &behavior, &behavior}
+		return &b, err
 	}
 	for _, part := range strings.Split(value, ",") {
 		name, text, _ := strings.Cut(strings.TrimSpace(part), "=")
-		i, ok := filteringIndex[name]
+		i, ok := behaviorIndex[name]
 		if !ok {
 			return nil, fmt.Errorf("unknown protocol %q: want udp, tcp or icmp", name)
 		}
@@ -98,10 +95,10 @@ func parseFiltering(value string) (*filtering, error) {
 		if err != nil {
 			return nil, err
 		}
-		if f[i] != nil {
+		if b[i] != nil {
 			return nil, fmt.Errorf("%s is given twice", name)
 		}
-		f[i] = &behavior
+		b[i] = &behavior
 	}
-	return &f, nil
+	return &b, nil
 }

@@ -21,14 +21,17 @@ const (
 	optionGateway    = "com.docker.network.bridge.gateway_mode_ipv4"
 )
 
-// newNetwork has no endpoints yet. base is the daemon's filtering.
-func newNetwork(n network.Summary, base [3]dataplane.Behavior) (Network, []string) {
+// newNetwork has no endpoints yet. mapping and filtering are the daemon's.
+func newNetwork(n network.Summary, mapping, filtering [3]dataplane.Behavior) (Network, []string) {
 	l, problems := parseLabels("network "+n.Name, n.Labels)
 	w := Network{
 		ID: n.ID, Name: n.Name, Driver: n.Driver, Interface: bridgeName(n), ICC: option(n, optionICC, true), Subnets: subnets(n),
 	}
+	if l.mapping != nil {
+		w.Mapping = l.mapping.over(mapping)
+	}
 	if l.filtering != nil {
-		w.Filtering = l.filtering.over(base)
+		w.Filtering = l.filtering.over(filtering)
 	}
 	w.LeftAlone = leftAlone(n, w, l)
 	return w, problems

@@ -32,6 +32,7 @@ func TestLabels(t *testing.T) {
 	for _, tt := range []struct {
 		name, key, value string
 		disabled         bool
+		mapping          *[3]dataplane.Behavior
 		filtering        *[3]dataplane.Behavior
 		problem          string
 	}{
@@ -57,10 +58,10 @@ func TestLabels(t *testing.T) {
 			name: "twice", key: "conenat.filtering", value: "udp=address-dependent,udp=address-dependent",
 			problem: `container x: ignore label conenat.filtering="udp=address-dependent,udp=address-dependent": udp is given twice`,
 		},
-		{name: "mapping", key: "conenat.mapping", value: "endpoint-independent"},
+		{name: "mapping", key: "conenat.mapping", value: "tcp=address-and-port-dependent", mapping: &[3]dataplane.Behavior{adf, apf, adf}},
 		{
-			name: "later_mapping", key: "conenat.mapping", value: "address-dependent",
-			problem: `container x: ignore label conenat.mapping="address-dependent": address-dependent mapping arrives with a later version: this one knows endpoint-independent`,
+			name: "bad_mapping", key: "conenat.mapping", value: "symmetric",
+			problem: `container x: ignore label conenat.mapping="symmetric": unknown behaviour "symmetric": want endpoint-independent, address-dependent or address-and-port-dependent`,
 		},
 		{
 			name: "external", key: "conenat.external", value: "198.51.100.2",
@@ -80,11 +81,15 @@ func TestLabels(t *testing.T) {
 			if diff := cmp.Diff(want, problems); diff != "" {
 				t.Error(diff)
 			}
-			var filtering *[3]dataplane.Behavior
-			if l.filtering != nil {
-				filtering = l.filtering.over(base)
+			over := func(b *behaviors) *[3]dataplane.Behavior {
+				if b == nil {
+					return nil
+				}
+				return b.over(base)
 			}
-			if diff := cmp.Diff(tt.filtering, filtering); diff != "" || l.disabled != tt.disabled {
+			type said struct{ Mapping, Filtering *[3]dataplane.Behavior }
+			diff := cmp.Diff(said{tt.mapping, tt.filtering}, said{over(l.mapping), over(l.filtering)})
+			if diff != "" || l.disabled != tt.disabled {
 				t.Errorf("disabled %v\n%s", l.disabled, diff)
 			}
 		})
@@ -150,7 +155,7 @@ func TestNetworks(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.in.Name, tt.in.ID = tt.name, id
-			got, problems := newNetwork(tt.in, base)
+			got, problems := newNetwork(tt.in, base, base)
 			if got.LeftAlone != tt.leftAlone || got.Interface != tt.device || got.ICC == tt.noICC || problems != nil {
 				t.Errorf("%+v %q", got, problems)
 			}

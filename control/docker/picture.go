@@ -16,7 +16,7 @@ import (
 func (n *session) picture() Snapshot {
 	p := Snapshot{Connected: true, Engine: n.engine}
 	for _, summary := range n.networks {
-		w, problems := newNetwork(summary, n.s.filtering)
+		w, problems := newNetwork(summary, n.s.mapping, n.s.filtering)
 		p.Networks = append(p.Networks, w)
 		p.Problems = append(p.Problems, problems...)
 	}

@@ -31,7 +31,8 @@ type Network struct {
 	LeftAlone string                 // why it is not to be translated; empty: it is
 	ICC       bool                   // containers may talk to each other (com.docker.network.bridge.enable_icc)
 	Subnets   []netip.Prefix         // IPv4
-	Filtering *[3]dataplane.Behavior // label conenat.filtering, by protocol as in dataplane.Network; nil: the daemon's
+	Mapping   *[3]dataplane.Behavior // label conenat.mapping, by protocol as in dataplane.Network; nil: the daemon's
+	Filtering *[3]dataplane.Behavior // label conenat.filtering, the same
 	Endpoints []Endpoint             // by container name
 }
 

@@ -20,7 +20,8 @@ import (
 type Source struct {
 	host      string // "unix:///var/run/docker.sock"
 	namespace func(pid int) (Namespace, error)
-	filtering [3]dataplane.Behavior // the daemon's
+	mapping   [3]dataplane.Behavior // the daemon's
+	filtering [3]dataplane.Behavior // the same
 	times     times
 	changes   chan struct{}
 
@@ -54,6 +55,10 @@ type Option func(*Source)
 
 // WithHost is used in place of DOCKER_HOST: "unix:///PATH" or "tcp://ADDRESS:PORT".
 func WithHost(host string) Option { return func(s *Source) { s.host = host } }
+
+// WithMapping gives the daemon's mapping behaviours, which hold for the protocols that a label does not name. Without
+// it they are endpoint-independent.
+func WithMapping(m [3]dataplane.Behavior) Option { return func(s *Source) { s.mapping = m } }
 
 // WithFiltering gives the daemon's filtering behaviours, which hold for the protocols that a label does not
 // name. Without it they are address-dependent.

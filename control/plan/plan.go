@@ -206,8 +206,8 @@ func put(desired, actual State) (p []Action) {
 }
 
 func sameNetwork(a, b dataplane.Network) bool {
-	return a.IfIndex == b.IfIndex && bytes.Equal(a.Gateway, b.Gateway) && a.Filtering == b.Filtering &&
-		a.Label == b.Label && a.Isolated == b.Isolated &&
+	return a.IfIndex == b.IfIndex && bytes.Equal(a.Gateway, b.Gateway) && a.Mapping == b.Mapping &&
+		a.Filtering == b.Filtering && a.Label == b.Label && a.Isolated == b.Isolated &&
 		slices.Equal(inOrder(a.Prefixes, netip.Prefix.Compare), inOrder(b.Prefixes, netip.Prefix.Compare))
 }
 

@@ -83,6 +83,7 @@ func TestNew(t *testing.T) {
 			"attach inside-device hooks, interface br0 (index 3)"}},
 		{"stale_hooks", func(*State) {}, func() State { s := full(); s.Stale = []int{5, 77}; return s }(), []string{
 			"attach inside-port hooks, interface veth1 (index 5)"}},
+		{"mapping_changed", func(s *State) { s.Networks[0].Mapping[2] = dataplane.AddressDependent }, full(), []string{"put network br0"}},
 		{"filtering_changed", func(s *State) { s.Networks[0].Filtering[1] = dataplane.AddressDependent }, full(), []string{"put network br0"}},
 		{"settings_changed", func(s *State) { s.Settings = settings(1) }, full(), []string{"configure"}},
 		{"forward_without_network_is_there", func(s *State) { s.Forwards[0].Network = "" }, full(), nil},

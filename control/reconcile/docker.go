@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/conenat/conenat/control/config"
 	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/control/plan"
@@ -20,6 +21,7 @@ const maxLabel = 63
 type inside struct {
 	name      string // of the interface
 	label     string
+	mapping   [3]dataplane.Behavior
 	filtering [3]dataplane.Behavior
 	isolated  bool
 	endpoints []docker.Endpoint
@@ -29,7 +31,7 @@ type inside struct {
 // insides are the networks that the operator has named, and Docker's.
 func (in inputs) insides(t *target) (list []inside) {
 	for _, name := range in.cfg.Inside {
-		list = append(list, inside{name: name, filtering: in.cfg.Filtering})
+		list = append(list, inside{name: name, mapping: in.cfg.Mapping, filtering: in.cfg.Filtering})
 	}
 	if !in.cfg.Docker {
 		return list
@@ -44,6 +46,9 @@ func (in inputs) insides(t *target) (list []inside) {
 	for _, n := range in.docker.Networks {
 		named := slices.IndexFunc(list, func(i inside) bool { return i.name == n.Interface && n.Interface != "" })
 		reason := in.leftAlone(n)
+		if n.Mapping != nil && reason == "" {
+			t.problems = append(t.problems, config.MappingWarnings("network "+n.Name+": label conenat.mapping", *n.Mapping)...)
+		}
 		switch {
 		case reason != "" && named < 0:
 			t.leftAlone = append(t.leftAlone, LeftAlone{Name: n.Name, Interface: n.Interface, Driver: n.Driver, Reason: reason})
@@ -69,10 +74,13 @@ func (in inputs) leftAlone(n docker.Network) string {
 }
 
 func (in inputs) insideOf(n docker.Network, others []inside) inside {
-	i := inside{name: n.Interface, label: n.Name, filtering: in.cfg.Filtering, isolated: !n.ICC, endpoints: in.alive(n)}
+	i := inside{name: n.Interface, label: n.Name, mapping: in.cfg.Mapping, filtering: in.cfg.Filtering, isolated: !n.ICC, endpoints: in.alive(n)}
 	taken := slices.ContainsFunc(others, func(o inside) bool { return o.name != i.name && (o.label == n.Name || o.name == n.Name) })
 	if len(n.Name) > maxLabel || taken || n.Name == dataplane.HostNetwork {
 		i.label = "" // called by its interface's name
+	}
+	if n.Mapping != nil {
+		i.mapping = *n.Mapping
 	}
 	if n.Filtering != nil {
 		i.filtering = *n.Filtering
@@ -96,7 +104,7 @@ func (in inputs) alive(n docker.Network) []docker.Endpoint {
 func (in inputs) adoptedInsides() (list []inside) {
 	for _, n := range in.actual.Networks {
 		if !slices.Contains(in.cfg.Inside, n.Name) {
-			list = append(list, inside{name: n.Name, label: n.Label, filtering: n.Filtering, isolated: n.Isolated, adopted: true})
+			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, isolated: n.Isolated, adopted: true})
 		}
 	}
 	return list

@@ -102,6 +102,27 @@ func TestFollowsDocker(t *testing.T) {
 	}
 }
 
+// TestLabelledMapping: the label's mapping is the network's, a warning says which RFCs it is against, and a label that comes or
+// goes is followed.
+func TestLabelledMapping(t *testing.T) {
+	const ei, apd = dataplane.EndpointIndependent, dataplane.AddressAndPortDependent
+	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	engine.picture.Networks[0].Mapping = &[3]dataplane.Behavior{apd, ei, ei}
+	w.again()
+	warning := "network bridge: label conenat.mapping: address-and-port-dependent mapping of udp is not the endpoint-independent one that RFC 4787 REQ-1 demands"
+	networks, _ := w.dp.Networks()
+	if networks[0].Mapping != [3]dataplane.Behavior{apd, ei, ei} || !slices.Contains(w.View().Problems, warning) {
+		t.Errorf("%+v %q", networks, w.View().Problems)
+	}
+	engine.picture.Networks[0].Mapping = nil
+	w.again()
+	networks, _ = w.dp.Networks()
+	if networks[0].Mapping != [3]dataplane.Behavior{} || slices.Contains(w.View().Problems, warning) {
+		t.Errorf("without the label: %+v %q", networks, w.View().Problems)
+	}
+}
+
 // Docker is gone: what it had stays, but for containers whose port is gone, too.
 func TestDockerGone(t *testing.T) {
 	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))

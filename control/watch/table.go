@@ -113,11 +113,15 @@ func (t *Table) Apply(ev dataplane.Event) bool {
 
 func (t *Table) bind(k bindingKey, ev dataplane.Event) bool {
 	was, ok := t.bindings[k]
-	if ok && was.Internal == ev.Internal && was.Static == ev.Static {
+	if ok && sameBinding(was, ev) {
 		return false
 	}
 	t.bindings[k] = ev
 	return true
+}
+
+func sameBinding(a, b dataplane.Event) bool {
+	return a.Internal == b.Internal && a.Remote == b.Remote && a.Static == b.Static
 }
 
 // rebind takes the change of what a binding is; its session count is not kept here.
@@ -126,7 +130,7 @@ func (t *Table) rebind(k bindingKey, ev dataplane.Event) bool {
 	if !ok {
 		return false
 	}
-	was.Internal, was.Static = ev.Internal, ev.Static
+	was.Internal, was.Remote, was.Static = ev.Internal, ev.Remote, ev.Static
 	t.bindings[k] = was
 	return true
 }
@@ -163,7 +167,7 @@ func tableOf(bindings []dataplane.Binding, sessions []dataplane.Session) *Table 
 	t := NewTable()
 	for _, b := range bindings {
 		t.Apply(dataplane.Event{Time: b.Created, Type: dataplane.BindingCreated, Protocol: b.Protocol, Network: b.Network,
-			Internal: b.Internal, External: b.External, Static: b.Static, Sessions: b.Sessions})
+			Internal: b.Internal, External: b.External, Remote: b.Remote, Static: b.Static, Sessions: b.Sessions})
 	}
 	for _, s := range sessions {
 		t.Apply(dataplane.Event{Time: s.Created, Type: dataplane.SessionCreated, Protocol: s.Protocol, Network: s.Network,
@@ -192,7 +196,7 @@ func (t *Table) corrections(truth *Table) (out []dataplane.Event) {
 
 func (t *Table) beginnings(truth *Table) (out []dataplane.Event) {
 	for k, is := range truth.bindings {
-		if ev, ok := t.bindings[k]; !ok || ev.Internal != is.Internal || ev.Static != is.Static {
+		if ev, ok := t.bindings[k]; !ok || !sameBinding(ev, is) {
 			out = append(out, is)
 		}
 	}

@@ -146,7 +146,7 @@ func (d *Dataplane) emit(ev dataplane.Event) {
 
 func bindingEvent(t dataplane.EventType, b dataplane.Binding) dataplane.Event {
 	return dataplane.Event{Type: t, Protocol: b.Protocol, Network: b.Network, Internal: b.Internal,
-		External: b.External, Static: b.Static, Sessions: b.Sessions}
+		External: b.External, Remote: b.Remote, Static: b.Static, Sessions: b.Sessions}
 }
 
 func sessionEvent(t dataplane.EventType, s dataplane.Session, sessions int) dataplane.Event {

@@ -64,7 +64,7 @@ func TestRunRefuses(t *testing.T) {
 		"BadPorts":         {[]string{"--inside", "docker0", "--ports", "5000-4000"}, 2, "5000-4000"},
 		"NoInside":         {nil, 2, "--inside"},
 		"UnknownFlag":      {[]string{"--inside", "docker0", "--banana"}, 2, "--banana"},
-		"LaterMapping":     {[]string{"--inside", "docker0", "--mapping", "address-dependent"}, 2, "address-dependent"},
+		"BadMapping":       {[]string{"--inside", "docker0", "--mapping", "banana"}, 2, "banana"},
 		"BadPath":          {[]string{"--inside", "docker0", "--path", "banana"}, 2, "banana"},
 		"BadConfig":        {[]string{"--config", badConfig}, 2, "bad.yaml:3"},
 		"ConfigNotThere":   {[]string{"--config", "/nonexistent.yaml"}, 1, "/nonexistent.yaml"},

@@ -121,7 +121,7 @@ func TestDockerLabelsRefused(t *testing.T) {
 		`container web: ignore label conenat.external="198.51.100.7": external addresses of one object arrive with a later version`,
 		`container web: ignore label conenat.filter="none": no such label: want conenat.enable, conenat.filtering, conenat.mapping or conenat.external`,
 		`container web: ignore label conenat.filtering="udp=open": unknown behaviour "open": want endpoint-independent, address-dependent or address-and-port-dependent`,
-		`container web: ignore label conenat.mapping="address-dependent": address-dependent mapping arrives with a later version: this one knows endpoint-independent`,
+		`container web: ignore label conenat.mapping="address-dependent": mapping is a network's: give the label to the network`,
 		`network user: ignore label conenat.mapping="banana": unknown behaviour "banana": want endpoint-independent, address-dependent or address-and-port-dependent`,
 	}
 	h.eventually("status warns of each", func() bool { return slices.Equal(want, h.followed().Warnings) })
