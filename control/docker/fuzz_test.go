@@ -53,7 +53,7 @@ func FuzzNetwork(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, answer []byte) {
 		var n network.Summary
 		if json.Unmarshal(answer, &n) == nil {
-			newNetwork(n, base)
+			newNetwork(n, base, base)
 		}
 	})
 }

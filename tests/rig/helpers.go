@@ -91,6 +91,10 @@ func EventLine(e dataplane.Event) string {
 	switch e.Type {
 	case dataplane.EventsLost:
 		return fmt.Sprintf("%s %d", e.Type, e.Count)
+	case dataplane.BindingCreated, dataplane.BindingChanged, dataplane.BindingExpired:
+		if e.Remote.IsValid() {
+			line += " towards " + e.Remote.String()
+		}
 	case dataplane.SessionState:
 		line += fmt.Sprintf(" %s %s->%s %ds", e.Remote, e.OldState, e.State, e.Lifetime/time.Second)
 	case dataplane.SessionCreated, dataplane.SessionClosed:
@@ -151,6 +155,12 @@ func (r *Rig) Subtest(name string, f func()) {
 		r.T = t
 		f()
 	})
+}
+
+// Behave changes what both networks do, while what there is lives on.
+func (r *Rig) Behave(mapping, filtering dataplane.Behavior) {
+	r.T.Helper()
+	r.Must("put networks", func() error { return r.putNetworks(mapping, filtering) })
 }
 
 // Put changes a network.

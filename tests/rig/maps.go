@@ -21,8 +21,8 @@ func (r *Rig) Consistent() {
 	})
 }
 
-// CheckMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every
-// half's other half leads back, every session has its slot, and references are the sessions there are.
+// CheckMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every internal endpoint
+// leads to its binding, every half's other half leads back, every session has its slot, and references are the sessions there are.
 func CheckMaps(o *bpf.Objects) error {
 	var errs []error
 	references := map[uint32]int{}
@@ -41,7 +41,7 @@ func CheckMaps(o *bpf.Objects) error {
 			errs = append(errs, fmt.Errorf("session %+v: halves of slots %d and %d", key, half.Slot, otherHalf.Slot))
 		}
 	}
-	return errors.Join(append(errs, checkClaims(o, references), checkSlots(o), checkPermissions(o))...)
+	return errors.Join(append(errs, checkClaims(o, references), checkInternals(o), checkSlots(o), checkPermissions(o))...)
 }
 
 // SLOT_* of slot.h.
@@ -136,6 +136,25 @@ func checkClaims(o *bpf.Objects, references map[uint32]int) error {
 	}
 	if bits := portBits(o); bits != claims {
 		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed", bits, claims))
+	}
+	return errors.Join(errs...)
+}
+
+// checkInternals: the index by internal endpoint leads to a binding that lives and has just that key.
+func checkInternals(o *bpf.Objects) error {
+	var errs []error
+	var key bpf.BindingKey
+	var ref bpf.BindingRef
+	for it := o.Internals4.Iterate(); it.Next(&key, &ref); {
+		var b bpf.Binding
+		if err := o.Bindings4.Lookup(ref.Binding, &b); err != nil {
+			return err
+		}
+		own := bpf.BindingKey{Address: b.Internal, Port: b.InternalPort, Remote: b.Remote, RemotePort: b.RemotePort,
+			Zone: b.Zone, Proto: b.Proto, Realm: uint8(b.Realm)}
+		if own != key || uint32(b.Word>>32) != ref.Generation || b.Flags&bpf.BindingIndexed == 0 {
+			errs = append(errs, fmt.Errorf("internal %+v leads to %+v, binding %+v", key, ref, b))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -38,10 +38,13 @@ type Option func(*RigOptions)
 
 type RigOptions struct {
 	kind
+	mapping   dataplane.Behavior
 	filtering dataplane.Behavior
 	settings  dataplane.Settings
 	mtu       int
 }
+
+func WithMapping(b dataplane.Behavior) Option { return func(o *RigOptions) { o.mapping = b } }
 
 func WithFiltering(b dataplane.Behavior) Option { return func(o *RigOptions) { o.filtering = b } }
 
@@ -75,7 +78,7 @@ func New(t *testing.T, options ...Option) *Rig {
 		set(&o)
 	}
 	r := &Rig{fixture: fixtures.take(t, o.kind), T: t, Now: beginning}
-	r.Must("settings", func() error { return errors.Join(r.DP.Configure(o.settings), r.putNetworks(o.filtering)) })
+	r.Must("settings", func() error { return errors.Join(r.DP.Configure(o.settings), r.putNetworks(o.mapping, o.filtering)) })
 	if o.mtu != uplinkMTU {
 		r.setMTU(o.mtu)
 		t.Cleanup(func() { r.setMTU(uplinkMTU) })
