@@ -35,10 +35,10 @@ func TestTooBigInbound(t *testing.T) {
 	cut := func(s *Spec) { s.DF = false }
 	r.Outside(in(insideMTU + 1).With(cut)).Dropped("uncut")
 
-	r.Inside(UDP(rig.C1+":2000", rig.Peer2+":53", "x"))
-	s := UDP(rig.Peer2+":53", rig.External+":2000", sized(insideMTU+1)).With(dontCut)
+	r.Inside(UDP(rig.C1+":2000", rig.Peer2+":54", "x"))
+	s := UDP(rig.Peer2+":54", rig.External+":2000", sized(insideMTU+1)).With(dontCut)
 	r.WantTarget(s, "TARGET_PORT")
-	r.In(s, UDP(rig.Peer2+":53", rig.C1+":2000", sized(insideMTU+1)).With(dontCut))
+	r.In(s, UDP(rig.Peer2+":54", rig.C1+":2000", sized(insideMTU+1)).With(dontCut))
 }
 
 // TestTooBigInboundSegments: a GSO packet counts as what it is on the wire.
