@@ -37,7 +37,7 @@ func (c *check) tryHairpin(ctx context.Context) error {
 		sender := 1 - i
 		switch {
 		case a.message == nil:
-		case a.from == answers[sender].mapped:
+		case a.from.Addr() == answers[sender].mapped.Addr(): // the port is another where mapping depends on the remote
 			hairpins, source = true, "external"
 		case source == "":
 			hairpins, source = true, "internal"

@@ -144,6 +144,27 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestCheckMapping: a mapping that depends on the remote is seen as such, over UDP and TCP, and stays what it is.
+func TestCheckMapping(t *testing.T) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
+	stunServer(t, f)
+	const filtering = "address-and-port-dependent"
+	for _, mapping := range []string{"address-dependent", "address-and-port-dependent"} {
+		t.Run(mapping, func(t *testing.T) {
+			c := harness.Start(t, f.Topo, f.Host, "--inside", "docker0", "--mapping", mapping, "--filtering", filtering)
+			want, no := aNAT(filtering, "symmetric", true, true), false
+			want.Mapping, want.TCP.Mapping, want.After, want.Preserved = mapping, mapping, mapping, &no
+			if diff := cmp.Diff(want, check(t, f.Containers[0])); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if !strings.Contains(c.Log(), "--mapping: "+mapping+" mapping of udp is not the endpoint-independent one that RFC 4787 REQ-1 demands") {
+				t.Errorf("no warning: %s", c.Log())
+			}
+			c.Detach()
+		})
+	}
+}
+
 // TestCheckLifetime: the lifetime that check finds is the configured one, to its search's resolution and the
 // sweeper's period.
 func TestCheckLifetime(t *testing.T) {

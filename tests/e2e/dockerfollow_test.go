@@ -143,10 +143,13 @@ type listedNetwork struct {
 	Reason string   `json:"reason"`
 	Ports  []string `json:"ports"`
 
-	Filtering struct {
-		UDP string `json:"udp"`
-		TCP string `json:"tcp"`
-	} `json:"filtering"`
+	Mapping   behaviors `json:"mapping"`
+	Filtering behaviors `json:"filtering"`
+}
+
+type behaviors struct {
+	UDP string `json:"udp"`
+	TCP string `json:"tcp"`
 }
 
 // networks are by name.

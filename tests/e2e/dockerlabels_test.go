@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -83,6 +84,38 @@ func TestDockerLabelFiltering(t *testing.T) {
 	}
 	if n := h.networks()["open"]; n.Filtering.UDP != "endpoint-independent" || n.Filtering.TCP != "endpoint-independent" {
 		t.Errorf("%+v", n)
+	}
+}
+
+// TestDockerLabelMapping: a symmetric network beside one that is not, by the network's label, for UDP alone.
+func TestDockerLabelMapping(t *testing.T) {
+	h := newDockerHost(t, docker.Config{})
+	symmetric := map[string]string{"conenat.mapping": "udp=address-and-port-dependent"}
+	h.must(h.docker.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "symmetric", Bridge: "br-symmetric", Labels: symmetric}))
+	h.warns("network symmetric: label conenat.mapping: address-and-port-dependent mapping of udp", "RFC 4787 REQ-1")
+	if n := h.networks()["symmetric"]; n.Mapping != (behaviors{"address-and-port-dependent", "endpoint-independent"}) {
+		t.Errorf("%+v", n)
+	}
+	peers := []probe.Socket{h.udp(h.peer1, 3478), h.udp(h.peer1, 3479), h.udp(h.peer2, 3478)}
+	for i, network := range []string{"", "symmetric"} {
+		socket := h.udp(h.run(docker.Spec{Network: network}), uint16(20000+i))
+		var from []netip.AddrPort
+		for j, to := range []netip.AddrPort{at(topo.Peer1Addr, 3478), at(topo.Peer1Addr, 3479), at(topo.Peer2Addr, 3478)} {
+			from = append(from, h.heard(socket, to, peers[j]))
+		}
+		slices.SortFunc(from, netip.AddrPort.Compare)
+		if n := len(slices.Compact(slices.Clone(from))); n != []int{1, 3}[i] {
+			t.Errorf("network %q: three peers see %v", network, from)
+		}
+	}
+	remotes := 0
+	for _, b := range h.Bindings() {
+		if b.Remote != "" {
+			remotes++
+		}
+	}
+	if remotes != 3 {
+		t.Errorf("%d bindings towards a remote, want 3: %+v", remotes, h.Bindings())
 	}
 }
 

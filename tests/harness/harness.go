@@ -170,6 +170,7 @@ type Binding struct {
 	Network   string  `json:"network"`
 	Internal  string  `json:"internal"`
 	External  string  `json:"external"`
+	Remote    string  `json:"remote"`
 	Static    bool    `json:"static"`
 	Sessions  int     `json:"sessions"`
 	ExpiresIn float64 `json:"expires_in_s"`
