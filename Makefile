@@ -7,7 +7,7 @@ TESTFLAGS ?=
 # For test-vm: a kernel of `bin/vmtest list`, packages, and pairs of network cards.
 KERNEL    ?= 6.12
 VMTESTS   ?= ./bpf ./dataplane/... ./control/... ./cmd/... \
-	$(addprefix ./tests/,require topo probe docker rig prog drivers figure3 demo e2e)
+	$(addprefix ./tests/,require topo probe docker rig prog rfc drivers figure3 demo e2e)
 WIRES     ?= virtio-net-pci virtio-net-pci
 
 # Packages whose tests need no root, or skip what does.
@@ -22,7 +22,7 @@ export GOFLAGS ?= -buildvcs=false
 need_root = @[ "$$(id -u)" = 0 ] || { echo "make $@ needs root, for network namespaces and eBPF: sudo make $@" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-vm test-vm-all bench-vm cost cost-check verifier-budget vm-programs \
+.PHONY: help demo test conformance test-unit test-vm test-vm-all bench-vm cost cost-check verifier-budget vm-programs \
 	build install generate generate-check lint fmt fmt-check clean
 
 help: ## list the targets
@@ -31,16 +31,18 @@ help: ## list the targets
 demo: ## show Docker's NAT turn symmetric and conenat stay a cone, with real packets (root)
 	$(need_root)
 	@.ci/install-packages demo
-	@$(MAKE) --no-print-directory build
-	@go build -o bin/demo ./tests/demo
+	@$(MAKE) --no-print-directory build && go build -o bin/demo ./tests/demo
 	@bin/demo
 
 test: ## run every test, with real packets and a real dockerd (root)
 	$(need_root)
-	@.ci/install-packages test
-	@go build ./...
+	@.ci/install-packages test && go build ./...
 	go test -count=1 -p 1 -timeout 30m $(TESTFLAGS) ./...
 
+conformance: ## run a test for each line of the RFCs, and print what holds (root)
+	$(need_root)
+	@.ci/install-packages test
+	go -C tests/rfc test -count=1 -timeout 20m $(TESTFLAGS) -table
 test-unit: ## run the tests that need no root
 	@.ci/install-packages unit
 	go test -count=1 -short $(TESTFLAGS) $(UNIT)
@@ -69,14 +71,12 @@ vm-programs: ## build what runs in a virtual machine: a guest in software emulat
 
 build: ## build bin/conenat
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/conenat ./cmd/conenat
-
 install: build ## install conenat to PREFIX (/usr/local)
 	install -D -m 755 bin/conenat $(DESTDIR)$(PREFIX)/bin/conenat
 
 generate: ## compile the C and write its Go types anew (clang-19)
 	@.ci/install-packages generate
 	go generate ./bpf
-
 generate-check: generate ## fail if the committed objects and types are not what generate writes
 	@git ls-files --error-unmatch $(GENERATED) >/dev/null
 	git --no-pager diff --exit-code --stat -- $(GENERATED)

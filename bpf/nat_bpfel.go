@@ -281,12 +281,10 @@ const (
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 36
 	natNatReasonREASON_DROPPED_ROUTE_MOVED     natNatReason = 37
 	natNatReasonREASON_DROPPED_TTL             natNatReason = 38
-	natNatReasonREASON_DROPPED_TOO_BIG         natNatReason = 39
-	natNatReasonREASON_DROPPED_UNCUT           natNatReason = 40
-	natNatReasonREASON_DROPPED_CONFLICT        natNatReason = 41
-	natNatReasonREASON_DROPPED_RACE            natNatReason = 42
-	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 43
-	natNatReasonREASON_COUNT                   natNatReason = 44
+	natNatReasonREASON_DROPPED_CONFLICT        natNatReason = 39
+	natNatReasonREASON_DROPPED_RACE            natNatReason = 40
+	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 41
+	natNatReasonREASON_COUNT                   natNatReason = 42
 )
 
 type natNatRequest4 struct {
@@ -472,7 +470,6 @@ const (
 	natMapPools              = "pools"
 	natMapPorts              = "ports"
 	natMapRealms4            = "realms4"
-	natMapReplies            = "replies"
 	natMapSamplers           = "samplers"
 	natMapSessionFree4       = "session_free4"
 	natMapSessionSlots4      = "session_slots4"
@@ -559,7 +556,6 @@ type natMapSpecs struct {
 	Pools         *ebpf.MapSpec `ebpf:"pools"`
 	Ports         *ebpf.MapSpec `ebpf:"ports"`
 	Realms4       *ebpf.MapSpec `ebpf:"realms4"`
-	Replies       *ebpf.MapSpec `ebpf:"replies"`
 	Samplers      *ebpf.MapSpec `ebpf:"samplers"`
 	SessionFree4  *ebpf.MapSpec `ebpf:"session_free4"`
 	SessionSlots4 *ebpf.MapSpec `ebpf:"session_slots4"`
@@ -616,7 +612,6 @@ type natMaps struct {
 	Pools         *ebpf.Map `ebpf:"pools"`
 	Ports         *ebpf.Map `ebpf:"ports"`
 	Realms4       *ebpf.Map `ebpf:"realms4"`
-	Replies       *ebpf.Map `ebpf:"replies"`
 	Samplers      *ebpf.Map `ebpf:"samplers"`
 	SessionFree4  *ebpf.Map `ebpf:"session_free4"`
 	SessionSlots4 *ebpf.Map `ebpf:"session_slots4"`
@@ -644,7 +639,6 @@ func (m *natMaps) Close() error {
 		m.Pools,
 		m.Ports,
 		m.Realms4,
-		m.Replies,
 		m.Samplers,
 		m.SessionFree4,
 		m.SessionSlots4,

@@ -28,8 +28,8 @@ type pool struct {
 
 var fixtures = pool{fixtures: map[kind]*fixture{}, taken: map[kind]bool{}}
 
-// Main is a package's TestMain: it runs the tests, and ends the fixtures.
-func Main(m *testing.M) {
+// Main is a package's TestMain: it runs the tests, a *testing.M or what wraps one, and ends the fixtures.
+func Main(m interface{ Run() int }) {
 	code := m.Run()
 	if err := fixtures.close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rfc
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/conenat/conenat/tests/rig"
+)
+
+// family is where an address family's packets come from and go to: the rig's endpoints.
+type family struct {
+	c1, c2, other          string // inside: two hosts of one network, and one of another
+	external, peer1, peer2 string
+	router                 string // outside, and no end of any session
+}
+
+var ipv4 = family{c1: rig.C1, c2: rig.C2, other: rig.Other, external: rig.External, peer1: rig.Peer1, peer2: rig.Peer2, router: "192.0.2.99"}
+
+// at is an endpoint.
+func at(address string, port int) string {
+	return netip.AddrPortFrom(netip.MustParseAddr(address), uint16(port)).String()
+}
+
+// line is a requirement while its test runs.
+type line struct {
+	*testing.T
+	family
+	Requirement
+	*told
+}
+
+// told is what a requirement's test has said of it, its parts included.
+type told struct {
+	shown   []string
+	lacking string
+}
+
+type conformance = map[string]func(*line)
+
+// conform runs the test of each of a document's lines. There is a test for each line, and a line for each test.
+func conform(t *testing.T, d Document, tests conformance) {
+	if t.Name() != d.Test() {
+		t.Errorf("the test of %s is to be called %s", d.Name, d.Test())
+	}
+	items := map[string]bool{}
+	for _, r := range d.Lines {
+		items[r.Item] = true
+		test, ok := tests[r.Item]
+		if !ok {
+			t.Errorf("%s %s has no test", d.Name, r.Item)
+			continue
+		}
+		t.Run(r.Item, func(t *testing.T) {
+			l := &line{T: t, family: ipv4, Requirement: r, told: &told{}}
+			defer func() { results.put(d, r.Item, l.result()) }()
+			test(l)
+			l.compare()
+		})
+	}
+	for item := range tests {
+		if !items[item] {
+			t.Errorf("a test of %s %s, which is no line of its table", d.Name, item)
+		}
+	}
+}
+
+// compare is of what the test has seen with what the table says.
+func (l *line) compare() {
+	lacks := l.Outcome == DoesNotHold || l.Outcome == Later
+	switch {
+	case lacks && l.lacking == "":
+		l.Errorf("the table says %q, but it holds: mend the table", l.Outcome)
+	case !lacks && l.lacking != "":
+		l.Errorf("does not hold: %s", l.lacking)
+	}
+}
+
+func (l *line) result() Result {
+	slices.Sort(l.shown)
+	r := Result{Outcome: l.Outcome, Shown: slices.Compact(l.shown)}
+	if l.Failed() {
+		r.Outcome = Failed
+	}
+	return r
+}
+
+// lacks says that the requirement does not hold, and what was seen of that.
+func (l *line) lacks(seen string) {
+	l.lacking = seen
+	l.Logf("does not hold: %s", seen)
+}
+
+// rig is a rig for the rest of the test; the page says that the requirement was shown by it.
+func (l *line) rig(options ...rig.Option) *rig.Rig {
+	l.Helper()
+	l.shown = append(l.shown, "rig")
+	return rig.New(l.T, options...)
+}
+
+// part is one of several parts of a requirement, with a rig of its own if it asks for one.
+func (l *line) part(name string, test func(*line)) {
+	l.Run(name, func(t *testing.T) {
+		part := *l
+		part.T = t
+		test(&part)
+	})
+}

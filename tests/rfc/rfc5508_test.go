@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rfc
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/conenat/conenat/dataplane"
+	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/probe"
+	"github.com/conenat/conenat/tests/rig"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+func TestRFC5508(t *testing.T) {
+	conform(t, rfc5508, conformance{
+		"REQ-1":   queriesPass,
+		"REQ-1a":  identifiersMapIndependently,
+		"REQ-2":   func(l *line) { pingLives(l, l.rig(), time.Minute) },
+		"REQ-2a":  queryTimerIsConfigurable,
+		"REQ-3":   badICMPChecksum,
+		"REQ-3a":  badEmbeddedChecksum,
+		"REQ-3b":  embeddedOptions,
+		"REQ-3c":  embeddedTransportChecksum,
+		"REQ-3d":  extensions,
+		"REQ-4":   errorsAboutNothing,
+		"REQ-4a":  errorsFromOutside,
+		"REQ-4b":  errorsFromOutside,
+		"REQ-4c":  errorsFromOutside,
+		"REQ-5":   errorsAboutNothingFromInside,
+		"REQ-5a":  errorsFromInside,
+		"REQ-5b":  errorsFromInside,
+		"REQ-5c":  errorsFromInside,
+		"REQ-6":   errorsChangeNothing,
+		"REQ-7":   errorsHairpinned,
+		"REQ-7a":  errorsHairpinned,
+		"REQ-8":   refusalIsTold,
+		"REQ-9":   refusalMayBeSilent,
+		"REQ-10a": messagesThatMustPass,
+		"REQ-10b": messagesThatMayPass,
+		"REQ-10c": messagesThatShouldNotPass,
+		"REQ-11":  otherMessages,
+	})
+}
+
+// queriesPass: on the rig, and ping in earnest.
+func queriesPass(l *line) {
+	l.part("messages", func(l *line) {
+		r := l.rig()
+		out(r, Ping(at(l.c1, 7), l.peer1), Ping(at(l.external, 7), l.peer1))
+		r.In(Pong(l.peer1, at(l.external, 7)), Pong(l.peer1, at(l.c1, 7)))
+		out(r, Timestamp(at(l.c1, 8), l.peer1), Timestamp(at(l.external, 8), l.peer1))
+		r.In(TimestampReply(l.peer1, at(l.external, 8)), TimestampReply(l.peer1, at(l.c1, 8)))
+	})
+	l.part("kernels", func(l *line) {
+		lab := l.lab(topo.Figure3Config{Containers: 2}, "")
+		for i, ns := range lab.Containers {
+			if report, err := probe.PingOnce(probe.In(ns), topo.Peer1Addr, 5); err != nil || report.Received != 5 {
+				l.Errorf("container %d: %+v, %v", i+1, report, err)
+			}
+		}
+	})
+}
+
+func identifiersMapIndependently(l *line) {
+	r := l.rig()
+	for _, host := range []string{l.c1, l.c2} { // the second one's identifier is taken
+		external := at(l.external, r.Opened("icmp", at(host, 7)))
+		for _, remote := range []string{l.peer1, l.peer2, l.router} {
+			out(r, Ping(at(host, 7), remote), Ping(external, remote))
+			r.In(Pong(remote, external), Pong(remote, at(host, 7)))
+		}
+	}
+}
+
+func pingLives(l *line, r *rig.Rig, least time.Duration) {
+	r.Inside(Ping(at(l.c1, 7), l.peer1))
+	r.Wait(least)
+	r.In(Pong(l.peer1, at(l.external, 7)), Pong(l.peer1, at(l.c1, 7)))
+}
+
+func queryTimerIsConfigurable(l *line) {
+	r := l.rig(rig.WithSettings(func(s *dataplane.Settings) { s.ICMPTimeout = 10 * time.Minute }))
+	r.Inside(Ping(at(l.c1, 7), l.peer1))
+	r.LivesFor(10 * time.Minute)
+}
+
+// flow is one that errors speak of: c1 has opened it.
+type flow struct {
+	name                string
+	opening             Spec
+	sent, sentKnown     Spec // a packet of c1's outside, and as c1 knows it
+	answer, answerKnown Spec // one to c1 outside, and as c1 has got it
+}
+
+func (l *line) flows() []flow {
+	in, ext, web := at(l.c1, 2000), at(l.external, 2000), at(l.peer1, 80)
+	return []flow{
+		{"UDP", UDP(in, web, "question"), UDP(ext, web, "question"), UDP(in, web, "question"), UDP(web, ext, "answer"), UDP(web, in, "answer")},
+		{"TCP", TCP(in, web, "S", ""), TCP(ext, web, "PA", "data"), TCP(in, web, "PA", "data"), TCP(web, ext, "PA", "data"), TCP(web, in, "PA", "data")},
+		{"Echo", Ping(in, l.peer1), Ping(ext, l.peer1), Ping(in, l.peer1), Pong(l.peer1, ext), Pong(l.peer1, in)},
+	}
+}
+
+// open is a rig with every flow open.
+func (l *line) open() (*rig.Rig, []flow) {
+	l.Helper()
+	r, flows := l.rig(), l.flows()
+	for _, f := range flows {
+		r.Inside(f.opening)
+	}
+	return r, flows
+}
+
+// corrupted changes the frame of a packet, mending nothing.
+func corrupted(r *rig.Rig, s Spec, change func(frame []byte)) {
+	r.T.Helper()
+	frame := rig.FromOutside(s).Bytes()
+	change(frame)
+	r.Send(r.DP.Objects().NatOutsideIngress, "eth0", frame, nil).Check(rig.Shot, "dropped_icmp_checksum", frame)
+}
+
+const embeddedAt = rig.L4 + 8 // of the packet that an ICMP error speaks of, in the frame
+
+func badICMPChecksum(l *line) {
+	r, flows := l.open()
+	for _, f := range flows {
+		corrupted(r, ICMPError(l.router, l.external, 3, 1, f.sent, 0), func(frame []byte) { frame[rig.L4+2]++ })
+		corrupted(r, ICMPError(l.router, l.external, 3, 1, f.sent, 0), func(frame []byte) { frame[len(frame)-1] ^= 1 })
+	}
+}
+
+func badEmbeddedChecksum(l *line) {
+	r, flows := l.open()
+	for _, f := range flows {
+		corrupted(r, ICMPError(l.router, l.external, 3, 1, f.sent, 0), func(frame []byte) {
+			frame[embeddedAt+8]--                   // its TTL
+			frame[rig.L4+2], frame[rig.L4+3] = 0, 0 // and the message is sound again
+			binary.BigEndian.PutUint16(frame[rig.L4+2:], Checksum(frame[rig.L4:]))
+		})
+	}
+}
+
+func embeddedOptions(l *line) {
+	r, flows := l.open()
+	options := func(s *Spec) { s.Options = []byte{7, 7, 4, 0, 0, 0, 0, 0} }
+	for _, f := range flows {
+		r.Outside(ICMPError(l.router, l.external, 11, 0, f.sent.With(options), 36)).
+			Translated("translated_icmp_error", ICMPError(l.router, l.c1, 11, 0, f.sentKnown.With(options), 36).Hop())
+	}
+}
+
+// embeddedTransportChecksum: one that is wrong stays as wrong as it was.
+func embeddedTransportChecksum(l *line) {
+	r, _ := l.open()
+	wrong := func(s *Spec) {
+		s.Payload = append([]byte{}, s.Payload...)
+		s.Payload[26]++ // UDP's, not by so much that it wraps
+	}
+	f := l.flows()[0]
+	r.Outside(ICMPError(l.router, l.external, 3, 1, f.sent, 0).With(wrong)).
+		Translated("translated_icmp_error", ICMPError(l.router, l.c1, 3, 1, f.sentKnown, 0).With(wrong).Hop())
+}
+
+func extensions(l *line) {
+	r, flows := l.open()
+	extended := func(s *Spec) {
+		padded := append(append([]byte{}, s.Payload...), make([]byte, 128-len(s.Payload))...)
+		s.Payload = append(padded, 0x20, 0, 0xdf, 0xff, 0, 8, 1, 1, 0x12, 0x34, 0x51, 1) // an MPLS label stack
+	}
+	for _, f := range flows {
+		r.Outside(ICMPError(l.router, l.external, 11, 0, f.sent, 0).With(extended)).
+			Translated("translated_icmp_error", ICMPError(l.router, l.c1, 11, 0, f.sentKnown, 0).With(extended).Hop())
+	}
+}
+
+func errorsAboutNothing(l *line) {
+	r, _ := l.open()
+	for name, about := range map[string]Spec{
+		"another port": UDP(at(l.external, 2001), at(l.peer1, 80), "x"), "another remote": UDP(at(l.external, 2000), at(l.peer2, 80), "x"),
+		"another identifier": Ping(at(l.external, 2001), l.peer1), "another protocol": Raw(l.external, l.peer1, 47, make([]byte, 8)),
+	} {
+		r.Subtest(name, func() { r.Outside(ICMPError(l.router, l.external, 3, 1, about, 0)).Passed("unbound") })
+	}
+}
+
+func errorsAboutNothingFromInside(l *line) {
+	r, _ := l.open()
+	r.Inside(ICMPError(l.c1, l.peer1, 3, 3, UDP(at(l.peer1, 80), at(l.c1, 2001), "x"), 0)).Dropped("icmp_no_session")
+	r.Inside(ICMPError(l.c1, l.peer2, 3, 3, UDP(at(l.peer2, 80), at(l.c1, 2000), "x"), 0)).Dropped("icmp_no_session")
+	r.Inside(ICMPError(l.c1, l.peer2, 3, 3, UDP(at(l.peer1, 80), at(l.c1, 2000), "x"), 0)).Dropped("icmp_no_session") // to a third party
+}
+
+// errorsFromOutside: every type and code, by a router, with all of the packet embedded or with the least of it.
+func errorsFromOutside(l *line) {
+	r, flows := l.open()
+	for _, f := range flows {
+		for _, e := range errorTypes() {
+			for _, embed := range []int{0, 28} {
+				r.Outside(ICMPError(l.router, l.external, e[0], e[1], f.sent, embed)).
+					Translated("translated_icmp_error", ICMPError(l.router, l.c1, e[0], e[1], f.sentKnown, embed).Hop())
+			}
+		}
+	}
+}
+
+// errorsFromInside: by the host itself, and by a router behind which it is.
+func errorsFromInside(l *line) {
+	r, flows := l.open()
+	for _, f := range flows {
+		for _, e := range errorTypes() {
+			for _, from := range []string{l.c1, "172.17.0.77"} {
+				r.Inside(ICMPError(from, l.peer1, e[0], e[1], f.answerKnown, 28)).
+					Translated("translated_icmp_error", ICMPError(l.external, l.peer1, e[0], e[1], f.answer, 28).Hop())
+			}
+		}
+	}
+}
+
+func errorsChangeNothing(l *line) {
+	r := l.rig()
+	f := l.flows()[2]
+	out(r, f.opening, f.sent)
+	r.Wait(40 * time.Second)
+	for _, e := range errorTypes() {
+		r.Outside(ICMPError(l.peer1, l.external, e[0], e[1], f.sent, 28)).
+			Translated("translated_icmp_error", ICMPError(l.peer1, l.c1, e[0], e[1], f.sentKnown, 28).Hop())
+		r.Inside(ICMPError(l.c1, l.peer1, e[0], e[1], f.answerKnown, 28)).
+			Translated("translated_icmp_error", ICMPError(l.external, l.peer1, e[0], e[1], f.answer, 28).Hop())
+	}
+	r.LivesFor(20 * time.Second)
+}
+
+// errorsHairpinned: c1 says of what c2 has sent it that its port is closed.
+func errorsHairpinned(l *line) {
+	r := l.rig()
+	r.Inside(UDP(at(l.c1, 1001), at(l.peer1, 1), "x"))
+	r.From("p2", UDP(at(l.c2, 2001), at(l.external, 1001), "hello"))
+	got, sent := UDP(at(l.external, 2001), at(l.c1, 1001), "hello"), UDP(at(l.c2, 2001), at(l.external, 1001), "hello")
+	for _, embed := range []int{0, 28} {
+		r.Inside(ICMPError(l.c1, l.external, 3, 3, got, embed)).
+			Translated("translated_icmp_error", ICMPError(l.external, l.c2, 3, 3, sent, embed).Hop())
+	}
+}
+
+// messagesThatMustPass: through the NAT (REQ-1, REQ-4, REQ-5), and of its own.
+func messagesThatMustPass(l *line) {
+	lab := l.lab(topo.Figure3Config{Containers: 1, UplinkMTU: smallMTU}, "")
+	container := lab.wire(lab.Containers[0])
+	datagram := UDP(at(l.c1, 20000), at(topo.Peer1Addr.String(), 20000), tooLong)
+	for name, c := range map[string]struct {
+		sent       Spec
+		kind, code uint8
+	}{
+		"Time Exceeded":        {datagram.With(func(s *Spec) { s.TTL, s.Payload = 1, []byte("x") }), 11, 0},
+		"Fragmentation Needed": {datagram.With(func(s *Spec) { s.DF = true }), 3, 4},
+	} {
+		container.send(c.sent.IP())
+		got := container.sees(1, isICMP(c.kind, c.code))
+		if len(got) == 0 {
+			l.Errorf("%s: the sender hears nothing", name)
+			continue
+		}
+		if from := netip.AddrFrom4([4]byte(got[0][12:16])); from != topo.GatewayAddr {
+			l.Errorf("%s comes from %s", name, from)
+		}
+		if about := got[0][28:]; string(about[12:20]) != string(c.sent.IP()[12:20]) {
+			l.Errorf("%s speaks of % x, want what the container has sent", name, about[:20])
+		}
+	}
+	if report, err := probe.PingOnce(probe.In(lab.Containers[0]), topo.GatewayAddr, 1); err != nil || report.Received != 1 {
+		l.Errorf("ping to the NAT from inside: %+v, %v", report, err)
+	}
+	if report, err := probe.PingOnce(probe.In(lab.Peer1), topo.HostAddr, 1); err != nil || report.Received != 1 {
+		l.Errorf("ping to the NAT from outside: %+v, %v", report, err)
+	}
+}
+
+func messagesThatMayPass(l *line) {
+	r := l.rig()
+	f := l.flows()[0]
+	out(r, f.opening, f.sent)
+	out(r, Timestamp(at(l.c1, 8), l.peer1), Timestamp(at(l.external, 8), l.peer1))
+	r.In(TimestampReply(l.peer1, at(l.external, 8)), TimestampReply(l.peer1, at(l.c1, 8)))
+	r.Outside(ICMPError(l.router, l.external, 12, 0, f.sent, 28)).
+		Translated("translated_icmp_error", ICMPError(l.router, l.c1, 12, 0, f.sentKnown, 28).Hop())
+}
+
+// messagesThatShouldNotPass: Information Request and Reply; and where a NAT could ask to be spared, full tables, it does not
+// send a Source Quench.
+func messagesThatShouldNotPass(l *line) {
+	r := l.rig(rig.WithSmallTables())
+	for _, kind := range []byte{15, 16} {
+		r.Inside(Raw(l.c1, l.peer1, 1, informed(kind))).Dropped("icmp_type")
+		r.Outside(Raw(l.peer1, l.external, 1, informed(kind))).Passed("unbound")
+	}
+	for i := range 8 {
+		res := r.Inside(UDP(fmt.Sprintf("%s:%d", l.c1, 5000+i), at(l.peer1, 53), "x"))
+		if i >= 4 && res.Verdict == rig.Redirect {
+			l.Errorf("host %d: %s, want it refused and no more", i, res.Reason)
+		}
+	}
+}
+
+// informed is an ICMP message with an identifier and a right checksum.
+func informed(kind byte) []byte {
+	m := []byte{kind, 0, 0, 0, 0, 7, 0, 1}
+	binary.BigEndian.PutUint16(m[2:], Checksum(m))
+	return m
+}
+
+func otherMessages(l *line) {
+	r := l.rig()
+	for _, kind := range []byte{5, 9, 10, 17, 18, 30, 40, 42, 255} {
+		r.Inside(Raw(l.c1, l.peer1, 1, informed(kind))).Dropped("icmp_type")
+		r.Outside(Raw(l.peer1, l.external, 1, informed(kind))).Passed("unbound")
+	}
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rfc
+
+var rfc6888 = Document{"RFC 6888", "many hosts share an address (BCP 127)", []Requirement{
+	{"REQ-2", Must, "address pooling is paired by default", Holds, "an outside has one address; pools are issue 6"},
+	{"REQ-3", Must, "external pools of addresses that are not contiguous", Later, "issue 6: pools"},
+	{"REQ-4", Must, "a limit on the external ports of a subscriber", Later, "issue 5: limits"},
+	{"REQ-5", Should, "a limit on the state of a subscriber", Later, "issue 5: limits of hosts and networks, beyond that of a binding"},
+	{"REQ-6", Must, "translation can be switched off for destinations", Later, "issue 6: excluded destinations"},
+	{"REQ-8", ShouldNot, "an external port has a new mapping within 120 s of its mapping's end", Later, "issue 5: ports are held"},
+	{"REQ-9", Must, "a port control protocol: PCP (RFC 6887)", Later, "the issue that brings PCP"},
+	{"REQ-11A", Must, "no mapping can be made: the packet is dropped", Holds, ""},
+	{"REQ-11B", Should, "its sender is told by ICMP Host Unreachable (3/1)", Later, "issue 5: the refusal"},
+	{"REQ-11C", Should, "the management is notified", Holds, "events port.exhausted and quota.exceeded"},
+	{"REQ-11D", MustNot, "a mapping that exists is deleted to make room", Holds, ""},
+	{"REQ-12", ShouldNot, "destinations are logged", Holds, "events name them to who asks for events"},
+	{"REQ-13", Should, "external ports are used to the full", Holds, ""},
+	{"REQ-14", Should, "port allocation keeps the log small", Later, "issue 5: port blocks"},
+	{"REQ-15", Should, "external ports are hard to guess", Holds, "where they are not the internal ones"},
+}}
