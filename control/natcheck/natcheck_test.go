@@ -170,6 +170,8 @@ const (
 `
 	hairpinRight = hairpinDNAT + `table ip nat { chain post { ip saddr 172.17.0.2 oifname "docker0" snat to 198.51.100.1; }; }
 `
+	hairpinMoved = hairpinDNAT + `table ip nat { chain post { ip saddr 172.17.0.2 oifname "docker0" snat to 198.51.100.1 fully-random; }; }
+`
 	hairpinWrong = hairpinDNAT + `table ip nat { chain post { ip saddr 172.17.0.2 oifname "docker0" snat to 172.17.0.1; }; }
 `
 )
@@ -192,6 +194,7 @@ func TestNATs(t *testing.T) {
 		"FullCone":            {fullCone, found{yes, yes, yes, no, "", ei, ei, ei, "full cone"}},
 		"RestrictedCone":      {restrictedCone, found{yes, yes, yes, no, "", ei, ad, ei, "restricted cone"}},
 		"Hairpin":             {hairpinRight, found{yes, yes, yes, yes, "external", ei, ei, ei, "full cone"}},
+		"HairpinOtherPort":    {hairpinMoved, found{yes, yes, yes, yes, "external", ei, ei, ei, "full cone"}},
 		"HairpinInternal":     {hairpinWrong, found{yes, yes, yes, yes, "internal", ei, ei, ei, "full cone"}},
 	} {
 		t.Run(name, func(t *testing.T) {

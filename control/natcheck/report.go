@@ -32,7 +32,7 @@ type Report struct {
 	AfterUnsolicited Behavior `json:"mapping_after_unsolicited"`
 
 	Hairpin *bool `json:"hairpin"`
-	// HairpinSource is what a hairpinned packet comes from: "external" as RFC 4787's REQ-9a wants it, or "internal".
+	// HairpinSource is the address that a hairpinned packet comes from: "external" as RFC 4787's REQ-9a wants it, or "internal".
 	HairpinSource string   `json:"hairpin_source,omitempty"`
 	Lifetime      Lifetime `json:"lifetime"`
 	TCP           TCP      `json:"tcp"`
