@@ -28,7 +28,12 @@ var built struct {
 
 // Binary compiles a main package, named by its directory in the repository ("cmd/conenat"), statically, into
 // topo.ProcessDir; or it is where CONENAT_BINARIES says.
-func Binary(pkg string) (string, error) {
+func Binary(pkg string) (string, error) { return binary(path.Join(module, pkg)) }
+
+// Foreign is Binary for a main package of another module, one that go.mod has as a tool: by its whole path.
+func Foreign(pkg string) (string, error) { return binary(pkg) }
+
+func binary(pkg string) (string, error) {
 	if dir := os.Getenv(prebuilt); dir != "" {
 		return find(dir, pkg)
 	}
@@ -42,7 +47,7 @@ func Binary(pkg string) (string, error) {
 		return "", err
 	}
 	p := filepath.Join(dir, path.Base(pkg))
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", p, path.Join(module, pkg))
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", p, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build %s: %w: %s", pkg, err, strings.TrimSpace(string(out)))

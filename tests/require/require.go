@@ -31,6 +31,15 @@ func Program(t TB, name string) {
 	}
 }
 
+// Installed fails a test that runs a program which `.ci/install-packages test` brings, and which this machine has not: a judge
+// that was not asked has not agreed.
+func Installed(t TB, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Fatalf("needs the program %s: run .ci/install-packages test", name)
+	}
+}
+
 // Long skips a test that takes long, saying what it does all that time, under -short.
 func Long(t TB, what string) {
 	t.Helper()

@@ -46,6 +46,19 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+func TestInstalled(t *testing.T) {
+	got := recorder{TB: t}
+	Installed(&got, "a program that nobody has")
+	if got.skipped != "" || got.failed != "needs the program a program that nobody has: run .ci/install-packages test" {
+		t.Errorf("skipped %q, failed %q", got.skipped, got.failed)
+	}
+	got = recorder{TB: t}
+	Installed(&got, "go")
+	if got.skipped+got.failed != "" {
+		t.Errorf("skipped %q, failed %q", got.skipped, got.failed)
+	}
+}
+
 func TestJudge(t *testing.T) {
 	feature := Feature{Name: "bonds", Since: Version{6, 6}, Config: []string{"CONFIG_BONDING", "CONFIG_NET"}}
 	const answer = `needs bonds, which Linux 6.12.1 answers with "not supported"`
