@@ -26,6 +26,9 @@ type (
 	Request       = natNatRequest4
 	Owner         = natNatOwner
 	OwnerKey      = natOwnerKey4
+	BlockKey      = natBlockKey4
+	Blocks        = natNatBlocks
+	Held          = natNatHeld
 )
 
 // Reason is the index of a packet's counter (enum nat_reason).
@@ -40,48 +43,52 @@ const (
 
 // reasonNames are the counters' names in the API; a test holds them to the C enum.
 var reasonNames = [ReasonCount]string{
-	natNatReasonREASON_NONE:                    "none",
-	natNatReasonREASON_TRANSLATED_OUTBOUND:     "translated_outbound",
-	natNatReasonREASON_TRANSLATED_INBOUND:      "translated_inbound",
-	natNatReasonREASON_TRANSLATED_HAIRPIN:      "translated_hairpin",
-	natNatReasonREASON_TRANSLATED_ICMP_ERROR:   "translated_icmp_error",
-	natNatReasonREASON_TRANSLATED_STACK:        "translated_stack",
-	natNatReasonREASON_TRANSLATED_HOST:         "translated_host",
-	natNatReasonREASON_PASSED_NO_LINK:          "passed_no_link",
-	natNatReasonREASON_PASSED_NOT_IPV4:         "passed_not_ipv4",
-	natNatReasonREASON_PASSED_BRIDGED:          "passed_bridged",
-	natNatReasonREASON_PASSED_LOCAL:            "passed_local",
-	natNatReasonREASON_PASSED_NOT_OUTSIDE:      "passed_not_outside",
-	natNatReasonREASON_PASSED_NO_ROUTE:         "passed_no_route",
-	natNatReasonREASON_PASSED_PROTOCOL:         "passed_protocol",
-	natNatReasonREASON_PASSED_UNBOUND:          "passed_unbound",
-	natNatReasonREASON_PASSED_HOST:             "passed_host",
-	natNatReasonREASON_PASSED_CONNTRACK:        "passed_conntrack",
-	natNatReasonREASON_PASSED_TTL:              "passed_ttl",
-	natNatReasonREASON_PASSED_TOO_BIG:          "passed_too_big",
-	natNatReasonREASON_PASSED_STACK:            "passed_stack",
-	natNatReasonREASON_PASSED_TRANSLATED:       "passed_translated",
-	natNatReasonREASON_PASSED_EXCLUDED:         "passed_excluded",
-	natNatReasonREASON_PASSED_MALFORMED:        "passed_malformed",
-	natNatReasonREASON_DROPPED_MALFORMED:       "dropped_malformed",
-	natNatReasonREASON_DROPPED_SPOOFED:         "dropped_spoofed",
-	natNatReasonREASON_DROPPED_FILTERED:        "dropped_filtered",
-	natNatReasonREASON_DROPPED_ISOLATED:        "dropped_isolated",
-	natNatReasonREASON_DROPPED_NO_ADDRESS:      "dropped_no_address",
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED:  "dropped_port_exhausted",
-	natNatReasonREASON_DROPPED_BINDINGS_FULL:   "dropped_bindings_full",
-	natNatReasonREASON_DROPPED_SESSIONS_FULL:   "dropped_sessions_full",
-	natNatReasonREASON_DROPPED_QUOTA:           "dropped_quota",
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION:  "dropped_tcp_no_session",
-	natNatReasonREASON_DROPPED_FRAGMENT:        "dropped_fragment",
-	natNatReasonREASON_DROPPED_ICMP_TYPE:       "dropped_icmp_type",
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM:   "dropped_icmp_checksum",
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION: "dropped_icmp_no_session",
-	natNatReasonREASON_DROPPED_ROUTE_MOVED:     "dropped_route_moved",
-	natNatReasonREASON_DROPPED_TTL:             "dropped_ttl",
-	natNatReasonREASON_DROPPED_CONFLICT:        "dropped_conflict",
-	natNatReasonREASON_DROPPED_RACE:            "dropped_race",
-	natNatReasonREASON_DROPPED_REWRITE:         "dropped_rewrite",
+	natNatReasonREASON_NONE:                     "none",
+	natNatReasonREASON_TRANSLATED_OUTBOUND:      "translated_outbound",
+	natNatReasonREASON_TRANSLATED_INBOUND:       "translated_inbound",
+	natNatReasonREASON_TRANSLATED_HAIRPIN:       "translated_hairpin",
+	natNatReasonREASON_TRANSLATED_ICMP_ERROR:    "translated_icmp_error",
+	natNatReasonREASON_TRANSLATED_STACK:         "translated_stack",
+	natNatReasonREASON_TRANSLATED_HOST:          "translated_host",
+	natNatReasonREASON_PASSED_NO_LINK:           "passed_no_link",
+	natNatReasonREASON_PASSED_NOT_IPV4:          "passed_not_ipv4",
+	natNatReasonREASON_PASSED_BRIDGED:           "passed_bridged",
+	natNatReasonREASON_PASSED_LOCAL:             "passed_local",
+	natNatReasonREASON_PASSED_NOT_OUTSIDE:       "passed_not_outside",
+	natNatReasonREASON_PASSED_NO_ROUTE:          "passed_no_route",
+	natNatReasonREASON_PASSED_PROTOCOL:          "passed_protocol",
+	natNatReasonREASON_PASSED_UNBOUND:           "passed_unbound",
+	natNatReasonREASON_PASSED_HOST:              "passed_host",
+	natNatReasonREASON_PASSED_CONNTRACK:         "passed_conntrack",
+	natNatReasonREASON_PASSED_TTL:               "passed_ttl",
+	natNatReasonREASON_PASSED_TOO_BIG:           "passed_too_big",
+	natNatReasonREASON_PASSED_STACK:             "passed_stack",
+	natNatReasonREASON_PASSED_TRANSLATED:        "passed_translated",
+	natNatReasonREASON_PASSED_EXCLUDED:          "passed_excluded",
+	natNatReasonREASON_PASSED_MALFORMED:         "passed_malformed",
+	natNatReasonREASON_DROPPED_MALFORMED:        "dropped_malformed",
+	natNatReasonREASON_DROPPED_SPOOFED:          "dropped_spoofed",
+	natNatReasonREASON_DROPPED_FILTERED:         "dropped_filtered",
+	natNatReasonREASON_DROPPED_ISOLATED:         "dropped_isolated",
+	natNatReasonREASON_DROPPED_NO_ADDRESS:       "dropped_no_address",
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED:   "dropped_port_exhausted",
+	natNatReasonREASON_DROPPED_BINDINGS_FULL:    "dropped_bindings_full",
+	natNatReasonREASON_DROPPED_SESSIONS_FULL:    "dropped_sessions_full",
+	natNatReasonREASON_DROPPED_QUOTA:            "dropped_quota",
+	natNatReasonREASON_DROPPED_HOST_PORTS:       "dropped_host_ports",
+	natNatReasonREASON_DROPPED_HOST_SESSIONS:    "dropped_host_sessions",
+	natNatReasonREASON_DROPPED_NETWORK_PORTS:    "dropped_network_ports",
+	natNatReasonREASON_DROPPED_NETWORK_SESSIONS: "dropped_network_sessions",
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION:   "dropped_tcp_no_session",
+	natNatReasonREASON_DROPPED_FRAGMENT:         "dropped_fragment",
+	natNatReasonREASON_DROPPED_ICMP_TYPE:        "dropped_icmp_type",
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM:    "dropped_icmp_checksum",
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION:  "dropped_icmp_no_session",
+	natNatReasonREASON_DROPPED_ROUTE_MOVED:      "dropped_route_moved",
+	natNatReasonREASON_DROPPED_TTL:              "dropped_ttl",
+	natNatReasonREASON_DROPPED_CONFLICT:         "dropped_conflict",
+	natNatReasonREASON_DROPPED_RACE:             "dropped_race",
+	natNatReasonREASON_DROPPED_REWRITE:          "dropped_rewrite",
 }
 
 // ReasonName is the counter's name, as "translated_outbound".
@@ -98,6 +105,8 @@ const (
 	EventPortExhausted   = uint8(natNatEventTypeEVENT_PORT_EXHAUSTED)
 	EventQuotaExceeded   = uint8(natNatEventTypeEVENT_QUOTA_EXCEEDED)
 	EventInboundFiltered = uint8(natNatEventTypeEVENT_INBOUND_FILTERED)
+	EventBlockAllocated  = uint8(natNatEventTypeEVENT_BLOCK_ALLOCATED)
+	EventBlockReleased   = uint8(natNatEventTypeEVENT_BLOCK_RELEASED)
 )
 
 // A session's state (enum nat_state).
@@ -201,7 +210,13 @@ const (
 	BindingIndexed   = 1 << 1
 	BindingPublished = 1 << 2
 	BindingRetired   = 1 << 3
+	BindingCounted   = 1 << 4
+	BindingInBlock   = 1 << 5
 	BindingDying     = 1 << 31
+	HostBlocks       = 8
+	BlockMax         = 4096
+	HoldTicks        = 7153
+	HeldPorts        = 65536
 	ClaimHost        = 0xffffffff
 	EventFlagStatic  = 1 << 0
 	EventFlagHairpin = 1 << 1
@@ -214,7 +229,9 @@ const (
 	MapAddresses    = natMapAddresses4
 	MapBindingFree  = natMapBindingFree4
 	MapBindings     = natMapBindings4
+	MapBlocks       = natMapBlocks4
 	MapClaims       = natMapClaims4
+	MapHosts        = natMapHosts4
 	MapInternals    = natMapInternals4
 	MapPermissions  = natMapPermissions4
 	MapSessionFree  = natMapSessionFree4

@@ -25,6 +25,10 @@
 #define NAT_ADDRESSES 64 /* external addresses */
 #define NAT_PROTOCOLS 3 /* that have ports: enum nat_l4 */
 #define NAT_PORT_WORDS 1024 /* 65536 ports / 64 bits */
+#define NAT_HOST_BLOCKS 8 /* of ports, of one host at one external address */
+#define NAT_BLOCK_MAX 4096 /* ports */
+#define NAT_HOLD_TICKS 7153 /* 120 s: RFC 6888 REQ-8 */
+#define NAT_HELD_PORTS 65536 /* at once, of all external addresses */
 
 /*
  * Time in the tables is in ticks of 2^24 ns (16.8 ms) of CLOCK_MONOTONIC, in 32
@@ -100,6 +104,10 @@ enum nat_reason {
 	REASON_DROPPED_BINDINGS_FULL,
 	REASON_DROPPED_SESSIONS_FULL,
 	REASON_DROPPED_QUOTA, /* sessions per binding */
+	REASON_DROPPED_HOST_PORTS, /* struct nat_limits */
+	REASON_DROPPED_HOST_SESSIONS,
+	REASON_DROPPED_NETWORK_PORTS,
+	REASON_DROPPED_NETWORK_SESSIONS,
 	REASON_DROPPED_TCP_NO_SESSION, /* not a SYN, and of no session */
 	REASON_DROPPED_FRAGMENT, /* later fragment before the first */
 	REASON_DROPPED_ICMP_TYPE, /* neither query nor error */
@@ -123,6 +131,9 @@ enum nat_event_type {
 	EVENT_PORT_EXHAUSTED,
 	EVENT_QUOTA_EXCEEDED,
 	EVENT_INBOUND_FILTERED,
+	EVENT_SAMPLED_LAST = EVENT_INBOUND_FILTERED,
+	EVENT_BLOCK_ALLOCATED,
+	EVENT_BLOCK_RELEASED,
 };
 
 /* RFC 6146 section 3.5.2, seen from a NAT44: V6 is inside, V4 outside. */
@@ -219,6 +230,46 @@ struct nat_zone4 {
 
 #define ZONE_ISOLATED (1 << 0) /* hosts do not reach each other */
 #define ZONE_MSS_CLAMP (1 << 1) /* a SYN's MSS option fits the route */
+
+/*
+ * What a host, or a whole network, has: one word, so that one atomic operation
+ * both changes it and tells the last one. A session counts for the host that the
+ * primary half's packets come from, a port for the host of its binding.
+ */
+struct nat_usage {
+	__u64 word; /* DYING << 63 | sessions << 32 | ports */
+};
+
+#define USAGE_PORT 1ULL
+#define USAGE_SESSION (1ULL << 32)
+#define USAGE_DYING (1ULL << 63)
+
+/* A host's blocks of ports at one external address. */
+struct block_key4 {
+	__be32 address; /* of the host */
+	__u16 zone;
+	__u16 slot; /* nat_address.slot */
+};
+
+struct nat_blocks {
+	__u32 references; /* bindings, and BLOCKS_DYING */
+	__be32 external;
+	__u32 block[NAT_HOST_BLOCKS]; /* first port << 16 | ports; 0: none */
+};
+
+#define BLOCKS_DYING 0x80000000U
+
+/* The words of an address's port bitmaps that are of somebody's block. */
+struct nat_block_words {
+	__u64 words[NAT_PORT_WORDS / 64];
+};
+
+/* A UDP port that nobody gets for a while after its binding's end. */
+struct nat_held {
+	__u16 slot; /* nat_address.slot */
+	__u16 port;
+	__u32 since; /* tick */
+};
 
 /* An inside host that somebody (Docker) vouches for. */
 struct owner_key4 {
@@ -335,6 +386,8 @@ struct binding_ref {
 #define BINDING_INDEXED (1 << 1) /* found by its internal endpoint too */
 #define BINDING_PUBLISHED (1 << 2) /* static, and Docker's, not an operator's */
 #define BINDING_RETIRED (1 << 3) /* a static one has its endpoint now */
+#define BINDING_COUNTED (1 << 4) /* a port of its host's: nat_usage */
+#define BINDING_IN_BLOCK (1 << 5) /* holds a reference on its host's blocks */
 
 /* Set in binding4.word: no new session; the sweeper ends what there is. */
 #define BINDING_DYING (1ULL << 31)
@@ -354,7 +407,8 @@ struct binding4 {
 	__u32 outbound; /* UDP: tick of the last packet that left by it */
 	__be32 remote; /* as in its key of internals */
 	__be16 remote_port;
-	__u8 pad[6];
+	__u8 used; /* a session of it has come about */
+	__u8 pad[5];
 };
 
 struct claim_key4 {
@@ -434,7 +488,9 @@ struct nat_event {
 	__be16 internal_port;
 	__be16 external_port;
 	__be16 remote_port;
-	__u8 pad[6];
+	__be16 last_port; /* of a block; external_port is its first one */
+	__u8 reason; /* quota.exceeded: REASON_DROPPED_* */
+	__u8 pad[3];
 	__u8 internal[16]; /* IPv4: the first four bytes */
 	__u8 external[16];
 	__u8 remote[16];
@@ -513,6 +569,9 @@ _Static_assert(sizeof(struct nat_request4) == 44, "nat_request4");
 _Static_assert(sizeof(struct nat_config) == 64, "nat_config");
 _Static_assert(sizeof(struct nat_zone4) == 160, "nat_zone4");
 _Static_assert(sizeof(struct owner_key4) == 8, "owner_key4");
+_Static_assert(sizeof(struct block_key4) == 8, "block_key4");
+_Static_assert(sizeof(struct nat_blocks) == 40, "nat_blocks");
+_Static_assert(sizeof(struct nat_held) == 8, "nat_held");
 _Static_assert(sizeof(struct nat_owner) == 16, "nat_owner");
 
 #endif /* CONENAT_ABI_H */

@@ -18,9 +18,8 @@
 
 #include <linux/errno.h>
 
-#include "event.h"
-#include "packet.h"
-#include "ports.h"
+#include "allocate.h"
+#include "usage.h"
 
 #define HOLD_TRIES 16
 
@@ -133,11 +132,23 @@ static __always_inline void internal_forget(const struct binding_key *key,
 		bpf_map_delete_elem(&internals, key);
 }
 
-/*
- * The indices, the port and the array element of a binding that has ended. The port
- * of one that a static binding has displaced is that one's.
- */
-static __noinline int binding_forget(struct nat_binding *b, __u32 index)
+/* What the binding of a host has counted, and held of its blocks. */
+static __always_inline void binding_give(const struct nat_binding *b)
+{
+	struct block_key key = {
+		.address = b->internal,
+		.zone = b->zone,
+		.slot = b->address,
+	};
+
+	if (b->flags & BINDING_IN_BLOCK)
+		blocks_drop(&key);
+	if (b->flags & BINDING_COUNTED)
+		usage_give(b->zone, b->internal, USAGE_PORT);
+}
+
+/* A binding that has ended is found no more. */
+static __noinline int binding_unindex(const struct nat_binding *b, __u32 index)
 {
 	struct binding_key internal;
 	struct claim_key external;
@@ -151,8 +162,19 @@ static __noinline int binding_forget(struct nat_binding *b, __u32 index)
 	claim = bpf_map_lookup_elem(&claims, &external);
 	if (claim && claim->binding == index) /* it may never have got it */
 		bpf_map_delete_elem(&claims, &external);
-	if (!(b->flags & BINDING_RETIRED))
+	return 0;
+}
+
+/*
+ * The indices, the port and the array element of a binding that has ended. The port
+ * of one that a static binding has displaced is that one's.
+ */
+static __noinline int binding_forget(struct nat_binding *b, __u32 index)
+{
+	binding_unindex(b, index);
+	if (!(b->flags & BINDING_RETIRED) && !held_put(b))
 		port_release(b->address, b->proto, bpf_ntohs(b->external_port));
+	binding_give(b);
 	binding_index_give(index);
 	return 0;
 }
@@ -188,23 +210,6 @@ static __always_inline void binding_touch(__u32 index, __u32 tick)
 	if (b && b->outbound != tick)
 		b->outbound = tick;
 }
-
-/* What a new binding is to be. */
-struct binding_want {
-	nat_addr internal;
-	nat_addr external;
-	__be16 internal_port;
-	__be16 external_port; /* 0: any */
-	nat_addr remote; /* first one */
-	__be16 remote_port;
-	__u16 zone;
-	__u16 realm;
-	__u16 address; /* nat_address.slot */
-	__u8 proto;
-	__u8 flags; /* BINDING_STATIC */
-	__u8 over_socket;
-	__u8 mapping; /* enum nat_behavior: what of the remote makes another one */
-};
 
 /* Towards every remote, as static bindings are. */
 static __always_inline void want_internal_key(const struct binding_want *want,
@@ -251,134 +256,9 @@ internal_find(const struct binding_want *want, struct binding_key *key)
 	return bpf_map_lookup_elem(&internals, key);
 }
 
-NAT_GLOBAL bool want_host_socket(struct __sk_buff *skb,
-				 const struct binding_want *want, __u16 port)
-{
-	struct bpf_sock_tuple tuple = {};
-
-	if (!want)
-		return false;
-	tuple.ipv4.saddr = want->remote;
-	tuple.ipv4.sport = want->remote_port;
-	tuple.ipv4.daddr = want->external;
-	tuple.ipv4.dport = bpf_htons(port);
-	return host_socket(skb, &tuple, want->proto) != HOST_SOCKET_NONE;
-}
-
-/*
- * The range of external ports (RFC 4787 REQ-3a): below 1024 for internal ports
- * below 1024, the operator's range above; all identifiers for ICMP.
- */
-static __always_inline void want_range(const struct nat_config *cfg,
-				       const struct binding_want *want,
-				       struct port_search *s)
-{
-	s->low = cfg->port_low;
-	s->high = cfg->port_high;
-	if (want->proto == IPPROTO_ICMP) {
-		s->low = 0;
-		s->high = 65535;
-	} else if (bpf_ntohs(want->internal_port) < 1024) {
-		s->low = 1;
-		s->high = 1023;
-	}
-}
-
-static __always_inline __u32 random_between(__u32 low, __u32 high)
-{
-	return low + bpf_get_prandom_u32() % (high - low + 1);
-}
-
-/*
- * A random port (RFC 6056) of the wanted parity (RFC 4787 REQ-4), or of the
- * other one where none is left; negative: none. Its bit is set.
- */
-static __always_inline __s32 port_pick(struct __sk_buff *skb,
-				       const struct binding_want *want,
-				       struct port_search *s)
-{
-	bool parity = want->proto == IPPROTO_UDP;
-	__u32 port, refused = 0;
-	int i;
-
-	s->parity = PARITY_ANY;
-	if (parity)
-		s->parity = PARITY_EVEN << (bpf_ntohs(want->internal_port) & 1);
-	if (!s->low)
-		s->low = 1; /* 0 means "none" below */
-	s->start = random_between(s->low, s->high);
-	for (i = 0; i < PORT_TRIES; i++) {
-		port = port_search_run(s);
-		if (port && !want_host_socket(skb, want, port))
-			return port;
-		if (port)
-			port_release(want->address, want->proto, port);
-		if (!port || port == refused) { /* once round */
-			if (s->parity == PARITY_ANY)
-				return -1;
-			s->parity = PARITY_ANY;
-			refused = 0;
-			continue;
-		}
-		if (!refused)
-			refused = port;
-		s->start = port < s->high ? port + 1 : s->low;
-	}
-	return -1;
-}
-
-/* The internal port itself where it is free, else a random one. */
-NAT_GLOBAL int port_allocate(struct __sk_buff *skb,
-			     const struct binding_want *want)
-{
-	struct nat_config *cfg = config_get();
-	struct port_search s = {};
-	struct nat_ports *map;
-	__u32 preserved;
-
-	if (!want || !cfg)
-		return -1;
-	preserved = bpf_ntohs(want->internal_port);
-	map = ports_get(want->address, want->proto);
-	if (!map)
-		return -1;
-	s.address = want->address;
-	s.proto = want->proto;
-	want_range(cfg, want, &s);
-	if (preserved >= s.low && preserved <= s.high &&
-	    port_claim(map, preserved)) {
-		if (!want_host_socket(skb, want, preserved))
-			return preserved;
-		port_release(want->address, want->proto, preserved);
-	}
-	return port_pick(skb, want, &s);
-}
-
-/* A port that was asked for; its bit is set, or -enum nat_answer. */
-NAT_GLOBAL int port_exactly(struct __sk_buff *skb,
-			    const struct binding_want *want)
-{
-	struct nat_ports *map;
-	__u16 port;
-
-	if (!want)
-		return -ANSWER_BAD_REQUEST;
-	map = ports_get(want->address, want->proto);
-	port = bpf_ntohs(want->external_port);
-	if (!map)
-		return -ANSWER_BAD_REQUEST;
-	if (!port_claim(map, port))
-		return -ANSWER_TAKEN;
-	if (!want->over_socket && want_host_socket(skb, want, port)) {
-		port_release(want->address, want->proto, port);
-		return -ANSWER_HOST_SOCKET;
-	}
-	return port;
-}
-
 static __always_inline void binding_fill(struct nat_binding *b,
 					 const struct binding_want *want,
-					 __u16 port)
+					 __u32 port)
 {
 	struct binding_key key = {};
 
@@ -392,8 +272,13 @@ static __always_inline void binding_fill(struct nat_binding *b,
 	b->zone = want->zone;
 	b->proto = want->proto;
 	b->flags = want->flags;
+	if (!(want->flags & BINDING_STATIC))
+		b->flags |= BINDING_COUNTED;
+	if (port & PORT_IN_BLOCK)
+		b->flags |= BINDING_IN_BLOCK;
 	b->realm = want->realm;
 	b->address = want->address;
+	b->used = 0;
 	b->created = clock_seconds();
 	b->outbound = clock_tick();
 	b->word = (b->word >> 32 << 32) + 1;
@@ -466,6 +351,20 @@ static __always_inline void binding_abandon(struct nat_binding *b, __u32 index)
 	binding_drop(index, old >> 32);
 }
 
+/* One more port of the host's, as far as its limits go. */
+static __always_inline __s32 binding_port(struct __sk_buff *skb,
+					  const struct binding_want *want)
+{
+	__s32 port = usage_take(want->zone, want->internal, USAGE_PORT, false);
+
+	if (port < 0)
+		return port;
+	port = port_allocate(skb, want);
+	if (port < 0)
+		usage_give(want->zone, want->internal, USAGE_PORT);
+	return port;
+}
+
 /*
  * A new binding with one reference, the caller's, in ref. 0,
  * -LOOK_AGAIN, or -REASON_DROPPED_*.
@@ -486,10 +385,10 @@ static __always_inline int binding_create(struct __sk_buff *skb,
 	b = index < 0 ? NULL : binding_at(index);
 	if (!b)
 		return -REASON_DROPPED_BINDINGS_FULL;
-	port = port_allocate(skb, want);
+	port = binding_port(skb, want);
 	if (port < 0) {
 		binding_index_give(index);
-		return -REASON_DROPPED_PORT_EXHAUSTED;
+		return port;
 	}
 	binding_fill(b, want, port);
 	rc = binding_publish(b, index);

@@ -22,9 +22,17 @@ static __noinline int control_publish(const struct binding_want *want,
 	__s64 index;
 	int rc;
 
+	/* What another NAT has mapped already counts, whatever the limit. */
+	if (!(want->flags & BINDING_STATIC) &&
+	    usage_take(want->zone, want->internal, USAGE_PORT, true) < 0) {
+		port_release(want->address, want->proto, port);
+		return ANSWER_FULL;
+	}
 	index = cfg ? binding_index_take(cfg) : -1;
 	b = index < 0 ? NULL : binding_at(index);
 	if (!b) {
+		if (!(want->flags & BINDING_STATIC))
+			usage_give(want->zone, want->internal, USAGE_PORT);
 		port_release(want->address, want->proto, port);
 		return ANSWER_FULL;
 	}
@@ -242,6 +250,7 @@ static __noinline int control_import(struct __sk_buff *skb,
 		.seen = r->seen,
 		.reverse_seen = r->reverse_seen,
 		.unrouted = 1,
+		.unlimited = 1,
 		.flags = HALF_NETFILTER,
 	};
 	struct nat_zone *zone = zone_get(r->zone);

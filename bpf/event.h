@@ -92,7 +92,8 @@ struct event_packet {
 	__be16 remote_port;
 	__u16 zone;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 reason; /* quota.exceeded: REASON_DROPPED_* */
+	__u8 pad[2];
 };
 
 NAT_GLOBAL int event_sampled(const struct event_packet *p,
@@ -109,6 +110,7 @@ NAT_GLOBAL int event_sampled(const struct event_packet *p,
 	e->proto = p->proto;
 	e->zone = p->zone;
 	e->count = count;
+	e->reason = p->reason;
 	e->internal_port = p->internal_port;
 	e->external_port = p->external_port;
 	e->remote_port = p->remote_port;
@@ -117,6 +119,24 @@ NAT_GLOBAL int event_sampled(const struct event_packet *p,
 	addr_to_event(e->remote, p->remote);
 	bpf_ringbuf_submit(e, 0);
 	return 0;
+}
+
+/* No binding or no session: tell the daemon, where an operator wants to know. */
+static __always_inline void event_refused(struct event_packet *p, int rc)
+{
+	switch (rc) {
+	case -REASON_DROPPED_PORT_EXHAUSTED:
+		event_sampled(p, EVENT_PORT_EXHAUSTED);
+		break;
+	case -REASON_DROPPED_QUOTA:
+	case -REASON_DROPPED_HOST_PORTS:
+	case -REASON_DROPPED_HOST_SESSIONS:
+	case -REASON_DROPPED_NETWORK_PORTS:
+	case -REASON_DROPPED_NETWORK_SESSIONS:
+		p->reason = -rc;
+		event_sampled(p, EVENT_QUOTA_EXCEEDED);
+		break;
+	}
 }
 
 #endif /* CONENAT_EVENT_H */

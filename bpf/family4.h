@@ -38,6 +38,7 @@ typedef __be32 nat_addr;
 #define nat_realm nat_realm4
 #define nat_request nat_request4
 #define owner_key owner_key4
+#define block_key block_key4
 
 #define sessions sessions4
 #define session_slots session_slots4
@@ -52,6 +53,8 @@ typedef __be32 nat_addr;
 #define realms realms4
 #define addresses addresses4
 #define owners owners4
+#define hosts hosts4
+#define blocks blocks4
 
 /*
  * A function that the verifier checks once and on its own, whoever calls it:

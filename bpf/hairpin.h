@@ -52,7 +52,7 @@ static __noinline int want_of_sender(const struct nat *n, __u16 realm,
 	return 0;
 }
 
-/* No binding: tell the daemon, where an operator wants to know. */
+/* No binding, and so no session. */
 NAT_GLOBAL int outbound_refused(const struct binding_want *want, int rc)
 {
 	struct event_packet e = {};
@@ -66,10 +66,7 @@ NAT_GLOBAL int outbound_refused(const struct binding_want *want, int rc)
 	e.remote_port = want->remote_port;
 	e.zone = want->zone;
 	e.proto = want->proto;
-	if (rc == -REASON_DROPPED_PORT_EXHAUSTED)
-		event_sampled(&e, EVENT_PORT_EXHAUSTED);
-	if (rc == -REASON_DROPPED_QUOTA)
-		event_sampled(&e, EVENT_QUOTA_EXCEEDED);
+	event_refused(&e, rc);
 	return rc;
 }
 
@@ -103,9 +100,9 @@ static __always_inline void plan_self(struct session_plan *plan)
 }
 
 /* Both references are held for the session; they are its, or given back. */
-static __always_inline int hairpin_open(const struct nat *n,
-					const struct binding_ref *from,
-					const struct binding_ref *to)
+static __noinline int hairpin_open(const struct nat *n,
+				   const struct binding_ref *from,
+				   const struct binding_ref *to)
 {
 	struct nat_binding *sender = binding_at(from->binding);
 	struct nat_binding *receiver = binding_at(to->binding);

@@ -27,12 +27,12 @@
 		__type(value, value_);               \
 	} name_ SEC(".maps")
 
-#define MAP_QUEUE(name_, entries_)                   \
+#define MAP_QUEUE(name_, value_, entries_)           \
 	struct {                                     \
 		__uint(type, BPF_MAP_TYPE_QUEUE);    \
 		__uint(max_entries, entries_);       \
 		__uint(pinning, LIBBPF_PIN_BY_NAME); \
-		__type(value, __u32);                \
+		__type(value, value_);               \
 	} name_ SEC(".maps")
 
 /* What operators set. */
@@ -57,12 +57,24 @@ MAP_ARRAY(ports, struct nat_ports, NAT_ADDRESSES *NAT_PROTOCOLS);
 MAP_HASH(claims, struct claim_key, struct nat_claim, 1);
 MAP_HASH(internals, struct binding_key, struct binding_ref, 1);
 MAP_ARRAY(bindings, struct nat_binding, 1);
-MAP_QUEUE(binding_free, 1);
+MAP_QUEUE(binding_free, __u32, 1);
 MAP_HASH(sessions, struct session_key, struct session_half, 1);
 MAP_ARRAY(session_slots, struct session_slot, 1);
-MAP_QUEUE(session_free, 1);
+MAP_QUEUE(session_free, __u32, 1);
 MAP_HASH(permissions, struct permission_key, struct permission, 1);
 MAP_ARRAY(pools, struct nat_pool, POOL_COUNT);
+
+/* What each inside host, and each network, has of them. */
+MAP_HASH(hosts, struct owner_key, struct nat_usage, 1);
+MAP_ARRAY(zone_usage, struct nat_usage, NAT_ZONES);
+
+/* Blocks of ports: the hosts', and which words of the bitmaps they take. */
+MAP_HASH(blocks, struct block_key, struct nat_blocks, 1);
+MAP_ARRAY(block_words, struct nat_block_words, NAT_ADDRESSES);
+
+/* UDP ports that wait after their binding's end; in the order of their time. */
+MAP_ARRAY(held, struct nat_ports, NAT_ADDRESSES);
+MAP_QUEUE(held_ports, struct nat_held, NAT_HELD_PORTS);
 
 /* A cache: a lost entry costs the rest of one datagram. */
 struct {
@@ -101,7 +113,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, EVENT_INBOUND_FILTERED + 1);
+	__uint(max_entries, EVENT_SAMPLED_LAST + 1);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__type(key, __u32);
 	__type(value, struct nat_sampler);

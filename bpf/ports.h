@@ -10,6 +10,7 @@
 #include "packet.h"
 
 #define PORT_TRIES 32 /* ports found free that a socket of the host has */
+#define WORD_TRIES 64 /* ports that another CPU is faster with */
 #define PARITY_EVEN 0x5555555555555555ULL
 #define PARITY_ANY 0xffffffffffffffffULL
 
@@ -44,14 +45,42 @@ static __always_inline bool port_claim(struct nat_ports *map, __u16 port)
 	return !(__sync_fetch_and_or(word, bit) & bit);
 }
 
+/* Whether it was claimed. */
+static __always_inline bool port_unclaim(struct nat_ports *map, __u16 port)
+{
+	__u64 bit = 1ULL << (port % 64);
+
+	return __sync_fetch_and_and(port_word(map, port), ~bit) & bit;
+}
+
 NAT_GLOBAL int port_release(__u32 address, __u8 proto, __u16 port)
 {
 	struct nat_ports *map = ports_get(address, proto);
 
 	if (map)
-		__sync_fetch_and_and(port_word(map, port),
-				     ~(1ULL << (port % 64)));
+		port_unclaim(map, port);
 	return 0;
+}
+
+/* Whether a word of an address's bitmaps is of somebody's block: block.h. */
+static __always_inline bool word_is_blocked(const struct nat_block_words *taken,
+					    __u32 word)
+{
+	__u32 index = word / 64;
+
+	barrier_var(index);
+	return *(volatile __u64 *)&taken
+			       ->words[index & (NAT_PORT_WORDS / 64 - 1)] >>
+		       (word % 64) &
+	       1;
+}
+
+static __always_inline bool port_is_blocked(__u32 address, __u16 port)
+{
+	struct nat_block_words *taken = bpf_map_lookup_elem(&block_words,
+							    &address);
+
+	return taken && word_is_blocked(taken, port / 64);
 }
 
 /* Of a de Bruijn sequence: its top six bits, shifted left by n, to n. */
@@ -78,12 +107,14 @@ struct port_search {
 	__u32 start; /* the port that the walk starts at */
 	__u16 address; /* nat_address.slot */
 	__u8 proto;
-	__u8 pad;
+	__u8 in_block; /* the range is a block of the searcher's own */
 };
 
 struct port_walk {
 	struct nat_ports *map;
+	struct nat_block_words *taken;
 	struct port_search s;
+	__u32 word; /* the next one */
 	__u32 found; /* 0: none */
 };
 
@@ -99,48 +130,64 @@ static __always_inline __u64 port_mask(const struct port_search *s, __u32 word)
 	return mask;
 }
 
-static long port_walk_step(__u32 index, void *data)
+/* Its lowest free port that will do, the start and what follows it first; 0. */
+static __always_inline __u32 port_of_word(const struct port_walk *w, __u32 word,
+					  bool first)
 {
-	struct port_walk *w = data;
-	__u32 first = w->s.low / 64, count = w->s.high / 64 - first + 1;
-	__u32 word = w->s.start / 64 + index;
 	__u32 rotate = w->s.start % 64;
-	__u64 free;
-	__u32 port;
+	__u64 free = ~*(volatile __u64 *)&w->map->words[word];
 
-	if (word >= first + count)
-		word -= count;
-	if (word >= NAT_PORT_WORDS || !w->map)
-		return 1;
-	free = ~w->map->words[word] & port_mask(&w->s, word);
-	if (index == 0) /* what lies below the start comes last */
+	free &= port_mask(&w->s, word);
+	if (first) /* what lies below the start comes last */
 		free &= PARITY_ANY << rotate;
 	if (!free)
 		return 0;
 	if (free >> rotate)
-		port = word * 64 + rotate + lowest_bit(free >> rotate);
-	else
-		port = word * 64 + lowest_bit(free);
+		return word * 64 + rotate + lowest_bit(free >> rotate);
+	return word * 64 + lowest_bit(free);
+}
+
+static long port_walk_step(__u32 index, void *data)
+{
+	struct port_walk *w = data;
+	__u32 word = w->word;
+	__u32 port;
+
+	if (word >= NAT_PORT_WORDS || !w->map || !w->taken)
+		return 1;
+	port = port_of_word(w, word, index == 0);
+	if (!port || (!w->s.in_block && word_is_blocked(w->taken, word))) {
+		w->word = word < w->s.high / 64 ? word + 1 : w->s.low / 64;
+		return 0;
+	}
 	if (!port_claim(w->map, port))
-		return 0; /* another CPU was first: the next word */
+		return 0; /* another CPU was first: the same word again */
 	w->found = port;
-	return 1;
+	/* Unless it has become somebody's block meanwhile. */
+	if (w->s.in_block || !word_is_blocked(w->taken, word))
+		return 1;
+	port_unclaim(w->map, port);
+	w->found = 0;
+	return 0;
 }
 
 /* Claims a port from s->start on, round the range; 0: none is free. */
 NAT_GLOBAL int port_search_run(const struct port_search *s)
 {
 	struct port_walk w = {};
-	__u32 words;
+	__u32 words, slot;
 
 	if (!s || s->low > s->high || s->high > 65535 || s->start < s->low ||
 	    s->start > s->high)
 		return 0;
 	w.s = *s;
-	w.map = ports_get(s->address, s->proto);
+	w.word = s->start / 64;
+	slot = s->address;
+	w.map = ports_get(slot, s->proto);
+	w.taken = bpf_map_lookup_elem(&block_words, &slot);
 	words = s->high / 64 - s->low / 64 + 1;
 	/* The first word once more at the end: its bits below the start. */
-	if (bpf_loop(words + 1, port_walk_step, &w, 0) < 0)
+	if (bpf_loop(words + 1 + WORD_TRIES, port_walk_step, &w, 0) < 0)
 		return 0;
 	return w.found;
 }

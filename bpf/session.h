@@ -38,7 +38,7 @@ struct session_plan {
 	__u8 flags; /* HALF_* but HALF_PRIMARY and HALF_FILTER */
 	__u8 unrouted; /* the primary half's route is to be looked up */
 	__u8 no_refresh; /* as old as the binding's last packet out */
-	__u8 pad;
+	__u8 unlimited; /* another NAT has it already */
 };
 
 static __always_inline struct session_half *
@@ -586,20 +586,37 @@ static __always_inline void half_ref(const struct session_half *half,
 	ref->generation = half->generation;
 }
 
-/* The references that a session that is gone has held. */
-static __always_inline int session_release(const struct session_key *key,
-					   const struct session_half *primary,
-					   const struct session_half *reverse)
-{
+/* What a session holds. */
+struct session_held {
 	struct binding_ref ref;
+	struct binding_ref reverse_ref; /* a hairpin's receiver */
+	bool filter;
+	bool receiver;
+};
 
-	half_ref(primary, &ref);
-	if (primary->flags & HALF_FILTER)
-		permission_drop(&ref, key->daddr);
-	binding_drop(primary->binding, primary->generation);
-	if (primary->flags & HALF_HAIRPIN && !(primary->flags & HALF_SELF) &&
-	    reverse)
-		binding_drop(reverse->binding, reverse->generation);
+static __always_inline void session_holds(const struct session_half *primary,
+					  const struct session_half *reverse,
+					  struct session_held *held)
+{
+	half_ref(primary, &held->ref);
+	held->filter = primary->flags & HALF_FILTER;
+	held->receiver = primary->flags & HALF_HAIRPIN &&
+			 !(primary->flags & HALF_SELF) && reverse;
+	if (held->receiver)
+		half_ref(reverse, &held->reverse_ref);
+}
+
+/* Gives back what a session that is gone has held. */
+static __always_inline int session_release(const struct session_key *key,
+					   const struct session_held *held)
+{
+	if (held->filter)
+		permission_drop(&held->ref, key->daddr);
+	usage_give(key->zone, key->saddr, USAGE_SESSION);
+	binding_drop(held->ref.binding, held->ref.generation);
+	if (held->receiver)
+		binding_drop(held->reverse_ref.binding,
+			     held->reverse_ref.generation);
 	return 0;
 }
 
@@ -802,7 +819,10 @@ static __always_inline int plan_announce(const struct session_plan *plan)
 	struct session_key key = plan->key, reverse_key;
 	struct session_half *half = session_find(&key), *reverse;
 	struct session_change c = { .type = EVENT_SESSION_CREATED };
+	struct nat_binding *b = binding_at(plan->ref.binding);
 
+	if (b && !b->used)
+		b->used = 1;
 	if (!half)
 		return 0;
 	session_reverse_key(&plan->key, half, &reverse_key);
@@ -815,6 +835,27 @@ static __always_inline int plan_announce(const struct session_plan *plan)
 	return 0;
 }
 
+/* The host, or its network, has as many sessions as it may. */
+static __noinline int session_refused(const struct session_plan *plan, int rc)
+{
+	struct event_packet e = {
+		.internal = plan->key.saddr,
+		.internal_port = plan->key.sport,
+		.remote = plan->key.daddr,
+		.remote_port = plan->key.dport,
+		.zone = plan->key.zone,
+		.proto = plan->key.proto,
+	};
+	struct nat_binding *b = binding_at(plan->ref.binding);
+
+	if (b) {
+		e.external = b->external;
+		e.external_port = b->external_port;
+	}
+	event_refused(&e, rc);
+	return rc;
+}
+
 /*
  * Opens the planned session, whose references the caller has taken: they are
  * the session's from now on, or given back.
@@ -825,11 +866,18 @@ NAT_GLOBAL int session_open(struct session_plan *plan)
 
 	if (!plan)
 		return -REASON_DROPPED_RACE;
-	rc = plan_filtering(plan);
-	if (rc == 0)
-		rc = session_insert(plan);
-	if (rc == 0)
-		return plan_announce(plan);
+	rc = usage_take(plan->key.zone, plan->key.saddr, USAGE_SESSION,
+			plan->unlimited);
+	if (rc == 0) {
+		rc = plan_filtering(plan);
+		if (rc == 0)
+			rc = session_insert(plan);
+		if (rc == 0)
+			return plan_announce(plan);
+		usage_give(plan->key.zone, plan->key.saddr, USAGE_SESSION);
+	} else {
+		session_refused(plan, rc);
+	}
 	plan_release(plan);
 	return rc;
 }

@@ -56,31 +56,30 @@ static __always_inline void slot_postpone(struct session_slot *slot,
  */
 NAT_GLOBAL int session_close(const struct session_key *key, __u8 state)
 {
-	struct session_half primary = {}, reverse = {}, *found, *other = NULL;
+	struct session_half *primary, *reverse;
 	struct session_key own, reverse_key;
+	struct session_held held = {};
 	struct session_change c = {
 		.type = EVENT_SESSION_CLOSED,
 		.state = state,
 	};
+	bool self;
 
 	if (!key)
 		return 0;
 	own = *key;
-	found = session_find(&own);
-	if (!found)
+	primary = session_find(&own);
+	if (!primary)
 		return 0;
-	primary = *found;
-	session_reverse_key(key, &primary, &reverse_key);
-	found = session_find(&reverse_key);
-	if (found) {
-		reverse = *found;
-		other = &reverse;
-	}
-	event_sessions(&c, key, &primary, &reverse_key, other);
+	session_reverse_key(key, primary, &reverse_key);
+	reverse = session_find(&reverse_key);
+	event_sessions(&c, key, primary, &reverse_key, reverse);
+	session_holds(primary, reverse, &held);
+	self = primary->flags & HALF_SELF;
 	bpf_map_delete_elem(&sessions, &own);
-	if (!(primary.flags & HALF_SELF))
+	if (!self)
 		bpf_map_delete_elem(&sessions, &reverse_key);
-	return session_release(key, &primary, other);
+	return session_release(key, &held);
 }
 
 /* Whether the slot's session is at its end, and ended; else looked at later. */
@@ -219,6 +218,7 @@ static __always_inline int sweep_chunk(__u32 *cursor, bool all)
 	walk.used = pool->used < cfg->max_sessions ? pool->used :
 						     cfg->max_sessions;
 	bpf_loop(SWEEP_SLOTS, sweep_step, &walk, 0);
+	held_sweep(walk.tick);
 	*cursor = walk.cursor >= walk.used ? 0 : walk.cursor;
 	__sync_val_compare_and_swap(&s->busy, 1, 0);
 	return 0;

@@ -226,6 +226,8 @@ func sizeMaps(spec *ebpf.CollectionSpec, c Capacity) {
 		bpf.MapBindingFree:  c.Bindings,
 		bpf.MapInternals:    c.Bindings,
 		bpf.MapClaims:       2 * c.Bindings,
+		bpf.MapHosts:        c.Bindings,
+		bpf.MapBlocks:       c.Bindings,
 	} {
 		spec.Maps[name].MaxEntries = entries
 	}

@@ -98,6 +98,9 @@ func (n *NAT) Forward(place Place, p Protocol, external, internal netip.AddrPort
 		return b.Protocol == p && b.Network == place && b.Internal == internal && b.remote == netip.AddrPort{} && !n.hidden[b]
 	})
 	n.hidden[b] = other != nil
+	if p == UDP {
+		delete(n.held, external)
+	}
 	n.bindings = append(n.bindings, b)
 	return true
 }

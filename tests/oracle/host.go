@@ -14,7 +14,7 @@ func (n *NAT) FromHost(p Packet) Result {
 		return Result{Reason: PassedHost}
 	}
 	if n.bindingAt(p.Protocol, p.Src) == nil {
-		if len(n.sessions)+len(n.claims) < n.config.Sessions {
+		if len(n.sessions)+len(n.claims) < n.config.Sessions && !n.isHeld(p.Protocol, p.Src) {
 			n.claims = append(n.claims, &claim{protocol: p.Protocol, endpoint: p.Src, last: n.now})
 		}
 		return Result{Reason: PassedHost}

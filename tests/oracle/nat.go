@@ -3,6 +3,7 @@
 package oracle
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,7 +16,8 @@ type NAT struct {
 	bindings []*Binding
 	sessions []*Session
 	claims   []*claim
-	hidden   map[*Binding]bool // static, and its internal endpoint had a binding when it came
+	hidden   map[*Binding]bool                // static, and its internal endpoint had a binding when it came
+	held     map[netip.AddrPort]time.Duration // UDP: external endpoints that nobody gets yet, and since when
 }
 
 // Result is what becomes of a packet. Packet is set where it was translated; where Choice is not nil, its external port is
@@ -36,7 +38,9 @@ func (r Result) Translated() Packet {
 }
 
 // New gives a NAT without bindings.
-func New(c Config) *NAT { return &NAT{config: c, hidden: map[*Binding]bool{}} }
+func New(c Config) *NAT {
+	return &NAT{config: c, hidden: map[*Binding]bool{}, held: map[netip.AddrPort]time.Duration{}}
+}
 
 // Bindings and Sessions are those that live, in the order in which they were made.
 func (n *NAT) Bindings() []*Binding { return n.bindings }
@@ -58,8 +62,20 @@ func (n *NAT) SessionsOf(b *Binding) (count int) {
 func (n *NAT) Wait(d time.Duration) {
 	n.now += d
 	n.sessions = slices.DeleteFunc(n.sessions, func(s *Session) bool { return n.now-n.refreshed(s) > n.lifetime(s) })
-	n.bindings = slices.DeleteFunc(n.bindings, func(b *Binding) bool { return !b.Static && n.SessionsOf(b) == 0 })
+	n.bindings = slices.DeleteFunc(n.bindings, n.ended)
+	maps.DeleteFunc(n.held, func(_ netip.AddrPort, since time.Duration) bool { return n.now-since > portHold })
 	n.claims = slices.DeleteFunc(n.claims, func(c *claim) bool { return n.now-c.last > n.claimLifetime(c) })
+}
+
+// ended says whether a binding has no session any more; its port is held where RFC 6888 REQ-8 asks for it.
+func (n *NAT) ended(b *Binding) bool {
+	if b.Static || n.SessionsOf(b) > 0 {
+		return false
+	}
+	if b.Protocol == UDP && n.config.filtering(b.Network, UDP) == EndpointIndependent {
+		n.held[b.External] = n.now
+	}
+	return true
 }
 
 func (n *NAT) claimLifetime(c *claim) time.Duration {

@@ -5,7 +5,11 @@ package oracle
 import (
 	"fmt"
 	"net/netip"
+	"time"
 )
+
+// portHold is how long nobody gets a UDP port after its binding's end (RFC 6888 REQ-8), where anybody could send to it.
+const portHold = 120 * time.Second
 
 // Choice is a port that the NAT may choose at random (RFC 6056): any of Allowed.
 type Choice struct {
@@ -40,10 +44,15 @@ func (n *NAT) choosePort(b *Binding) (*Choice, Reason) {
 	return &Choice{Allowed: all, binding: b}, ""
 }
 
-// portIsFree: nobody holds the external endpoint, neither a binding nor the host.
+// portIsFree: nobody holds the external endpoint, neither a binding nor the host, and nobody has held it just before.
 func (n *NAT) portIsFree(p Protocol, port uint16) bool {
 	external := netip.AddrPortFrom(n.config.External, port)
-	return n.bindingAt(p, external) == nil && n.claimAt(p, external) == nil
+	return !n.isHeld(p, external) && n.bindingAt(p, external) == nil && n.claimAt(p, external) == nil
+}
+
+func (n *NAT) isHeld(p Protocol, external netip.AddrPort) bool {
+	_, held := n.held[external]
+	return held && p == UDP
 }
 
 func (n *NAT) portRange(p Protocol, internal uint16) (low, high uint16) {

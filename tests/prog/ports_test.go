@@ -204,6 +204,7 @@ func TestQuota(t *testing.T) {
 	r.Outside(UDP(rig.Peer2+":2", rig.External+":5000", "x")).Dropped("quota")
 	r.Out(UDP(rig.C1+":5001", rig.Peer1+":9", "x"), UDP(rig.External+":5001", rig.Peer1+":9", "x"))
 	r.Wait(301 * time.Second)
+	r.Wait(121 * time.Second) // the port waits: TestHold
 	r.Out(UDP(rig.C1+":5000", rig.Peer1+":9", "x"), UDP(rig.External+":5000", rig.Peer1+":9", "x"))
 	if got := r.Bindings(); !strings.HasSuffix(got[0], ":5000 1") {
 		t.Errorf("bindings %q", got)

@@ -5,6 +5,7 @@ package rig
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 
 	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
@@ -41,7 +42,7 @@ func CheckMaps(o *bpf.Objects) error {
 			errs = append(errs, fmt.Errorf("session %+v: halves of slots %d and %d", key, half.Slot, otherHalf.Slot))
 		}
 	}
-	return errors.Join(append(errs, checkClaims(o, references), checkInternals(o), checkSlots(o), checkPermissions(o))...)
+	return errors.Join(append(errs, checkClaims(o, references), checkInternals(o), checkSlots(o), checkPermissions(o), checkUsage(o), checkBlocks(o))...)
 }
 
 // SLOT_* of slot.h.
@@ -134,8 +135,8 @@ func checkClaims(o *bpf.Objects, references map[uint32]int) error {
 			errs = append(errs, fmt.Errorf("binding %+v has %d references, its sessions are %d", b, uint32(b.Word), want))
 		}
 	}
-	if bits := portBits(o); bits != claims {
-		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed", bits, claims))
+	if bits, held := bitsOf(o.Ports), bitsOf(o.Held); bits != claims+held {
+		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed and %d held", bits, claims, held))
 	}
 	return errors.Join(errs...)
 }
@@ -159,15 +160,14 @@ func checkInternals(o *bpf.Objects) error {
 	return errors.Join(errs...)
 }
 
-func portBits(o *bpf.Objects) int {
+// bitsOf counts the bits of all elements of an array.
+func bitsOf(m *ebpf.Map) int {
 	n := 0
 	var index uint32
-	value := make([]byte, o.Ports.ValueSize())
-	for it := o.Ports.Iterate(); it.Next(&index, &value); {
+	value := make([]byte, m.ValueSize())
+	for it := m.Iterate(); it.Next(&index, &value); {
 		for _, b := range value {
-			for ; b != 0; b &= b - 1 {
-				n++
-			}
+			n += bits.OnesCount8(b)
 		}
 	}
 	return n

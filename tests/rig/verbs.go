@@ -165,7 +165,7 @@ func (r *Rig) Empty() {
 			r.T.Errorf("usage %+v", u)
 		}
 		for name, n := range map[string]int{"sessions": MapLen(o.Sessions4), "claims": MapLen(o.Claims4),
-			"internals": MapLen(o.Internals4), "permissions": MapLen(o.Permissions4), "port bits": portBits(o)} {
+			"internals": MapLen(o.Internals4), "permissions": MapLen(o.Permissions4), "port bits": bitsOf(o.Ports) - bitsOf(o.Held), "hosts": MapLen(o.Hosts4), "blocks": MapLen(o.Blocks4)} {
 			if n != 0 {
 				r.T.Errorf("%d %s are left", n, name)
 			}
