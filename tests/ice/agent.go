@@ -25,9 +25,12 @@ type agent struct {
 	stderr  bytes.Buffer
 }
 
+// Binary is the agent's program.
+func Binary() (string, error) { return build.Binary("tests/cmd/iceagent") }
+
 // start starts an agent in a namespace.
 func start(ctx context.Context, t *topo.Topo, ns *topo.NS, o Options) (*agent, error) {
-	binary, err := build.Binary("tests/cmd/iceagent")
+	binary, err := Binary()
 	if err != nil {
 		return nil, err
 	}

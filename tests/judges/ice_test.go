@@ -60,7 +60,7 @@ type met struct {
 // TestICE: pion's agents connect, by STUN alone, where the NATs' behaviours let them, and nowhere else.
 func TestICE(t *testing.T) {
 	w := newWorld(t)
-	ctx, cancel := context.WithTimeout(t.Context(), patience.For(90*time.Second))
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	places := [2]map[behavior]*topo.NS{}
 	for side := range places {
@@ -91,7 +91,7 @@ func TestICE(t *testing.T) {
 // TestICEHairpin: two agents behind one NAT meet by their external endpoints, having no other (RFC 4787, REQ-9).
 func TestICEHairpin(t *testing.T) {
 	w := newWorld(t)
-	ctx, cancel := context.WithTimeout(t.Context(), patience.For(90*time.Second))
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	for _, filtering := range behaviors {
 		n := w.nat(behavior{independent, filtering}, small)

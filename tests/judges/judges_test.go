@@ -8,11 +8,8 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/conenat/conenat/tests/patience"
 )
 
 // verdicts are what the judges found of one NAT.
@@ -27,7 +24,7 @@ type verdicts struct {
 // agrees with them.
 func TestJudges(t *testing.T) {
 	w := newWorld(t)
-	ctx, cancel := context.WithTimeout(t.Context(), patience.For(90*time.Second))
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	type trial struct {
 		behavior

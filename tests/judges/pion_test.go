@@ -22,9 +22,14 @@ var pionWords = map[string]string{
 	"address and port dependent": port,
 }
 
+// pionJudge is the program.
+func pionJudge() (string, error) {
+	return build.Foreign("github.com/pion/stun/v2/cmd/stun-nat-behaviour")
+}
+
 // askPion runs stun-nat-behaviour.
 func askPion(ctx context.Context, ns *topo.NS) (found behaviour, err error) {
-	binary, err := build.Foreign("github.com/pion/stun/v2/cmd/stun-nat-behaviour")
+	binary, err := pionJudge()
 	if err != nil {
 		return found, err
 	}

@@ -5,7 +5,6 @@ package judges
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,11 +15,16 @@ import (
 	"github.com/pion/stun/v2"
 
 	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/ice"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 func TestMain(m *testing.M) { os.Exit(topo.Main(m)) }
+
+// bound is on all that a test asks.
+var bound = patience.For(2 * time.Minute)
 
 // The STUN server's two addresses, and its port.
 const (
@@ -50,6 +54,12 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{Topo: topo.ForTest(t), t: t}
 	require.Installed(t, "turnserver")
+	// Compiled before anything is timed.
+	for _, program := range []func() (string, error){harness.Binary, pionJudge, ice.Binary} {
+		if _, err := program(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var err error
 	if w.outside, err = w.NewNS("outside"); err != nil {
 		t.Fatal(err)
@@ -126,7 +136,7 @@ func (w *world) ask(endpoint netip.AddrPort) error {
 	if err := conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 		return err
 	}
-	_, err = net.Conn(conn).Read(make([]byte, 1500))
+	_, err = conn.Read(make([]byte, 1500))
 	return err
 }
 
@@ -175,28 +185,19 @@ func (w *world) nat(b behavior, config string) *nat {
 	name := fmt.Sprintf("nat-%d", w.hosts+1)
 	host, external := w.host(name)
 	n := &nat{behavior: b, external: external}
-	err := host.AddBridge("docker0", "172.17.0.1/16")
-	if err == nil {
-		err = host.Sysctl("net.ipv4.ip_forward=1")
-	}
-	for i := 1; i <= 2 && err == nil; i++ {
-		var c *topo.NS
-		if c, err = w.container(host, fmt.Sprintf("%s-c%d", name, i), fmt.Sprintf("172.17.0.%d/16", i+1)); err == nil {
-			n.containers = append(n.containers, c)
-		}
-	}
-	if err == nil {
-		err = n.containers[0].AddAddr("eth0", otherAddr+"/16")
-	}
-	if err == nil {
-		err = topo.DockerRules(w.t.Context(), host)
-	}
 	file := filepath.Join(w.Dir(), name+".yaml")
-	if err == nil {
-		err = os.WriteFile(file, []byte(config), 0o600)
-	}
-	if err != nil {
-		w.t.Fatal(err)
+	for _, step := range []func() error{
+		func() error { return host.AddBridge("docker0", "172.17.0.1/16") },
+		func() error { return host.Sysctl("net.ipv4.ip_forward=1") },
+		func() error { return w.container(n, host, name+"-c1", containerAddr) },
+		func() error { return w.container(n, host, name+"-c2", "172.17.0.3") },
+		func() error { return n.containers[0].AddAddr("eth0", otherAddr+"/16") },
+		func() error { return topo.DockerRules(w.t.Context(), host) },
+		func() error { return os.WriteFile(file, []byte(config), 0o600) },
+	} {
+		if err := step(); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 	c := harness.Start(w.t, w.Topo, host, "--config", file, "--inside", "docker0", "--mapping", b.mapping, "--filtering", b.filtering)
 	w.t.Cleanup(func() {
@@ -207,16 +208,17 @@ func (w *world) nat(b behavior, config string) *nat {
 	return n
 }
 
-// container is a namespace on docker0.
-func (w *world) container(host *topo.NS, name, addr string) (*topo.NS, error) {
+// container adds a namespace on docker0.
+func (w *world) container(n *nat, host *topo.NS, name, addr string) error {
 	ns, err := w.NewNS(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	port := "veth-" + name[strings.LastIndex(name, "-")+1:]
-	err = w.Link(topo.End{NS: host, Name: port, Master: "docker0"}, topo.End{NS: ns, Name: "eth0", Addr: addr}, 0)
+	n.containers = append(n.containers, ns)
+	port := "veth" + name[strings.LastIndex(name, "-"):]
+	err = w.Link(topo.End{NS: host, Name: port, Master: "docker0"}, topo.End{NS: ns, Name: "eth0", Addr: addr + "/16"}, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return ns, ns.AddRoute("default", "172.17.0.1")
+	return ns.AddRoute("default", "172.17.0.1")
 }
