@@ -166,6 +166,13 @@ func (s *UDPStream) Answered() int {
 	return len(s.answers)
 }
 
+// Sent is how many datagrams have been sent.
+func (s *UDPStream) Sent() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent
+}
+
 // Seen are this socket's endpoints as the server of the stream has seen them.
 func (s *UDPStream) Seen() []netip.AddrPort {
 	s.mu.Lock()
