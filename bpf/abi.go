@@ -86,6 +86,8 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION:  "dropped_icmp_no_session",
 	natNatReasonREASON_DROPPED_ROUTE_MOVED:      "dropped_route_moved",
 	natNatReasonREASON_DROPPED_TTL:              "dropped_ttl",
+	natNatReasonREASON_DROPPED_TOO_BIG:          "dropped_too_big",
+	natNatReasonREASON_DROPPED_UNCUT:            "dropped_uncut",
 	natNatReasonREASON_DROPPED_CONFLICT:         "dropped_conflict",
 	natNatReasonREASON_DROPPED_RACE:             "dropped_race",
 	natNatReasonREASON_DROPPED_REWRITE:          "dropped_rewrite",
@@ -196,6 +198,7 @@ const (
 	LinkStack        = 1 << 2
 	LabelLen         = 64
 	ZoneIsolated     = 1 << 0
+	ZoneMSSClamp     = 1 << 1
 	OwnerExcluded    = 1 << 0
 	OwnerFiltering   = 1 << 1
 	SeenSYN          = 1 << 0

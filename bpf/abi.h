@@ -114,7 +114,9 @@ enum nat_reason {
 	REASON_DROPPED_ICMP_CHECKSUM, /* RFC 5508 REQ-3 */
 	REASON_DROPPED_ICMP_NO_SESSION, /* RFC 5508 REQ-4 */
 	REASON_DROPPED_ROUTE_MOVED, /* to an outside with another address */
-	REASON_DROPPED_TTL, /* inbound, would expire at the NAT */
+	REASON_DROPPED_TTL, /* would expire at the NAT, which says so */
+	REASON_DROPPED_TOO_BIG, /* DF, for an inside device: the NAT says so */
+	REASON_DROPPED_UNCUT, /* the same without DF: would need fragmenting */
 	REASON_DROPPED_CONFLICT, /* its endpoints talk by another binding */
 	REASON_DROPPED_RACE, /* the entry was ending on another CPU */
 	REASON_DROPPED_REWRITE, /* a kernel helper refused */
@@ -352,7 +354,7 @@ struct session_half4 {
 	__u32 generation; /* of the binding */
 	__u32 created; /* s of CLOCK_MONOTONIC */
 	__u16 peer_zone; /* that the other half's packets come from */
-	__u16 mtu; /* of the route; 0: unknown */
+	__u16 mtu; /* of the route, or the inside device; 0: unknown */
 	__u8 target; /* enum session_target */
 	__u8 flags;
 	__u8 seen; /* TCP flags so far */

@@ -79,9 +79,9 @@ static long csum_step(__u32 index, void *data)
 	return walk->left == 0 || walk->sum < 0;
 }
 
-/* Whether len bytes from offset on sum up to a right checksum. */
-static __always_inline bool csum_valid(struct __sk_buff *skb, __u32 offset,
-				       __u32 len)
+/* What len bytes from offset on sum up to, not folded; negative: unreadable. */
+static __always_inline __s64 csum_of(struct __sk_buff *skb, __u32 offset,
+				     __u32 len)
 {
 	struct csum_walk walk = {
 		.skb = skb,
@@ -89,10 +89,18 @@ static __always_inline bool csum_valid(struct __sk_buff *skb, __u32 offset,
 		.left = len,
 	};
 
-	if (bpf_loop(CSUM_CHUNKS, csum_step, &walk, 0) < 0)
-		return false;
-	return walk.sum >= 0 && walk.left == 0 &&
-	       csum_fold((__u32)walk.sum) == 0;
+	if (bpf_loop(CSUM_CHUNKS, csum_step, &walk, 0) < 0 || walk.left)
+		return -1;
+	return walk.sum;
+}
+
+/* Whether len bytes from offset on sum up to a right checksum. */
+static __always_inline bool csum_valid(struct __sk_buff *skb, __u32 offset,
+				       __u32 len)
+{
+	__s64 sum = csum_of(skb, offset, len);
+
+	return sum >= 0 && csum_fold((__u32)sum) == 0;
 }
 
 #endif /* CONENAT_CHECKSUM_H */

@@ -275,6 +275,7 @@ static __noinline int control_import(struct __sk_buff *skb,
 	plan.saddr = r->external;
 	plan.sport = r->external_port;
 	plan.reverse_ifindex = zone->ifindex;
+	plan.reverse_mtu = route_mtu(skb, zone->ifindex);
 	if (session_find(&plan.key))
 		return ANSWER_OK;
 	rc = import_binding(skb, &want, &plan.ref);

@@ -79,8 +79,10 @@ static __always_inline void plan_towards_sender(const struct nat *n,
 
 	plan->reverse_next_hop = n->p.saddr;
 	plan->reverse_target = TARGET_DEVICE;
-	if (zone)
+	if (zone) {
 		plan->reverse_ifindex = zone->ifindex;
+		plan->reverse_mtu = route_mtu(n->skb, zone->ifindex);
+	}
 	if (!link || link->kind != LINK_INSIDE_PORT || n->egress)
 		return;
 	plan->port_ifindex = link->ifindex;
@@ -96,6 +98,7 @@ static __always_inline void plan_self(struct session_plan *plan)
 	plan->flags |= HALF_SELF;
 	plan->target = plan->reverse_target;
 	plan->ifindex = plan->reverse_ifindex;
+	plan->mtu = plan->reverse_mtu;
 	binding_drop(plan->reverse_ref.binding, plan->reverse_ref.generation);
 }
 
@@ -125,8 +128,10 @@ static __noinline int hairpin_open(const struct nat *n,
 	plan.peer_zone = receiver->zone;
 	plan.seen = n->p.seen;
 	zone = zone_get(receiver->zone);
-	if (zone)
+	if (zone) {
 		plan.ifindex = zone->ifindex;
+		plan.mtu = route_mtu(n->skb, zone->ifindex);
+	}
 	plan_towards_sender(n, &plan);
 	if (from->binding == to->binding)
 		plan_self(&plan);

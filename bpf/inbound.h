@@ -66,8 +66,10 @@ static __noinline int inbound_open(const struct nat *n,
 	plan.reverse_target = TARGET_DEVICE;
 	plan.reverse_next_hop = b->internal;
 	zone = zone_get(b->zone);
-	if (zone)
+	if (zone) {
 		plan.reverse_ifindex = zone->ifindex;
+		plan.reverse_mtu = route_mtu(n->skb, zone->ifindex);
+	}
 	if (b->zone == NAT_ZONE_HOST)
 		plan.target = plan.reverse_target = TARGET_HOST;
 	return session_open(&plan);

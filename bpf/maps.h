@@ -119,6 +119,15 @@ struct {
 	__type(value, struct nat_sampler);
 } samplers SEC(".maps");
 
+/* ICMP errors of the NAT's own: to the outside, and to inside hosts. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct nat_sampler);
+} replies SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);

@@ -317,10 +317,12 @@ const (
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 40
 	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 41
 	natNatReasonREASON_DROPPED_TTL              natNatReason = 42
-	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 43
-	natNatReasonREASON_DROPPED_RACE             natNatReason = 44
-	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 45
-	natNatReasonREASON_COUNT                    natNatReason = 46
+	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 43
+	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 44
+	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 45
+	natNatReasonREASON_DROPPED_RACE             natNatReason = 46
+	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 47
+	natNatReasonREASON_COUNT                    natNatReason = 48
 )
 
 type natNatRequest4 struct {
@@ -516,6 +518,7 @@ const (
 	natMapPools              = "pools"
 	natMapPorts              = "ports"
 	natMapRealms4            = "realms4"
+	natMapReplies            = "replies"
 	natMapSamplers           = "samplers"
 	natMapSessionFree4       = "session_free4"
 	natMapSessionSlots4      = "session_slots4"
@@ -608,6 +611,7 @@ type natMapSpecs struct {
 	Pools         *ebpf.MapSpec `ebpf:"pools"`
 	Ports         *ebpf.MapSpec `ebpf:"ports"`
 	Realms4       *ebpf.MapSpec `ebpf:"realms4"`
+	Replies       *ebpf.MapSpec `ebpf:"replies"`
 	Samplers      *ebpf.MapSpec `ebpf:"samplers"`
 	SessionFree4  *ebpf.MapSpec `ebpf:"session_free4"`
 	SessionSlots4 *ebpf.MapSpec `ebpf:"session_slots4"`
@@ -670,6 +674,7 @@ type natMaps struct {
 	Pools         *ebpf.Map `ebpf:"pools"`
 	Ports         *ebpf.Map `ebpf:"ports"`
 	Realms4       *ebpf.Map `ebpf:"realms4"`
+	Replies       *ebpf.Map `ebpf:"replies"`
 	Samplers      *ebpf.Map `ebpf:"samplers"`
 	SessionFree4  *ebpf.Map `ebpf:"session_free4"`
 	SessionSlots4 *ebpf.Map `ebpf:"session_slots4"`
@@ -703,6 +708,7 @@ func (m *natMaps) Close() error {
 		m.Pools,
 		m.Ports,
 		m.Realms4,
+		m.Replies,
 		m.Samplers,
 		m.SessionFree4,
 		m.SessionSlots4,

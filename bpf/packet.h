@@ -64,7 +64,7 @@ struct packet {
 	__u8 ttl;
 	__u8 seen; /* SEEN_* of a TCP segment */
 	__u8 tcp; /* its flags */
-	__u8 pad[2];
+	__u16 mtu; /* that it is too big for, where it is dropped for that */
 };
 
 struct hdr_cursor {

@@ -30,6 +30,7 @@ struct session_plan {
 	struct binding_ref ref;
 	struct binding_ref reverse_ref; /* a hairpin's receiver; else the same */
 	__u16 mtu;
+	__u16 reverse_mtu;
 	__u16 peer_zone; /* that the reverse half's packets come from */
 	__u8 target;
 	__u8 reverse_target;
@@ -474,9 +475,46 @@ static __always_inline bool session_routes(const struct nat *n,
 	       !session_enters(n, half);
 }
 
+/* The device of the network that a half's packets are sent to. */
+static __always_inline __u32 session_device(const struct session_half *half)
+{
+	struct nat_zone *zone = zone_get(half->peer_zone);
+
+	return zone ? zone->ifindex : 0;
+}
+
+/*
+ * Larger than what the inside device took when the session began: asked once more,
+ * as it may have been changed. 0: it fits now.
+ */
+static __noinline int inbound_too_big(struct nat *n, struct session_half *half)
+{
+	half->mtu = route_mtu(n->skb, session_device(half));
+	if (!half->mtu || n->p.segment <= half->mtu)
+		return 0;
+	n->p.mtu = half->mtu;
+	return n->p.flags & PACKET_DF ? -REASON_DROPPED_TOO_BIG :
+					-REASON_DROPPED_UNCUT;
+}
+
+/*
+ * What no router may pass on. A bridge drops in silence what its ports do not take;
+ * bpf_redirect_peer delivers it whole.
+ */
+static __always_inline int session_limits(struct nat *n,
+					  struct session_half *half)
+{
+	if (n->p.ttl <= 1)
+		return -REASON_DROPPED_TTL;
+	if (half->target == TARGET_DEVICE && half->mtu &&
+	    n->p.segment > half->mtu)
+		return inbound_too_big(n, half);
+	return 0;
+}
+
 /* Rewrites a packet as its half says and sends it on. */
 static __always_inline int session_translate(struct nat *n,
-					     const struct session_half *half)
+					     struct session_half *half)
 {
 	struct rewrite to = {
 		.saddr = half->saddr,
@@ -487,8 +525,11 @@ static __always_inline int session_translate(struct nat *n,
 	};
 	int rc;
 
-	if (to.decrement_ttl && n->p.ttl <= 1)
-		return -REASON_DROPPED_TTL;
+	if (to.decrement_ttl) {
+		rc = session_limits(n, half);
+		if (rc < 0)
+			return rc;
+	}
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
 	rc = rewrite_packet(n->skb, &n->p, &to);
@@ -664,6 +705,7 @@ static __always_inline void plan_reverse(const struct session_plan *plan,
 	half->binding = plan->reverse_ref.binding;
 	half->generation = plan->reverse_ref.generation;
 	half->peer_zone = plan->key.zone;
+	half->mtu = plan->reverse_mtu;
 	half->target = plan->reverse_target;
 	half->flags = plan->flags & ~HALF_FILTER;
 	half->seen = plan->reverse_seen;

@@ -3,19 +3,13 @@
 #ifndef CONENAT_VERDICT_H
 #define CONENAT_VERDICT_H
 
-#include "route.h"
+#include "reply.h"
 
 /*
  * "Next program": TC_ACT_OK would end a TCX chain, and programs of others that
  * are attached behind ours would never run.
  */
 #define VERDICT_NEXT TC_ACT_UNSPEC
-
-/*
- * Marks a packet that the direct path has translated, for the outside egress
- * hook, which it meets again. tc_index is scratch space of traffic control.
- */
-#define DIRECT_PATH_MARK 0xc07e
 
 static __always_inline int verdict(const struct nat *n, int rc)
 {
@@ -28,7 +22,7 @@ static __always_inline int verdict(const struct nat *n, int rc)
 		return n->action;
 	if (reason <= REASON_LAST_PASSED)
 		return VERDICT_NEXT;
-	return TC_ACT_SHOT;
+	return reply(n->skb, &n->p, n->zone, reason, n->egress);
 }
 
 #endif /* CONENAT_VERDICT_H */

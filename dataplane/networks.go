@@ -197,6 +197,9 @@ func rawZone(n Network) (bpf.Zone, error) {
 	if n.Isolated {
 		zone.Flags |= bpf.ZoneIsolated
 	}
+	if err := rawReplies(n, &zone); err != nil {
+		return zone, err
+	}
 	if len(n.Prefixes) == 0 || len(n.Prefixes) > bpf.Prefixes {
 		return zone, fmt.Errorf("has %d prefixes; want 1 to %d", len(n.Prefixes), bpf.Prefixes)
 	}
@@ -219,6 +222,25 @@ func rawZone(n Network) (bpf.Zone, error) {
 	}
 	copy(zone.Mac[:], n.Gateway)
 	return zone, nil
+}
+
+// rawReplies is what the network's hosts are told, and by whom.
+func rawReplies(n Network, zone *bpf.Zone) error {
+	if n.MSSClamp {
+		zone.Flags |= bpf.ZoneMSSClamp
+	}
+	if n.Refusal > RefuseAdminProhibited {
+		return fmt.Errorf("unknown refusal %d", n.Refusal)
+	}
+	zone.Refusal = uint8(n.Refusal)
+	if !n.Address.IsValid() {
+		return nil
+	}
+	if !n.Address.Is4() {
+		return fmt.Errorf("address %s is not IPv4", n.Address)
+	}
+	zone.Gateway = rawAddr(n.Address)
+	return nil
 }
 
 func rawMask(bits int) uint32 {
@@ -252,7 +274,11 @@ func (d *Dataplane) Networks() ([]Network, error) {
 }
 
 func networkOf(z bpf.Zone) Network {
-	n := Network{Name: nameOf(z.Name), Label: text(z.Label[:]), IfIndex: int(z.Ifindex), Isolated: z.Flags&bpf.ZoneIsolated != 0}
+	n := Network{Name: nameOf(z.Name), Label: text(z.Label[:]), IfIndex: int(z.Ifindex), Isolated: z.Flags&bpf.ZoneIsolated != 0,
+		Refusal: Refusal(z.Refusal), MSSClamp: z.Flags&bpf.ZoneMSSClamp != 0}
+	if z.Gateway != 0 {
+		n.Address = addrOf(z.Gateway)
+	}
 	if z.Mac != [6]uint8{} {
 		n.Gateway = append(n.Gateway, z.Mac[:]...)
 	}

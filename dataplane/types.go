@@ -92,6 +92,36 @@ func ParseBehavior(s string) (Behavior, error) {
 	return 0, fmt.Errorf("unknown behaviour %q: want endpoint-independent, address-dependent or address-and-port-dependent", s)
 }
 
+// Refusal is what an inside host is told, by ICMP, when no mapping or session can be made for its packet.
+type Refusal uint8
+
+// The refusals: nothing, RFC 6888 REQ-11's and RFC 5508 REQ-8's.
+const (
+	RefuseSilently        Refusal = iota
+	RefuseHostUnreachable         // 3/1: hosts try again (RFC 1122 section 4.2.3.9)
+	RefuseAdminProhibited         // 3/13: Linux gives a connection up at once
+)
+
+var refusalNames = [...]string{"silent", "host-unreachable", "admin-prohibited"}
+
+// String is the name that the configuration file uses.
+func (r Refusal) String() string {
+	if int(r) < len(refusalNames) {
+		return refusalNames[r]
+	}
+	return fmt.Sprintf("refusal(%d)", uint8(r))
+}
+
+// ParseRefusal is the inverse of String.
+func ParseRefusal(s string) (Refusal, error) {
+	for i, name := range refusalNames {
+		if name == s {
+			return Refusal(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown refusal %q: want silent, host-unreachable or admin-prohibited", s)
+}
+
 // Settings are what the packet path reads on each decision and an operator may change while it runs.
 type Settings struct {
 	UDPTimeout            time.Duration // RFC 4787 REQ-5: 5 minutes
@@ -129,6 +159,9 @@ type Network struct {
 	Mapping   [3]Behavior      // for UDP, TCP, ICMP, in this order; what it is changed to holds for new sessions
 	Filtering [3]Behavior      // the same
 	Isolated  bool             // its hosts do not reach each other (icc=false): hairpins go to static bindings alone
+	Address   netip.Addr       // the host's own there, IPv4: ICMP errors to its hosts come from it; not valid: there are none
+	Refusal   Refusal
+	MSSClamp  bool // a SYN's MSS option is lowered to what fits the outside route's MTU
 }
 
 // Shown is the network's name in bindings, sessions and events.

@@ -19,6 +19,7 @@ import (
 const (
 	DefaultSocket   = "/run/conenat/conenat.sock"
 	DefaultStateDir = dataplane.DefaultStateDir
+	DefaultRefusal  = dataplane.RefuseHostUnreachable // RFC 6888 REQ-11, the later one; and no host gives a connection up for it
 )
 
 // Config is a configuration that makes sense by itself.
@@ -30,6 +31,8 @@ type Config struct {
 	Path      Path
 	Mapping   [3]dataplane.Behavior // indices as in dataplane.Network
 	Filtering [3]dataplane.Behavior // the same
+	Refusal   dataplane.Refusal     // to an inside host whose packet gets no mapping or session
+	MSSClamp  bool
 	Settings  dataplane.Settings
 	Capacity  dataplane.Capacity // zero where nothing is said: the dataplane's default
 	Forwards  []dataplane.Forward
@@ -71,6 +74,8 @@ func Build(l Layer) (Config, error) {
 	c.Mapping = b.behaviors(l.Mapping, dataplane.EndpointIndependent)
 	c.Filtering = b.behaviors(l.Filtering, dataplane.AddressDependent)
 	b.warnings = append(b.warnings, MappingWarnings(l.Mapping.origin(), c.Mapping)...)
+	c.Refusal = b.refusal(l.Refusal)
+	c.MSSClamp = b.mss(l.MSS)
 	b.settings(&c.Settings, l)
 	b.roles(l)
 	c.Warnings = b.warnings
@@ -182,6 +187,24 @@ func (b *builder) behavior(v Value, otherwise dataplane.Behavior) dataplane.Beha
 		b.refuse(v, "%w", err)
 	}
 	return behavior
+}
+
+func (b *builder) refusal(v Value) dataplane.Refusal {
+	if !v.Given() {
+		return DefaultRefusal
+	}
+	refusal, err := dataplane.ParseRefusal(v.Text)
+	if err != nil {
+		b.refuse(v, "%w", err)
+	}
+	return refusal
+}
+
+func (b *builder) mss(v Value) bool {
+	if v.Given() && v.Text != "clamp" && v.Text != "keep" {
+		b.refuse(v, "mss %q: want clamp or keep", v.Text)
+	}
+	return v.Text == "clamp"
 }
 
 func (b *builder) path(v Value, otherwise string) string {

@@ -33,6 +33,8 @@ external: 198.51.100.1
 mapping: {icmp: endpoint-independent}
 path: direct
 filtering: {udp: endpoint-independent, tcp: address-and-port-dependent}
+refusal: admin-prohibited
+mss: clamp
 ports: 2000-3000
 timeouts: {udp: 2m, tcp_established: 3h, tcp_partial_open: 5m, tcp_closing: 6m, icmp: 61s, sweep: 500ms}
 capacity: {sessions: 1000, bindings: 500, sessions_per_binding: 7}
@@ -51,6 +53,8 @@ state_dir: /sys/fs/bpf/x/
 		External:  netip.MustParseAddr("198.51.100.1"),
 		Path:      PathDirect,
 		Filtering: [3]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressAndPortDependent, dataplane.AddressDependent},
+		Refusal:   dataplane.RefuseAdminProhibited,
+		MSSClamp:  true,
 		Settings: dataplane.Settings{UDPTimeout: 2 * time.Minute, TCPEstablishedTimeout: 3 * time.Hour, TCPPartialOpenTimeout: 5 * time.Minute,
 			TCPClosingTimeout: 6 * time.Minute, ICMPTimeout: 61 * time.Second, SweepPeriod: 500 * time.Millisecond,
 			PortLow: 2000, PortHigh: 3000, SessionsPerBinding: 7},
@@ -73,7 +77,7 @@ func TestBuildDefaults(t *testing.T) {
 	}
 	ad := dataplane.AddressDependent
 	want := Config{Inside: []string{"br0"}, Path: PathAuto, Filtering: [3]dataplane.Behavior{ad, ad, ad}, Settings: dataplane.DefaultSettings(),
-		Socket: "/run/conenat/conenat.sock", StateDir: "/sys/fs/bpf/conenat"}
+		Refusal: dataplane.RefuseHostUnreachable, Socket: "/run/conenat/conenat.sock", StateDir: "/sys/fs/bpf/conenat"}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {
 		t.Error(diff)
 	}
@@ -138,6 +142,8 @@ func TestRefusals(t *testing.T) {
 		{"unknown_key", in + "timeuots: {}", Layer{}, `c.yaml:2:1: unknown field "timeuots"`},
 		{"unknown_nested_key", in + "timeouts: {upd: 5m}", Layer{}, `c.yaml:2:12: unknown field "upd"`},
 		{"unknown_filtering_protocol", in + "filtering: {sctp: endpoint-independent}", Layer{}, `c.yaml:2:13: unknown field "sctp"`},
+		{"refusal", in + "refusal: rst", Layer{}, `c.yaml:2:10: unknown refusal "rst": want silent, host-unreachable or admin-prohibited`},
+		{"mss", in + "mss: 1400", Layer{}, `c.yaml:2:6: mss "1400": want clamp or keep`},
 		{"doubled_key", in + "inside: [br1]", Layer{}, "c.yaml:2:1: "},
 		{"syntax", "inside: [br0\nx", Layer{}, "c.yaml:"},
 		{"list_for_a_value", in + "ports: [1, 2]", Layer{}, "c.yaml:2:8: want a single value"},

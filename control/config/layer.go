@@ -53,6 +53,8 @@ type Layer struct {
 	Docker    Value     `yaml:"docker"`
 	Mapping   Behaviors `yaml:"mapping"`
 	Filtering Behaviors `yaml:"filtering"`
+	Refusal   Value     `yaml:"refusal"`
+	MSS       Value     `yaml:"mss"`
 	Path      Value     `yaml:"path"`
 	Ports     Value     `yaml:"ports"`
 	Timeouts  Timeouts  `yaml:"timeouts"`
@@ -207,7 +209,7 @@ func Merge(base, over Layer) Layer {
 func (l *Layer) values() []*Value {
 	t, c := &l.Timeouts, &l.Capacity
 	return []*Value{
-		&l.External, &l.Docker, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
+		&l.External, &l.Docker, &l.Refusal, &l.MSS, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
 		&t.UDP, &t.TCPEstablished, &t.TCPPartialOpen, &t.TCPClosing, &t.ICMP, &t.Sweep,
 		&c.Sessions, &c.Bindings, &c.SessionsPerBinding,
 	}

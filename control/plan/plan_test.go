@@ -85,6 +85,9 @@ func TestNew(t *testing.T) {
 			"attach inside-port hooks, interface veth1 (index 5)"}},
 		{"mapping_changed", func(s *State) { s.Networks[0].Mapping[2] = dataplane.AddressDependent }, full(), []string{"put network br0"}},
 		{"filtering_changed", func(s *State) { s.Networks[0].Filtering[1] = dataplane.AddressDependent }, full(), []string{"put network br0"}},
+		{"address_of_the_host_changed", func(s *State) { s.Networks[0].Address = addr }, full(), []string{"put network br0"}},
+		{"refusal_changed", func(s *State) { s.Networks[0].Refusal = dataplane.RefuseAdminProhibited }, full(), []string{"put network br0"}},
+		{"mss_clamp_changed", func(s *State) { s.Networks[0].MSSClamp = true }, full(), []string{"put network br0"}},
 		{"settings_changed", func(s *State) { s.Settings = settings(1) }, full(), []string{"configure"}},
 		{"forward_without_network_is_there", func(s *State) { s.Forwards[0].Network = "" }, full(), nil},
 		{"forward_goes_elsewhere", func(s *State) { s.Forwards[0].Internal = netip.MustParseAddrPort("172.17.0.3:80") }, full(), []string{

@@ -175,7 +175,8 @@ func (t *target) inside(in inputs, want inside) {
 		return
 	}
 	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: l.Prefixes(),
-		Mapping: want.mapping, Filtering: want.filtering, Isolated: want.isolated}
+		Mapping: want.mapping, Filtering: want.filtering, Isolated: want.isolated,
+		Address: hostAddress(l), Refusal: want.refusal, MSSClamp: want.mssClamp}
 	if len(n.Prefixes) > maxPrefixes {
 		t.problem("inside interface %s has %d IPv4 prefixes: only %v are translated", want.name, len(n.Prefixes), n.Prefixes[:maxPrefixes])
 		n.Prefixes = n.Prefixes[:maxPrefixes]
@@ -208,6 +209,14 @@ func gateway(l hostnet.Link) net.HardwareAddr {
 		return nil
 	}
 	return l.MAC
+}
+
+// hostAddress is the one that the network's hosts know their router by.
+func hostAddress(l hostnet.Link) netip.Addr {
+	if len(l.Addresses) == 0 {
+		return netip.Addr{}
+	}
+	return l.Addresses[0].Addr()
 }
 
 // refuseRole: an interface has one role, and a port of an inside bridge has it already.

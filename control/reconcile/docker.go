@@ -23,6 +23,8 @@ type inside struct {
 	label     string
 	mapping   [3]dataplane.Behavior
 	filtering [3]dataplane.Behavior
+	refusal   dataplane.Refusal
+	mssClamp  bool
 	isolated  bool
 	endpoints []docker.Endpoint
 	adopted   bool // Docker has not said yet whether it is there: it stays as it is
@@ -31,7 +33,7 @@ type inside struct {
 // insides are the networks that the operator has named, and Docker's.
 func (in inputs) insides(t *target) (list []inside) {
 	for _, name := range in.cfg.Inside {
-		list = append(list, inside{name: name, mapping: in.cfg.Mapping, filtering: in.cfg.Filtering})
+		list = append(list, in.inside(name))
 	}
 	if !in.cfg.Docker {
 		return list
@@ -61,6 +63,12 @@ func (in inputs) insides(t *target) (list []inside) {
 	return list
 }
 
+// inside is a network that has what the configuration says for all.
+func (in inputs) inside(name string) inside {
+	c := in.cfg
+	return inside{name: name, mapping: c.Mapping, filtering: c.Filtering, refusal: c.Refusal, mssClamp: c.MSSClamp}
+}
+
 // leftAlone is why a network of Docker's is not translated; empty: it is.
 func (in inputs) leftAlone(n docker.Network) string {
 	if n.LeftAlone != "" {
@@ -74,7 +82,8 @@ func (in inputs) leftAlone(n docker.Network) string {
 }
 
 func (in inputs) insideOf(n docker.Network, others []inside) inside {
-	i := inside{name: n.Interface, label: n.Name, mapping: in.cfg.Mapping, filtering: in.cfg.Filtering, isolated: !n.ICC, endpoints: in.alive(n)}
+	i := in.inside(n.Interface)
+	i.label, i.isolated, i.endpoints = n.Name, !n.ICC, in.alive(n)
 	taken := slices.ContainsFunc(others, func(o inside) bool { return o.name != i.name && (o.label == n.Name || o.name == n.Name) })
 	if len(n.Name) > maxLabel || taken || n.Name == dataplane.HostNetwork {
 		i.label = "" // called by its interface's name
@@ -104,7 +113,8 @@ func (in inputs) alive(n docker.Network) []docker.Endpoint {
 func (in inputs) adoptedInsides() (list []inside) {
 	for _, n := range in.actual.Networks {
 		if !slices.Contains(in.cfg.Inside, n.Name) {
-			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, isolated: n.Isolated, adopted: true})
+			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, refusal: n.Refusal,
+				mssClamp: n.MSSClamp, isolated: n.Isolated, adopted: true})
 		}
 	}
 	return list

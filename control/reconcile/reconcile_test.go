@@ -141,7 +141,8 @@ func TestStartOnADockerHost(t *testing.T) {
 	links, _ := w.dp.Links()
 	wantNetworks := []dataplane.Network{{Name: "docker0", IfIndex: 3, Gateway: bridgeMAC,
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")},
-		Mapping:  [3]dataplane.Behavior{2, 0, 1}, Filtering: [3]dataplane.Behavior{0, 1, 2}}}
+		Mapping:  [3]dataplane.Behavior{2, 0, 1}, Filtering: [3]dataplane.Behavior{0, 1, 2},
+		Address: netip.MustParseAddr("172.17.0.1")}}
 	wantOutsides := []dataplane.Outside{{Name: "eth0", IfIndex: 2, Address: external.Addr()}}
 	wantLinks := []dataplane.Link{
 		{IfIndex: 2, Name: "eth0", Kind: dataplane.OutsideLink, Owner: "eth0", Mechanism: "tcx"},

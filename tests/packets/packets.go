@@ -26,7 +26,8 @@ type Spec struct {
 	DstMAC   net.HardwareAddr
 	SrcMAC   net.HardwareAddr
 	Src, Dst string
-	TTL      uint8  // 0: 64
+	TTL      uint8 // 0: 64
+	TOS      uint8
 	ID       uint16 // IPv4 identification
 	DF       bool
 	MF       bool
@@ -123,6 +124,18 @@ func ICMPError(src, dst string, kind, code uint8, about Spec, embed int) Spec {
 	}}
 }
 
+// Told is the ICMP error by which the NAT itself tells the sender of a packet that it was dropped: as much of it as 576 bytes
+// hold (RFC 1812 section 4.3.2.3). mtu is the next hop's, of Fragmentation Needed; from is the NAT's address.
+func Told(from string, kind, code uint8, mtu uint16, about Spec) Spec {
+	quote := about.IP()
+	return Spec{Src: from, Dst: Endpoint(about.Src).Addr().String(), TOS: 0xc0, DF: true, Payload: quote[:min(len(quote), 548)],
+		L4: func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
+			ip.Protocol = layers.IPProtocolICMPv4
+			return []gopacket.SerializableLayer{
+				&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(kind, code), Seq: mtu}, gopacket.Payload(s.Payload)}
+		}}
+}
+
 // Raw is an IPv4 packet of any protocol; the payload is its transport header and data.
 func Raw(src, dst string, proto uint8, payload []byte) Spec {
 	return Spec{Src: src, Dst: dst, Payload: payload, L4: func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
@@ -151,7 +164,7 @@ func (s Spec) ipv4() *layers.IPv4 {
 	if ttl == 0 {
 		ttl = 64
 	}
-	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: ttl, Id: s.ID, FragOffset: s.Offset / 8,
+	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: ttl, TOS: s.TOS, Id: s.ID, FragOffset: s.Offset / 8,
 		SrcIP: Endpoint(s.Src).Addr().AsSlice(), DstIP: Endpoint(s.Dst).Addr().AsSlice()}
 	if s.DF {
 		ip.Flags |= layers.IPv4DontFragment

@@ -22,8 +22,7 @@ func dontCut(s *Spec)  { s.DF = true }
 func routed(s *Spec)   { s.TTL = 63 } // what the kernel has forwarded
 func optioned(s *Spec) { s.Options = []byte{7, 7, 4, 0, 0, 0, 0, 0} }
 
-// TestTTL: what would expire here is the kernel's to answer (outbound), or dropped (inbound: nobody but the
-// container's side could answer it).
+// TestTTL: what would expire here is the kernel's to answer (outbound), or ours (inbound: reply_test.go).
 func TestTTL(t *testing.T) {
 	r := rig.New(t)
 	s := UDP(rig.C1+":2000", rig.Peer1+":53", "x")
@@ -31,7 +30,8 @@ func TestTTL(t *testing.T) {
 	r.WantBindings()
 	r.Inside(s)
 	r.Inside(s.With(lastHop)).Passed("ttl")
-	r.Outside(UDP(rig.Peer1+":53", rig.External+":2000", "x").With(lastHop)).Dropped("ttl")
+	expired := UDP(rig.Peer1+":53", rig.External+":2000", "x").With(lastHop)
+	r.Outside(expired).Told("ttl", Told(rig.External, 11, 0, 0, expired))
 	two := func(s *Spec) { s.TTL = 2 }
 	r.Out(s.With(two), UDP(rig.External+":2000", rig.Peer1+":53", "x").With(two))
 	r.In(UDP(rig.Peer1+":53", rig.External+":2000", "x").With(two), UDP(rig.Peer1+":53", rig.C1+":2000", "x").With(two))

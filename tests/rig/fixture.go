@@ -281,7 +281,7 @@ func (f *fixture) equip() error {
 		}
 	}
 	return errors.Join(
-		f.putNetworks(dataplane.EndpointIndependent, dataplane.AddressDependent),
+		f.putNetworks(dataplane.EndpointIndependent, dataplane.AddressDependent, func(*dataplane.Network) {}),
 		f.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.Ports["eth0"], Address: netip.MustParseAddr(External)}),
 		f.link("br0", dataplane.InsideDevice, "br0"), f.link("p1", dataplane.InsidePort, "br0"),
 		f.link("p2", dataplane.InsidePort, "br0"), f.link("br1", dataplane.InsideDevice, "br1"),
@@ -289,14 +289,19 @@ func (f *fixture) equip() error {
 	)
 }
 
-// putNetworks gives both networks a mapping and a filtering for all protocols.
-func (f *fixture) putNetworks(mapping, filtering dataplane.Behavior) error {
-	maps, filters := [3]dataplane.Behavior{mapping, mapping, mapping}, [3]dataplane.Behavior{filtering, filtering, filtering}
-	return errors.Join(
-		f.DP.PutNetwork(dataplane.Network{Name: "br0", IfIndex: f.Ports["br0"], Gateway: BridgeMAC,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, Mapping: maps, Filtering: filters}),
-		f.DP.PutNetwork(dataplane.Network{Name: "br1", IfIndex: f.Ports["br1"], Gateway: Bridge2,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}, Mapping: maps, Filtering: filters}))
+// putNetworks gives both networks a mapping and a filtering for all protocols, and what else change does to them.
+func (f *fixture) putNetworks(mapping, filtering dataplane.Behavior, change func(*dataplane.Network)) error {
+	var errs []error
+	for _, n := range []dataplane.Network{
+		{Name: "br0", IfIndex: f.Ports["br0"], Gateway: BridgeMAC, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}},
+		{Name: "br1", IfIndex: f.Ports["br1"], Gateway: Bridge2, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}},
+	} {
+		n.Mapping = [3]dataplane.Behavior{mapping, mapping, mapping}
+		n.Filtering = [3]dataplane.Behavior{filtering, filtering, filtering}
+		change(&n)
+		errs = append(errs, f.DP.PutNetwork(n))
+	}
+	return errors.Join(errs...)
 }
 
 func (f *fixture) link(name string, kind dataplane.LinkKind, owner string) error {

@@ -160,7 +160,7 @@ func (r *Rig) Subtest(name string, f func()) {
 // Behave changes what both networks do, while what there is lives on.
 func (r *Rig) Behave(mapping, filtering dataplane.Behavior) {
 	r.T.Helper()
-	r.Must("put networks", func() error { return r.putNetworks(mapping, filtering) })
+	r.Must("put networks", func() error { return r.putNetworks(mapping, filtering, func(*dataplane.Network) {}) })
 }
 
 // Put changes a network.

@@ -3,8 +3,10 @@
 package rig
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	. "github.com/conenat/conenat/tests/packets"
@@ -21,6 +23,9 @@ func (r *Rig) Untouched(h Hook, frame []byte) {
 	res := r.Send(h.Program, h.Dev, frame, h.Change)
 	verdict := uint32(Next)
 	if strings.HasPrefix(res.Reason, "dropped_") {
+		if res.Verdict == Redirect && IsReply(frame, res.out) {
+			return
+		}
 		verdict = Shot
 	} else if !strings.HasPrefix(res.Reason, "passed_") {
 		r.T.Errorf("%s: counted as %q", h.Name, res.Reason)
@@ -34,6 +39,17 @@ func (r *Rig) OpenAll() {
 	r.Inside(UDP(C1+":2000", Peer1+":53", "x"))
 	r.Inside(TCP(C1+":2000", Peer1+":80", "S", ""))
 	r.Inside(Ping(C1+":2000", Peer1))
+}
+
+// IsReply says whether a dropped packet became an ICMP error about itself, to its sender (packets.Told).
+func IsReply(in, out []byte) bool {
+	const headers = L4 + 8
+	if len(in) < L4 || len(out) < headers || !bytes.Equal(out[:12], slices.Concat(in[6:12], in[:6])) {
+		return false
+	}
+	ip, transport := sumOK(out)
+	isError := out[L3+9] == 1 && (out[L4] == 3 || out[L4] == 11)
+	return ip && transport == 1 && isError && bytes.Equal(out[L3+16:L3+20], in[L3+12:L3+16]) && bytes.HasPrefix(in[L3:], out[headers:])
 }
 
 // sumOK says whether the IPv4 header's checksum is right, and the transport's: 1 yes, 0 no, -1 has none.
@@ -72,6 +88,8 @@ func (r *Rig) Judge(h Hook, frame []byte) string {
 	switch kind, _, _ := strings.Cut(res.Reason, "_"); {
 	case res.Reason == "":
 		return "no counter moved"
+	case kind == "dropped" && res.Verdict == Redirect && IsReply(frame, res.out):
+		return ""
 	case kind == "passed" && res.Verdict != Next, kind == "dropped" && res.Verdict != Shot:
 		return fmt.Sprintf("verdict %d for %s", int32(res.Verdict), res.Reason)
 	case kind != "translated":

@@ -42,6 +42,7 @@ type RigOptions struct {
 	filtering dataplane.Behavior
 	settings  dataplane.Settings
 	mtu       int
+	network   func(*dataplane.Network)
 }
 
 func WithMapping(b dataplane.Behavior) Option { return func(o *RigOptions) { o.mapping = b } }
@@ -50,6 +51,11 @@ func WithFiltering(b dataplane.Behavior) Option { return func(o *RigOptions) { o
 
 func WithSettings(change func(*dataplane.Settings)) Option {
 	return func(o *RigOptions) { change(&o.settings) }
+}
+
+// WithNetworks changes what both networks are.
+func WithNetworks(change func(*dataplane.Network)) Option {
+	return func(o *RigOptions) { o.network = change }
 }
 
 func WithMTU(mtu int) Option { return func(o *RigOptions) { o.mtu = mtu } }
@@ -73,27 +79,40 @@ func New(t *testing.T, options ...Option) *Rig {
 		filtering: dataplane.AddressDependent,
 		settings:  dataplane.DefaultSettings(),
 		mtu:       uplinkMTU,
+		network:   func(*dataplane.Network) {},
 	}
 	for _, set := range options {
 		set(&o)
 	}
 	r := &Rig{fixture: fixtures.take(t, o.kind), T: t, Now: beginning}
-	r.Must("settings", func() error { return errors.Join(r.DP.Configure(o.settings), r.putNetworks(o.mapping, o.filtering)) })
+	r.Must("settings", func() error {
+		return errors.Join(r.DP.Configure(o.settings), r.putNetworks(o.mapping, o.filtering, o.network))
+	})
 	if o.mtu != uplinkMTU {
-		r.setMTU(o.mtu)
-		t.Cleanup(func() { r.setMTU(uplinkMTU) })
+		r.SetMTU("eth0", o.mtu)
 	}
 	return r
 }
 
-func (r *Rig) setMTU(mtu int) {
+// SetMTU changes an interface's until the test ends.
+func (r *Rig) SetMTU(dev string, mtu int) {
 	r.T.Helper()
-	r.Must("change the MTU", func() error {
-		uplink, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
+	set := func(mtu int) error {
+		return r.Do(func() error {
+			l, err := netlink.LinkByName(dev)
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetMTU(l, mtu)
+		})
+	}
+	if err := set(mtu); err != nil {
+		r.T.Fatalf("change the MTU of %s: %v", dev, err)
+	}
+	r.T.Cleanup(func() {
+		if err := set(uplinkMTU); err != nil {
+			r.T.Errorf("change the MTU of %s back: %v", dev, err)
 		}
-		return netlink.LinkSetMTU(uplink, mtu)
 	})
 }
 
@@ -132,14 +151,13 @@ type SKB struct {
 	RemotePort     uint32
 	LocalPort      uint32
 	DataMeta       uint32
-	_              uint32
 	FlowKeys       uint64
 	Tstamp         uint64
 	WireLen        uint32
 	GSOSegs        uint32
 	_              uint64
 	GSOSize        uint32
-	_              [3]uint32
+	_              uint32
 	HWTstamp       uint64
 }
 
@@ -220,9 +238,6 @@ func (r *Rig) Egress(from string, s packets.Spec) result {
 	return r.Send(r.DP.Objects().NatOutsideEgress, "eth0", s.Bytes(), func(c *SKB) { c.IngressIfindex = uint32(r.Ports[from]) })
 }
 
-// Frame is what the packet became.
-func (res result) Frame() []byte { return res.out }
-
 // Translated checks verdict, reason and the whole packet; the frame's MACs are as they came.
 func (res result) Translated(reason string, want packets.Spec) {
 	res.t.Helper()
@@ -233,6 +248,9 @@ func (res result) Translated(reason string, want packets.Spec) {
 	}
 	res.Check(verdict, reason, want.Bytes())
 }
+
+// Frame is what came out.
+func (res result) Frame() []byte { return res.out }
 
 func (res result) Check(verdict uint32, reason string, want []byte) {
 	res.t.Helper()
@@ -251,6 +269,13 @@ func (res result) Passed(reason string) {
 func (res result) Dropped(reason string) {
 	res.t.Helper()
 	res.Check(Shot, "dropped_"+reason, res.in)
+}
+
+// Told checks that a packet was dropped, and became the ICMP error that goes back to its sender.
+func (res result) Told(reason string, want packets.Spec) {
+	res.t.Helper()
+	want.DstMAC, want.SrcMAC = res.in[6:12], res.in[0:6]
+	res.Check(Redirect, "dropped_"+reason, want.Bytes())
 }
 
 // Wait moves the clock and lets the sweeper walk once.

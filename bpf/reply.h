@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the NAT says itself: a packet that is dropped becomes an ICMP error to its
+ * sender (RFC 1812 section 4.3.2), where a router, or RFC 5508 and RFC 6888, owe
+ * one. A new skb cannot be had here: the packet itself is turned into the error,
+ * and goes back to where it came from.
+ */
+#ifndef CONENAT_REPLY_H
+#define CONENAT_REPLY_H
+
+#include "checksum.h"
+#include "route.h"
+
+/*
+ * Marks a packet that the direct path has translated or made, for the outside
+ * egress hook, which it meets again. tc_index is scratch space of traffic control.
+ */
+#define DIRECT_PATH_MARK 0xc07e
+
+#define REPLY_MAX 576 /* bytes of the whole error: RFC 1812 section 4.3.2.3 */
+#define REPLY_TTL 64
+#define REPLY_TOS 0xc0 /* internetwork control: section 4.3.2.5 */
+
+/* On each CPU, to each side; about 1,000 a second, as the kernel's own limit. */
+#define REPLIES_PER_TICK 16
+
+enum icmp_code { /* IANA */
+	ICMP_HOST_UNREACH = 1, /* of ICMP_DEST_UNREACH */
+	ICMP_FRAG_NEEDED = 4,
+	ICMP_PKT_FILTERED = 13,
+	ICMP_EXC_TTL = 0, /* of ICMP_TIME_EXCEEDED */
+};
+
+struct reply_headers {
+	struct iphdr ip;
+	struct icmphdr icmp;
+};
+
+#define REPLY_QUOTE (REPLY_MAX - sizeof(struct reply_headers))
+
+/* What an inside host is told that gets no mapping or session. */
+static __always_inline bool reply_refusal(const struct nat_zone *zone,
+					  struct icmphdr *icmp)
+{
+	icmp->type = ICMP_DEST_UNREACH;
+	icmp->code = zone->refusal == REFUSAL_ADMIN_PROHIBITED ?
+			     ICMP_PKT_FILTERED :
+			     ICMP_HOST_UNREACH;
+	return zone->refusal != REFUSAL_SILENT;
+}
+
+/* Type and code for a reason to drop a packet; false: it is dropped in silence. */
+static __always_inline bool reply_of(const struct packet *p, __u32 zone_id,
+				     const struct nat_zone *zone, __u32 reason,
+				     struct icmphdr *icmp)
+{
+	switch (reason) {
+	case REASON_DROPPED_PORT_EXHAUSTED:
+	case REASON_DROPPED_BINDINGS_FULL:
+	case REASON_DROPPED_SESSIONS_FULL:
+	case REASON_DROPPED_QUOTA:
+	case REASON_DROPPED_HOST_PORTS:
+	case REASON_DROPPED_HOST_SESSIONS:
+	case REASON_DROPPED_NETWORK_PORTS:
+	case REASON_DROPPED_NETWORK_SESSIONS:
+		return zone_id != NAT_ZONE_OUTSIDE && reply_refusal(zone, icmp);
+	case REASON_DROPPED_TTL:
+		icmp->type = ICMP_TIME_EXCEEDED;
+		icmp->code = ICMP_EXC_TTL;
+		return true;
+	case REASON_DROPPED_TOO_BIG:
+		icmp->type = ICMP_DEST_UNREACH;
+		icmp->code = ICMP_FRAG_NEEDED;
+		icmp->sequence = bpf_htons(p->mtu); /* RFC 1191 */
+		return true;
+	}
+	return false;
+}
+
+/* RFC 1812 section 4.3.2.7: what no error may be sent about. */
+static __always_inline bool reply_is_due(const struct __sk_buff *skb,
+					 const struct packet *p)
+{
+	return !(p->flags & (PACKET_ERROR | PACKET_LATER_FRAGMENT)) &&
+	       skb->pkt_type != PACKET_BROADCAST &&
+	       skb->pkt_type != PACKET_MULTICAST &&
+	       !addr_never_routed(p->saddr);
+}
+
+/* Neither side can use up what the other one is told with. */
+static __always_inline bool reply_is_allowed(__u32 zone_id)
+{
+	__u32 inside = zone_id != NAT_ZONE_OUTSIDE, tick = clock_tick();
+	struct nat_sampler *s = bpf_map_lookup_elem(&replies, &inside);
+
+	if (!s)
+		return false;
+	if (s->last != tick) {
+		s->last = tick;
+		s->count = 0;
+	}
+	return s->count++ < REPLIES_PER_TICK;
+}
+
+static __always_inline __u16 csum_plain(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return ~csum_fold((sum & 0xffff) + (sum >> 16));
+}
+
+/*
+ * The transport checksum of a packet as its sender's kernel has left it to a device
+ * to fill in (CHECKSUM_PARTIAL): the pseudo-header's sum alone, which is answered;
+ * else 0. A program is not told, and cannot say that nothing is left to do.
+ */
+static __always_inline __u16 reply_unfilled(struct __sk_buff *skb,
+					    const struct packet *p)
+{
+	__u16 length = p->total - (p->l4 - p->l3), check = 0;
+	__u32 at = p->l4;
+	__u64 sum;
+
+	if (p->proto == IPPROTO_UDP)
+		at += __builtin_offsetof(struct udphdr, check);
+	else if (p->proto == IPPROTO_TCP)
+		at += __builtin_offsetof(struct tcphdr, check);
+	else
+		return 0;
+	if (bpf_skb_load_bytes(skb, at, &check, sizeof(check)) < 0)
+		return 0;
+	sum = (__u64)p->saddr + p->daddr + bpf_htons(length) +
+	      bpf_htons(p->proto);
+	return check == csum_plain(sum) ? check : 0;
+}
+
+/*
+ * What the quoted packet, which is at the offset at, sums up to. Where a device will
+ * still fill in its checksum, as if the packet went as it is: then all that the
+ * checksum covers sums up to the complement of what was there for it, however
+ * much of it is quoted.
+ */
+static __always_inline __s64 reply_quote_sum(struct __sk_buff *skb,
+					     const struct packet *p, __u32 at,
+					     __u32 quote, __u16 unfilled)
+{
+	__u32 summed = unfilled ? p->l4 - p->l3 : quote;
+	__s64 sum = csum_of(skb, at, summed);
+
+	return sum >= 0 && unfilled ? sum + (__u16)~unfilled : sum;
+}
+
+static __always_inline void reply_finish(const struct packet *p, nat_addr from,
+					 struct reply_headers *h, __u32 quote,
+					 __u64 quote_sum)
+{
+	h->ip.version = 4;
+	h->ip.ihl = sizeof(h->ip) / 4;
+	h->ip.tos = REPLY_TOS;
+	h->ip.tot_len = bpf_htons(sizeof(*h) + quote);
+	h->ip.frag_off = bpf_htons(IP_DF); /* so that it needs no ID */
+	h->ip.ttl = REPLY_TTL;
+	h->ip.protocol = IPPROTO_ICMP;
+	h->ip.saddr = from;
+	h->ip.daddr = p->saddr;
+	h->ip.check = ~csum_plain(
+		bpf_csum_diff(0, 0, (__be32 *)&h->ip, sizeof(h->ip), 0));
+	h->icmp.checksum = ~csum_plain(
+		quote_sum +
+		bpf_csum_diff(0, 0, (__be32 *)&h->icmp, sizeof(h->icmp), 0));
+}
+
+/* Back to the neighbour that it came from. */
+static __always_inline int reply_swap_macs(struct __sk_buff *skb,
+					   const struct packet *p)
+{
+	__u8 was[2 * ETH_ALEN], now[2 * ETH_ALEN];
+
+	if (!p->l3)
+		return 0;
+	if (bpf_skb_load_bytes(skb, 0, was, sizeof(was)) < 0)
+		return -REASON_DROPPED_REWRITE;
+	__builtin_memcpy(now, was + ETH_ALEN, ETH_ALEN);
+	__builtin_memcpy(now + ETH_ALEN, was, ETH_ALEN);
+	return bpf_skb_store_bytes(skb, 0, now, sizeof(now), 0);
+}
+
+/* The packet, turned into the error whose type, code and MTU h has. */
+static __always_inline int reply_make(struct __sk_buff *skb,
+				      const struct packet *p, nat_addr from,
+				      struct reply_headers *h)
+{
+	__u32 quote = p->total < REPLY_QUOTE ? p->total : REPLY_QUOTE;
+	__u16 unfilled = reply_unfilled(skb, p);
+	__s64 sum;
+
+	/* First, as it turns a GSO packet into an ordinary one. */
+	if (bpf_skb_change_tail(skb, p->l3 + quote, 0) < 0 ||
+	    bpf_skb_adjust_room(skb, sizeof(*h), BPF_ADJ_ROOM_MAC, 0) < 0)
+		return -REASON_DROPPED_REWRITE;
+	sum = reply_quote_sum(skb, p, p->l3 + sizeof(*h), quote, unfilled);
+	if (sum < 0)
+		return -REASON_DROPPED_REWRITE;
+	reply_finish(p, from, h, quote, sum);
+	if (bpf_skb_store_bytes(skb, p->l3, h, sizeof(*h),
+				BPF_F_RECOMPUTE_CSUM) < 0)
+		return -REASON_DROPPED_REWRITE;
+	return reply_swap_macs(skb, p);
+}
+
+/* At egress it has left its sender's network behind. */
+static __always_inline int reply_send(struct __sk_buff *skb,
+				      const struct packet *p, __u32 zone_id,
+				      const struct nat_zone *zone, bool egress)
+{
+	struct bpf_redir_neigh next = {
+		.nh_family = NAT_FAMILY,
+		.ipv4_nh = p->saddr,
+	};
+
+	if (!egress) {
+		if (zone_id == NAT_ZONE_OUTSIDE)
+			skb->tc_index = DIRECT_PATH_MARK;
+		return bpf_redirect(skb->ifindex, 0);
+	}
+	/* bpf_redirect_neigh drops what has no Ethernet header. */
+	if (!p->l3 && bpf_skb_change_head(skb, ETH_HLEN, 0) < 0)
+		return TC_ACT_SHOT;
+	return bpf_redirect_neigh(zone->ifindex, &next, sizeof(next), 0);
+}
+
+/*
+ * The verdict on a packet that is to be dropped: its sender may be told. Outside,
+ * it has sent to the external address; inside, the network's gateway answers.
+ */
+NAT_GLOBAL int reply(struct __sk_buff *skb, const struct packet *p,
+		     __u32 zone_id, __u32 reason, bool egress)
+{
+	struct nat_zone *zone = zone_get(zone_id);
+	struct reply_headers h = {};
+	nat_addr from;
+
+	if (!p || !zone || !reply_of(p, zone_id, zone, reason, &h.icmp))
+		return TC_ACT_SHOT;
+	from = zone_id == NAT_ZONE_OUTSIDE ? p->daddr : zone->gateway;
+	if (!from || !reply_is_due(skb, p) || !reply_is_allowed(zone_id) ||
+	    reply_make(skb, p, from, &h) < 0)
+		return TC_ACT_SHOT;
+	return reply_send(skb, p, zone_id, zone, egress);
+}
+
+#endif /* CONENAT_REPLY_H */
