@@ -458,7 +458,8 @@ struct fragment4 {
 	struct session_key4 session;
 	__u32 last_seen;
 	__u8 stack; /* the first one went the kernel's way */
-	__u8 pad[3];
+	__u8 pad;
+	__be16 id; /* of the translated datagram; 0: its own */
 };
 
 /* A bump counter; what is given back goes through a queue. */

@@ -31,6 +31,7 @@ static __noinline int fragment_remember(const struct nat *n,
 		.session = *session,
 		.last_seen = n->tick,
 		.stack = -rc > REASON_LAST_TRANSLATED,
+		.id = n->id,
 	};
 	struct fragment_key key;
 
@@ -57,6 +58,7 @@ static __noinline int fragment_forward(struct nat *n, int unknown)
 	half = session_find(&f->session);
 	if (!half)
 		return unknown;
+	n->id = f->id;
 	return session_translate(n, half);
 }
 

@@ -119,6 +119,10 @@ struct {
 	__type(value, struct nat_sampler);
 } samplers SEC(".maps");
 
+/* Counters of IPv4 IDs: identification.h. */
+#define NAT_IDENTIFICATION_BITS 11
+MAP_ARRAY(identifications, __u32, 1 << NAT_IDENTIFICATION_BITS);
+
 /* ICMP errors of the NAT's own: to the outside, and to inside hosts. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

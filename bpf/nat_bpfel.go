@@ -29,8 +29,7 @@ type natBinding4 struct {
 	Outbound     uint32
 	Remote       uint32
 	RemotePort   uint16
-	Used         uint8
-	Pad          [5]uint8
+	Pad          [6]uint8
 }
 
 type natBindingKey4 struct {
@@ -48,13 +47,6 @@ type natBindingRef struct {
 	_          structs.HostLayout
 	Binding    uint32
 	Generation uint32
-}
-
-type natBlockKey4 struct {
-	_       structs.HostLayout
-	Address uint32
-	Zone    uint16
-	Slot    uint16
 }
 
 type natClaim4 struct {
@@ -80,7 +72,8 @@ type natFragment4 struct {
 	Session  natSessionKey4
 	LastSeen uint32
 	Stack    uint8
-	Pad      [3]uint8
+	Pad      uint8
+	Id       uint16
 }
 
 type natFragmentKey4 struct {
@@ -120,18 +113,6 @@ const (
 	natNatBehaviorNAT_ADDRESS_DEPENDENT          natNatBehavior = 1
 	natNatBehaviorNAT_ADDRESS_AND_PORT_DEPENDENT natNatBehavior = 2
 )
-
-type natNatBlockWords struct {
-	_     structs.HostLayout
-	Words [16]uint64
-}
-
-type natNatBlocks struct {
-	_          structs.HostLayout
-	References uint32
-	External   uint32
-	Block      [8]uint32
-}
 
 type natNatCommand uint32
 
@@ -174,9 +155,7 @@ type natNatEvent struct {
 	InternalPort uint16
 	ExternalPort uint16
 	RemotePort   uint16
-	LastPort     uint16
-	Reason       uint8
-	Pad          [3]uint8
+	Pad          [6]uint8
 	Internal     [16]uint8
 	External     [16]uint8
 	Remote       [16]uint8
@@ -194,17 +173,7 @@ const (
 	natNatEventTypeEVENT_PORT_EXHAUSTED   natNatEventType = 7
 	natNatEventTypeEVENT_QUOTA_EXCEEDED   natNatEventType = 8
 	natNatEventTypeEVENT_INBOUND_FILTERED natNatEventType = 9
-	natNatEventTypeEVENT_SAMPLED_LAST     natNatEventType = 9
-	natNatEventTypeEVENT_BLOCK_ALLOCATED  natNatEventType = 10
-	natNatEventTypeEVENT_BLOCK_RELEASED   natNatEventType = 11
 )
-
-type natNatHeld struct {
-	_     structs.HostLayout
-	Slot  uint16
-	Port  uint16
-	Since uint32
-}
 
 type natNatL4 uint32
 
@@ -272,57 +241,53 @@ type natNatRealm4 struct {
 type natNatReason uint32
 
 const (
-	natNatReasonREASON_NONE                     natNatReason = 0
-	natNatReasonREASON_TRANSLATED_OUTBOUND      natNatReason = 1
-	natNatReasonREASON_TRANSLATED_INBOUND       natNatReason = 2
-	natNatReasonREASON_TRANSLATED_HAIRPIN       natNatReason = 3
-	natNatReasonREASON_TRANSLATED_ICMP_ERROR    natNatReason = 4
-	natNatReasonREASON_TRANSLATED_STACK         natNatReason = 5
-	natNatReasonREASON_TRANSLATED_HOST          natNatReason = 6
-	natNatReasonREASON_LAST_TRANSLATED          natNatReason = 6
-	natNatReasonREASON_PASSED_NO_LINK           natNatReason = 7
-	natNatReasonREASON_PASSED_NOT_IPV4          natNatReason = 8
-	natNatReasonREASON_PASSED_BRIDGED           natNatReason = 9
-	natNatReasonREASON_PASSED_LOCAL             natNatReason = 10
-	natNatReasonREASON_PASSED_NOT_OUTSIDE       natNatReason = 11
-	natNatReasonREASON_PASSED_NO_ROUTE          natNatReason = 12
-	natNatReasonREASON_PASSED_PROTOCOL          natNatReason = 13
-	natNatReasonREASON_PASSED_UNBOUND           natNatReason = 14
-	natNatReasonREASON_PASSED_HOST              natNatReason = 15
-	natNatReasonREASON_PASSED_CONNTRACK         natNatReason = 16
-	natNatReasonREASON_PASSED_TTL               natNatReason = 17
-	natNatReasonREASON_PASSED_TOO_BIG           natNatReason = 18
-	natNatReasonREASON_PASSED_STACK             natNatReason = 19
-	natNatReasonREASON_PASSED_TRANSLATED        natNatReason = 20
-	natNatReasonREASON_PASSED_EXCLUDED          natNatReason = 21
-	natNatReasonREASON_PASSED_MALFORMED         natNatReason = 22
-	natNatReasonREASON_LAST_PASSED              natNatReason = 22
-	natNatReasonREASON_DROPPED_MALFORMED        natNatReason = 23
-	natNatReasonREASON_DROPPED_SPOOFED          natNatReason = 24
-	natNatReasonREASON_DROPPED_FILTERED         natNatReason = 25
-	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 26
-	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 27
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 28
-	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 29
-	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 30
-	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 31
-	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 32
-	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 33
-	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 34
-	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 35
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 36
-	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 37
-	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 38
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 39
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 40
-	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 41
-	natNatReasonREASON_DROPPED_TTL              natNatReason = 42
-	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 43
-	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 44
-	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 45
-	natNatReasonREASON_DROPPED_RACE             natNatReason = 46
-	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 47
-	natNatReasonREASON_COUNT                    natNatReason = 48
+	natNatReasonREASON_NONE                    natNatReason = 0
+	natNatReasonREASON_TRANSLATED_OUTBOUND     natNatReason = 1
+	natNatReasonREASON_TRANSLATED_INBOUND      natNatReason = 2
+	natNatReasonREASON_TRANSLATED_HAIRPIN      natNatReason = 3
+	natNatReasonREASON_TRANSLATED_ICMP_ERROR   natNatReason = 4
+	natNatReasonREASON_TRANSLATED_STACK        natNatReason = 5
+	natNatReasonREASON_TRANSLATED_HOST         natNatReason = 6
+	natNatReasonREASON_LAST_TRANSLATED         natNatReason = 6
+	natNatReasonREASON_PASSED_NO_LINK          natNatReason = 7
+	natNatReasonREASON_PASSED_NOT_IPV4         natNatReason = 8
+	natNatReasonREASON_PASSED_BRIDGED          natNatReason = 9
+	natNatReasonREASON_PASSED_LOCAL            natNatReason = 10
+	natNatReasonREASON_PASSED_NOT_OUTSIDE      natNatReason = 11
+	natNatReasonREASON_PASSED_NO_ROUTE         natNatReason = 12
+	natNatReasonREASON_PASSED_PROTOCOL         natNatReason = 13
+	natNatReasonREASON_PASSED_UNBOUND          natNatReason = 14
+	natNatReasonREASON_PASSED_HOST             natNatReason = 15
+	natNatReasonREASON_PASSED_CONNTRACK        natNatReason = 16
+	natNatReasonREASON_PASSED_TTL              natNatReason = 17
+	natNatReasonREASON_PASSED_TOO_BIG          natNatReason = 18
+	natNatReasonREASON_PASSED_STACK            natNatReason = 19
+	natNatReasonREASON_PASSED_TRANSLATED       natNatReason = 20
+	natNatReasonREASON_PASSED_EXCLUDED         natNatReason = 21
+	natNatReasonREASON_PASSED_MALFORMED        natNatReason = 22
+	natNatReasonREASON_LAST_PASSED             natNatReason = 22
+	natNatReasonREASON_DROPPED_MALFORMED       natNatReason = 23
+	natNatReasonREASON_DROPPED_SPOOFED         natNatReason = 24
+	natNatReasonREASON_DROPPED_FILTERED        natNatReason = 25
+	natNatReasonREASON_DROPPED_ISOLATED        natNatReason = 26
+	natNatReasonREASON_DROPPED_NO_ADDRESS      natNatReason = 27
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED  natNatReason = 28
+	natNatReasonREASON_DROPPED_BINDINGS_FULL   natNatReason = 29
+	natNatReasonREASON_DROPPED_SESSIONS_FULL   natNatReason = 30
+	natNatReasonREASON_DROPPED_QUOTA           natNatReason = 31
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION  natNatReason = 32
+	natNatReasonREASON_DROPPED_FRAGMENT        natNatReason = 33
+	natNatReasonREASON_DROPPED_ICMP_TYPE       natNatReason = 34
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM   natNatReason = 35
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 36
+	natNatReasonREASON_DROPPED_ROUTE_MOVED     natNatReason = 37
+	natNatReasonREASON_DROPPED_TTL             natNatReason = 38
+	natNatReasonREASON_DROPPED_TOO_BIG         natNatReason = 39
+	natNatReasonREASON_DROPPED_UNCUT           natNatReason = 40
+	natNatReasonREASON_DROPPED_CONFLICT        natNatReason = 41
+	natNatReasonREASON_DROPPED_RACE            natNatReason = 42
+	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 43
+	natNatReasonREASON_COUNT                   natNatReason = 44
 )
 
 type natNatRequest4 struct {
@@ -376,11 +341,6 @@ const (
 	natNatTimeoutTIMEOUT_ICMP             natNatTimeout = 4
 	natNatTimeoutTIMEOUT_COUNT            natNatTimeout = 5
 )
-
-type natNatUsage struct {
-	_    structs.HostLayout
-	Word uint64
-}
 
 type natNatZone4 struct {
 	_         structs.HostLayout
@@ -499,17 +459,13 @@ const (
 	natMapAddresses4         = "addresses4"
 	natMapBindingFree4       = "binding_free4"
 	natMapBindings4          = "bindings4"
-	natMapBlockWords         = "block_words"
-	natMapBlocks4            = "blocks4"
 	natMapClaims4            = "claims4"
 	natMapConfig             = "config"
 	natMapCounters           = "counters"
 	natMapEvents             = "events"
 	natMapEventsLost         = "events_lost"
 	natMapFragments4         = "fragments4"
-	natMapHeld               = "held"
-	natMapHeldPorts          = "held_ports"
-	natMapHosts4             = "hosts4"
+	natMapIdentifications    = "identifications"
 	natMapInternals4         = "internals4"
 	natMapLinks              = "links"
 	natMapLinksOverflow      = "links_overflow"
@@ -524,7 +480,6 @@ const (
 	natMapSessionSlots4      = "session_slots4"
 	natMapSessions4          = "sessions4"
 	natMapSweeper            = "sweeper"
-	natMapZoneUsage          = "zone_usage"
 	natMapZones4             = "zones4"
 	natProgNatControl        = "nat_control"
 	natProgNatInside         = "nat_inside"
@@ -589,36 +544,31 @@ type natProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type natMapSpecs struct {
-	Addresses4    *ebpf.MapSpec `ebpf:"addresses4"`
-	BindingFree4  *ebpf.MapSpec `ebpf:"binding_free4"`
-	Bindings4     *ebpf.MapSpec `ebpf:"bindings4"`
-	BlockWords    *ebpf.MapSpec `ebpf:"block_words"`
-	Blocks4       *ebpf.MapSpec `ebpf:"blocks4"`
-	Claims4       *ebpf.MapSpec `ebpf:"claims4"`
-	Config        *ebpf.MapSpec `ebpf:"config"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	Events        *ebpf.MapSpec `ebpf:"events"`
-	EventsLost    *ebpf.MapSpec `ebpf:"events_lost"`
-	Fragments4    *ebpf.MapSpec `ebpf:"fragments4"`
-	Held          *ebpf.MapSpec `ebpf:"held"`
-	HeldPorts     *ebpf.MapSpec `ebpf:"held_ports"`
-	Hosts4        *ebpf.MapSpec `ebpf:"hosts4"`
-	Internals4    *ebpf.MapSpec `ebpf:"internals4"`
-	Links         *ebpf.MapSpec `ebpf:"links"`
-	LinksOverflow *ebpf.MapSpec `ebpf:"links_overflow"`
-	Owners4       *ebpf.MapSpec `ebpf:"owners4"`
-	Permissions4  *ebpf.MapSpec `ebpf:"permissions4"`
-	Pools         *ebpf.MapSpec `ebpf:"pools"`
-	Ports         *ebpf.MapSpec `ebpf:"ports"`
-	Realms4       *ebpf.MapSpec `ebpf:"realms4"`
-	Replies       *ebpf.MapSpec `ebpf:"replies"`
-	Samplers      *ebpf.MapSpec `ebpf:"samplers"`
-	SessionFree4  *ebpf.MapSpec `ebpf:"session_free4"`
-	SessionSlots4 *ebpf.MapSpec `ebpf:"session_slots4"`
-	Sessions4     *ebpf.MapSpec `ebpf:"sessions4"`
-	Sweeper       *ebpf.MapSpec `ebpf:"sweeper"`
-	ZoneUsage     *ebpf.MapSpec `ebpf:"zone_usage"`
-	Zones4        *ebpf.MapSpec `ebpf:"zones4"`
+	Addresses4      *ebpf.MapSpec `ebpf:"addresses4"`
+	BindingFree4    *ebpf.MapSpec `ebpf:"binding_free4"`
+	Bindings4       *ebpf.MapSpec `ebpf:"bindings4"`
+	Claims4         *ebpf.MapSpec `ebpf:"claims4"`
+	Config          *ebpf.MapSpec `ebpf:"config"`
+	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	Events          *ebpf.MapSpec `ebpf:"events"`
+	EventsLost      *ebpf.MapSpec `ebpf:"events_lost"`
+	Fragments4      *ebpf.MapSpec `ebpf:"fragments4"`
+	Identifications *ebpf.MapSpec `ebpf:"identifications"`
+	Internals4      *ebpf.MapSpec `ebpf:"internals4"`
+	Links           *ebpf.MapSpec `ebpf:"links"`
+	LinksOverflow   *ebpf.MapSpec `ebpf:"links_overflow"`
+	Owners4         *ebpf.MapSpec `ebpf:"owners4"`
+	Permissions4    *ebpf.MapSpec `ebpf:"permissions4"`
+	Pools           *ebpf.MapSpec `ebpf:"pools"`
+	Ports           *ebpf.MapSpec `ebpf:"ports"`
+	Realms4         *ebpf.MapSpec `ebpf:"realms4"`
+	Replies         *ebpf.MapSpec `ebpf:"replies"`
+	Samplers        *ebpf.MapSpec `ebpf:"samplers"`
+	SessionFree4    *ebpf.MapSpec `ebpf:"session_free4"`
+	SessionSlots4   *ebpf.MapSpec `ebpf:"session_slots4"`
+	Sessions4       *ebpf.MapSpec `ebpf:"sessions4"`
+	Sweeper         *ebpf.MapSpec `ebpf:"sweeper"`
+	Zones4          *ebpf.MapSpec `ebpf:"zones4"`
 }
 
 // natVariableSpecs contains global variables before they are loaded into the kernel.
@@ -652,36 +602,31 @@ func (o *natObjects) Close() error {
 //
 // It can be passed to loadNatObjects or ebpf.CollectionSpec.LoadAndAssign.
 type natMaps struct {
-	Addresses4    *ebpf.Map `ebpf:"addresses4"`
-	BindingFree4  *ebpf.Map `ebpf:"binding_free4"`
-	Bindings4     *ebpf.Map `ebpf:"bindings4"`
-	BlockWords    *ebpf.Map `ebpf:"block_words"`
-	Blocks4       *ebpf.Map `ebpf:"blocks4"`
-	Claims4       *ebpf.Map `ebpf:"claims4"`
-	Config        *ebpf.Map `ebpf:"config"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	Events        *ebpf.Map `ebpf:"events"`
-	EventsLost    *ebpf.Map `ebpf:"events_lost"`
-	Fragments4    *ebpf.Map `ebpf:"fragments4"`
-	Held          *ebpf.Map `ebpf:"held"`
-	HeldPorts     *ebpf.Map `ebpf:"held_ports"`
-	Hosts4        *ebpf.Map `ebpf:"hosts4"`
-	Internals4    *ebpf.Map `ebpf:"internals4"`
-	Links         *ebpf.Map `ebpf:"links"`
-	LinksOverflow *ebpf.Map `ebpf:"links_overflow"`
-	Owners4       *ebpf.Map `ebpf:"owners4"`
-	Permissions4  *ebpf.Map `ebpf:"permissions4"`
-	Pools         *ebpf.Map `ebpf:"pools"`
-	Ports         *ebpf.Map `ebpf:"ports"`
-	Realms4       *ebpf.Map `ebpf:"realms4"`
-	Replies       *ebpf.Map `ebpf:"replies"`
-	Samplers      *ebpf.Map `ebpf:"samplers"`
-	SessionFree4  *ebpf.Map `ebpf:"session_free4"`
-	SessionSlots4 *ebpf.Map `ebpf:"session_slots4"`
-	Sessions4     *ebpf.Map `ebpf:"sessions4"`
-	Sweeper       *ebpf.Map `ebpf:"sweeper"`
-	ZoneUsage     *ebpf.Map `ebpf:"zone_usage"`
-	Zones4        *ebpf.Map `ebpf:"zones4"`
+	Addresses4      *ebpf.Map `ebpf:"addresses4"`
+	BindingFree4    *ebpf.Map `ebpf:"binding_free4"`
+	Bindings4       *ebpf.Map `ebpf:"bindings4"`
+	Claims4         *ebpf.Map `ebpf:"claims4"`
+	Config          *ebpf.Map `ebpf:"config"`
+	Counters        *ebpf.Map `ebpf:"counters"`
+	Events          *ebpf.Map `ebpf:"events"`
+	EventsLost      *ebpf.Map `ebpf:"events_lost"`
+	Fragments4      *ebpf.Map `ebpf:"fragments4"`
+	Identifications *ebpf.Map `ebpf:"identifications"`
+	Internals4      *ebpf.Map `ebpf:"internals4"`
+	Links           *ebpf.Map `ebpf:"links"`
+	LinksOverflow   *ebpf.Map `ebpf:"links_overflow"`
+	Owners4         *ebpf.Map `ebpf:"owners4"`
+	Permissions4    *ebpf.Map `ebpf:"permissions4"`
+	Pools           *ebpf.Map `ebpf:"pools"`
+	Ports           *ebpf.Map `ebpf:"ports"`
+	Realms4         *ebpf.Map `ebpf:"realms4"`
+	Replies         *ebpf.Map `ebpf:"replies"`
+	Samplers        *ebpf.Map `ebpf:"samplers"`
+	SessionFree4    *ebpf.Map `ebpf:"session_free4"`
+	SessionSlots4   *ebpf.Map `ebpf:"session_slots4"`
+	Sessions4       *ebpf.Map `ebpf:"sessions4"`
+	Sweeper         *ebpf.Map `ebpf:"sweeper"`
+	Zones4          *ebpf.Map `ebpf:"zones4"`
 }
 
 func (m *natMaps) Close() error {
@@ -689,17 +634,13 @@ func (m *natMaps) Close() error {
 		m.Addresses4,
 		m.BindingFree4,
 		m.Bindings4,
-		m.BlockWords,
-		m.Blocks4,
 		m.Claims4,
 		m.Config,
 		m.Counters,
 		m.Events,
 		m.EventsLost,
 		m.Fragments4,
-		m.Held,
-		m.HeldPorts,
-		m.Hosts4,
+		m.Identifications,
 		m.Internals4,
 		m.Links,
 		m.LinksOverflow,
@@ -714,7 +655,6 @@ func (m *natMaps) Close() error {
 		m.SessionSlots4,
 		m.Sessions4,
 		m.Sweeper,
-		m.ZoneUsage,
 		m.Zones4,
 	)
 }

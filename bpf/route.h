@@ -31,6 +31,7 @@ struct nat {
 	__u8 stack; /* the interface's packets go the kernel's way */
 	__u8 stack_egress; /* at egress of an interface whose path is the stack */
 	__u8 from_port; /* at a bridge port: the sender's own */
+	__be16 id; /* of the datagram from here on; 0: its own */
 };
 
 static __always_inline int route_error(int rc)

@@ -8,6 +8,8 @@
 #define CONENAT_SESSION_H
 
 #include "filter.h"
+#include "identification.h"
+#include "mss.h"
 #include "slot.h"
 #include "translate.h"
 #include "verdict.h"
@@ -512,6 +514,43 @@ static __always_inline int session_limits(struct nat *n,
 	return 0;
 }
 
+/* What gets another source and is no atomic datagram gets an ID. */
+static __always_inline void session_identify(struct nat *n,
+					     const struct session_half *half)
+{
+	if (packet_is_atomic(&n->p) || addr_equal(half->saddr, n->p.saddr) ||
+	    n->p.flags & PACKET_LATER_FRAGMENT)
+		return;
+	n->id = identification(n->skb, half->saddr, half->daddr, n->p.proto);
+}
+
+/* The MTU of the way outside, as far as it is known at a packet of either way. */
+static __always_inline __u16
+session_outside_mtu(const struct nat *n, const struct session_half *half)
+{
+	struct session_key key = { .proto = n->p.proto }, reverse;
+
+	if (n->zone != NAT_ZONE_OUTSIDE)
+		return half->mtu ? half->mtu : route_mtu(n->skb, half->ifindex);
+	session_reverse_key(&key, half, &reverse);
+	half = session_find(&reverse);
+	return half && half->mtu ? half->mtu :
+				   route_mtu(n->skb, n->skb->ifindex);
+}
+
+/* A SYN of either way between an inside host and outside. */
+static __noinline int session_clamp(const struct nat *n,
+				    const struct session_half *half)
+{
+	bool inbound = n->zone == NAT_ZONE_OUTSIDE;
+	struct nat_zone *zone = zone_get(inbound ? half->peer_zone : n->zone);
+
+	if (!zone || !(zone->flags & ZONE_MSS_CLAMP) ||
+	    half->flags & HALF_HAIRPIN)
+		return 0;
+	return mss_clamp(n->skb, &n->p, session_outside_mtu(n, half));
+}
+
 /* Rewrites a packet as its half says and sends it on. */
 static __always_inline int session_translate(struct nat *n,
 					     struct session_half *half)
@@ -532,7 +571,11 @@ static __always_inline int session_translate(struct nat *n,
 	}
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
+	session_identify(n, half);
+	to.id = n->id;
 	rc = rewrite_packet(n->skb, &n->p, &to);
+	if (rc == 0 && n->p.tcp & TCP_SYN)
+		rc = session_clamp(n, half);
 	if (rc < 0)
 		return rc;
 	rc = session_send(n, half);

@@ -16,6 +16,7 @@ struct rewrite {
 	__be16 sport;
 	__be16 dport;
 	bool decrement_ttl;
+	__be16 id; /* 0: its own */
 };
 
 /* The tail of struct iphdr from ttl on. */
@@ -30,6 +31,19 @@ struct ip_tail {
 static __always_inline __u16 ip_word(__u8 first, __u8 second)
 {
 	return first | second << 8; /* as it lies in memory */
+}
+
+/* Another ID: *check is the header's checksum with it. */
+static __always_inline int rewrite_id(struct __sk_buff *skb,
+				      const struct packet *p, __be16 id,
+				      __be16 *check)
+{
+	*check = csum_apply(*check, (__u32)(__u16)~p->id + id);
+	if (bpf_skb_store_bytes(skb,
+				p->l3 + __builtin_offsetof(struct iphdr, id),
+				&id, sizeof(id), 0) < 0)
+		return -REASON_DROPPED_REWRITE;
+	return 0;
 }
 
 static __always_inline int rewrite_ip(struct __sk_buff *skb,
@@ -47,6 +61,8 @@ static __always_inline int rewrite_ip(struct __sk_buff *skb,
 
 	ttl_diff += ip_word(ttl, p->proto);
 	tail.check = csum_apply(csum_apply(p->check, addr_diff), ttl_diff);
+	if (to->id && rewrite_id(skb, p, to->id, &tail.check) < 0)
+		return -REASON_DROPPED_REWRITE;
 	if (bpf_skb_store_bytes(skb,
 				p->l3 + __builtin_offsetof(struct iphdr, ttl),
 				&tail, sizeof(tail), 0) < 0)

@@ -373,6 +373,7 @@ func (d *duel) compare(want oracle.Result, p oracle.Packet, program *ebpf.Progra
 		return // its sender was told
 	}
 	wantVerdict, wantFrame := expected(want, frame)
+	wantFrame = rig.Renumbered(in, wantFrame, opts.DataOut)
 	if verdict != wantVerdict {
 		d.Fatalf("%s: %v: verdict %d, want %d for %s", dev, p, int32(verdict), int32(wantVerdict), want.Reason)
 	}

@@ -41,6 +41,22 @@ func (r *Rig) OpenAll() {
 	r.Inside(Ping(C1+":2000", Peer1))
 }
 
+// Renumbered is want with the ID that its datagram got on its way from in to out, where it was due one that nobody can
+// foresee: it has another source now, and may be cut or was (RFC 6864).
+func Renumbered(in, want, out []byte) []byte {
+	if len(in) < L4 || len(out) < L4 || len(want) < L4 || bytes.Equal(in[L3+12:L3+16], want[L3+12:L3+16]) {
+		return want
+	}
+	id, control := out[L3+4:L3+6], binary.BigEndian.Uint16(in[L3+6:])
+	if control&0x7fff == 0x4000 || bytes.Equal(id, []byte{0, 0}) {
+		return want
+	}
+	want = bytes.Clone(want)
+	copy(want[L3+4:], id)
+	FixIPChecksum(want[L3:])
+	return want
+}
+
 // IsReply says whether a dropped packet became an ICMP error about itself, to its sender (packets.Told).
 func IsReply(in, out []byte) bool {
 	const headers = L4 + 8

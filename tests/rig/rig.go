@@ -257,7 +257,7 @@ func (res result) Check(verdict uint32, reason string, want []byte) {
 	if res.Verdict != verdict || res.Reason != reason {
 		res.t.Errorf("verdict %d for %s, want %d for %s", int32(res.Verdict), res.Reason, int32(verdict), reason)
 	}
-	packets.Same(res.t, res.out, want)
+	packets.Same(res.t, res.out, Renumbered(res.in, want, res.out))
 }
 
 // Passed and dropped check that the packet is as it was.

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * IPv4 identification (RFC 6864 section 5.3.1, RFC 7857 section 10): hosts that
+ * share an external address choose their IDs each for itself, and fragments of two
+ * datagrams with one ID make a third. So what may be cut, or was, gets an ID of the
+ * NAT's. Atomic datagrams (DF, and no fragment) need none: theirs stays.
+ *
+ * As in the kernel, a counter for each of many hashes of addresses and protocol,
+ * shared by the CPUs: split between them, each would come round so much sooner.
+ */
+#ifndef CONENAT_IDENTIFICATION_H
+#define CONENAT_IDENTIFICATION_H
+
+#include "packet.h"
+
+static __always_inline bool packet_is_atomic(const struct packet *p)
+{
+	return (p->flags & (PACKET_DF | PACKET_FIRST_FRAGMENT |
+			    PACKET_LATER_FRAGMENT)) == PACKET_DF;
+}
+
+/* A new ID, never 0; a GSO packet's segments count on from it. */
+NAT_GLOBAL __u16 identification(struct __sk_buff *skb, nat_addr saddr,
+				nat_addr daddr, __u8 proto)
+{
+	__u32 hash = (daddr ^ saddr << 7 ^ proto) * 0x9e3779b1U;
+	__u32 bucket = hash >> (32 - NAT_IDENTIFICATION_BITS);
+	__u32 segments = skb->gso_segs ? skb->gso_segs : 1;
+	__u32 *counter = bpf_map_lookup_elem(&identifications, &bucket);
+	__u32 first;
+
+	if (!counter)
+		return 0;
+	if (!*counter) /* so that nobody knows where it begins */
+		__sync_val_compare_and_swap(counter, 0,
+					    bpf_get_prandom_u32() | 1);
+	first = __sync_fetch_and_add(counter, segments);
+	if (!(__u16)first)
+		first = __sync_fetch_and_add(counter, segments);
+	return bpf_htons((__u16)first);
+}
+
+#endif /* CONENAT_IDENTIFICATION_H */
