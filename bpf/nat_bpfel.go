@@ -29,7 +29,8 @@ type natBinding4 struct {
 	Outbound     uint32
 	Remote       uint32
 	RemotePort   uint16
-	Pad          [6]uint8
+	Used         uint8
+	Pad          [5]uint8
 }
 
 type natBindingKey4 struct {
@@ -47,6 +48,13 @@ type natBindingRef struct {
 	_          structs.HostLayout
 	Binding    uint32
 	Generation uint32
+}
+
+type natBlockKey4 struct {
+	_       structs.HostLayout
+	Address uint32
+	Zone    uint16
+	Slot    uint16
 }
 
 type natClaim4 struct {
@@ -114,6 +122,18 @@ const (
 	natNatBehaviorNAT_ADDRESS_AND_PORT_DEPENDENT natNatBehavior = 2
 )
 
+type natNatBlockWords struct {
+	_     structs.HostLayout
+	Words [16]uint64
+}
+
+type natNatBlocks struct {
+	_          structs.HostLayout
+	References uint32
+	External   uint32
+	Block      [8]uint32
+}
+
 type natNatCommand uint32
 
 const (
@@ -155,7 +175,9 @@ type natNatEvent struct {
 	InternalPort uint16
 	ExternalPort uint16
 	RemotePort   uint16
-	Pad          [6]uint8
+	LastPort     uint16
+	Reason       uint8
+	Pad          [3]uint8
 	Internal     [16]uint8
 	External     [16]uint8
 	Remote       [16]uint8
@@ -173,7 +195,17 @@ const (
 	natNatEventTypeEVENT_PORT_EXHAUSTED   natNatEventType = 7
 	natNatEventTypeEVENT_QUOTA_EXCEEDED   natNatEventType = 8
 	natNatEventTypeEVENT_INBOUND_FILTERED natNatEventType = 9
+	natNatEventTypeEVENT_SAMPLED_LAST     natNatEventType = 9
+	natNatEventTypeEVENT_BLOCK_ALLOCATED  natNatEventType = 10
+	natNatEventTypeEVENT_BLOCK_RELEASED   natNatEventType = 11
 )
+
+type natNatHeld struct {
+	_     structs.HostLayout
+	Slot  uint16
+	Port  uint16
+	Since uint32
+}
 
 type natNatL4 uint32
 
@@ -241,53 +273,57 @@ type natNatRealm4 struct {
 type natNatReason uint32
 
 const (
-	natNatReasonREASON_NONE                    natNatReason = 0
-	natNatReasonREASON_TRANSLATED_OUTBOUND     natNatReason = 1
-	natNatReasonREASON_TRANSLATED_INBOUND      natNatReason = 2
-	natNatReasonREASON_TRANSLATED_HAIRPIN      natNatReason = 3
-	natNatReasonREASON_TRANSLATED_ICMP_ERROR   natNatReason = 4
-	natNatReasonREASON_TRANSLATED_STACK        natNatReason = 5
-	natNatReasonREASON_TRANSLATED_HOST         natNatReason = 6
-	natNatReasonREASON_LAST_TRANSLATED         natNatReason = 6
-	natNatReasonREASON_PASSED_NO_LINK          natNatReason = 7
-	natNatReasonREASON_PASSED_NOT_IPV4         natNatReason = 8
-	natNatReasonREASON_PASSED_BRIDGED          natNatReason = 9
-	natNatReasonREASON_PASSED_LOCAL            natNatReason = 10
-	natNatReasonREASON_PASSED_NOT_OUTSIDE      natNatReason = 11
-	natNatReasonREASON_PASSED_NO_ROUTE         natNatReason = 12
-	natNatReasonREASON_PASSED_PROTOCOL         natNatReason = 13
-	natNatReasonREASON_PASSED_UNBOUND          natNatReason = 14
-	natNatReasonREASON_PASSED_HOST             natNatReason = 15
-	natNatReasonREASON_PASSED_CONNTRACK        natNatReason = 16
-	natNatReasonREASON_PASSED_TTL              natNatReason = 17
-	natNatReasonREASON_PASSED_TOO_BIG          natNatReason = 18
-	natNatReasonREASON_PASSED_STACK            natNatReason = 19
-	natNatReasonREASON_PASSED_TRANSLATED       natNatReason = 20
-	natNatReasonREASON_PASSED_EXCLUDED         natNatReason = 21
-	natNatReasonREASON_PASSED_MALFORMED        natNatReason = 22
-	natNatReasonREASON_LAST_PASSED             natNatReason = 22
-	natNatReasonREASON_DROPPED_MALFORMED       natNatReason = 23
-	natNatReasonREASON_DROPPED_SPOOFED         natNatReason = 24
-	natNatReasonREASON_DROPPED_FILTERED        natNatReason = 25
-	natNatReasonREASON_DROPPED_ISOLATED        natNatReason = 26
-	natNatReasonREASON_DROPPED_NO_ADDRESS      natNatReason = 27
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED  natNatReason = 28
-	natNatReasonREASON_DROPPED_BINDINGS_FULL   natNatReason = 29
-	natNatReasonREASON_DROPPED_SESSIONS_FULL   natNatReason = 30
-	natNatReasonREASON_DROPPED_QUOTA           natNatReason = 31
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION  natNatReason = 32
-	natNatReasonREASON_DROPPED_FRAGMENT        natNatReason = 33
-	natNatReasonREASON_DROPPED_ICMP_TYPE       natNatReason = 34
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM   natNatReason = 35
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION natNatReason = 36
-	natNatReasonREASON_DROPPED_ROUTE_MOVED     natNatReason = 37
-	natNatReasonREASON_DROPPED_TTL             natNatReason = 38
-	natNatReasonREASON_DROPPED_TOO_BIG         natNatReason = 39
-	natNatReasonREASON_DROPPED_UNCUT           natNatReason = 40
-	natNatReasonREASON_DROPPED_CONFLICT        natNatReason = 41
-	natNatReasonREASON_DROPPED_RACE            natNatReason = 42
-	natNatReasonREASON_DROPPED_REWRITE         natNatReason = 43
-	natNatReasonREASON_COUNT                   natNatReason = 44
+	natNatReasonREASON_NONE                     natNatReason = 0
+	natNatReasonREASON_TRANSLATED_OUTBOUND      natNatReason = 1
+	natNatReasonREASON_TRANSLATED_INBOUND       natNatReason = 2
+	natNatReasonREASON_TRANSLATED_HAIRPIN       natNatReason = 3
+	natNatReasonREASON_TRANSLATED_ICMP_ERROR    natNatReason = 4
+	natNatReasonREASON_TRANSLATED_STACK         natNatReason = 5
+	natNatReasonREASON_TRANSLATED_HOST          natNatReason = 6
+	natNatReasonREASON_LAST_TRANSLATED          natNatReason = 6
+	natNatReasonREASON_PASSED_NO_LINK           natNatReason = 7
+	natNatReasonREASON_PASSED_NOT_IPV4          natNatReason = 8
+	natNatReasonREASON_PASSED_BRIDGED           natNatReason = 9
+	natNatReasonREASON_PASSED_LOCAL             natNatReason = 10
+	natNatReasonREASON_PASSED_NOT_OUTSIDE       natNatReason = 11
+	natNatReasonREASON_PASSED_NO_ROUTE          natNatReason = 12
+	natNatReasonREASON_PASSED_PROTOCOL          natNatReason = 13
+	natNatReasonREASON_PASSED_UNBOUND           natNatReason = 14
+	natNatReasonREASON_PASSED_HOST              natNatReason = 15
+	natNatReasonREASON_PASSED_CONNTRACK         natNatReason = 16
+	natNatReasonREASON_PASSED_TTL               natNatReason = 17
+	natNatReasonREASON_PASSED_TOO_BIG           natNatReason = 18
+	natNatReasonREASON_PASSED_STACK             natNatReason = 19
+	natNatReasonREASON_PASSED_TRANSLATED        natNatReason = 20
+	natNatReasonREASON_PASSED_EXCLUDED          natNatReason = 21
+	natNatReasonREASON_PASSED_MALFORMED         natNatReason = 22
+	natNatReasonREASON_LAST_PASSED              natNatReason = 22
+	natNatReasonREASON_DROPPED_MALFORMED        natNatReason = 23
+	natNatReasonREASON_DROPPED_SPOOFED          natNatReason = 24
+	natNatReasonREASON_DROPPED_FILTERED         natNatReason = 25
+	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 26
+	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 27
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 28
+	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 29
+	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 30
+	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 31
+	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 32
+	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 33
+	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 34
+	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 35
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 36
+	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 37
+	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 38
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 39
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 40
+	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 41
+	natNatReasonREASON_DROPPED_TTL              natNatReason = 42
+	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 43
+	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 44
+	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 45
+	natNatReasonREASON_DROPPED_RACE             natNatReason = 46
+	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 47
+	natNatReasonREASON_COUNT                    natNatReason = 48
 )
 
 type natNatRequest4 struct {
@@ -341,6 +377,11 @@ const (
 	natNatTimeoutTIMEOUT_ICMP             natNatTimeout = 4
 	natNatTimeoutTIMEOUT_COUNT            natNatTimeout = 5
 )
+
+type natNatUsage struct {
+	_    structs.HostLayout
+	Word uint64
+}
 
 type natNatZone4 struct {
 	_         structs.HostLayout
@@ -459,12 +500,17 @@ const (
 	natMapAddresses4         = "addresses4"
 	natMapBindingFree4       = "binding_free4"
 	natMapBindings4          = "bindings4"
+	natMapBlockWords         = "block_words"
+	natMapBlocks4            = "blocks4"
 	natMapClaims4            = "claims4"
 	natMapConfig             = "config"
 	natMapCounters           = "counters"
 	natMapEvents             = "events"
 	natMapEventsLost         = "events_lost"
 	natMapFragments4         = "fragments4"
+	natMapHeld               = "held"
+	natMapHeldPorts          = "held_ports"
+	natMapHosts4             = "hosts4"
 	natMapIdentifications    = "identifications"
 	natMapInternals4         = "internals4"
 	natMapLinks              = "links"
@@ -480,6 +526,7 @@ const (
 	natMapSessionSlots4      = "session_slots4"
 	natMapSessions4          = "sessions4"
 	natMapSweeper            = "sweeper"
+	natMapZoneUsage          = "zone_usage"
 	natMapZones4             = "zones4"
 	natProgNatControl        = "nat_control"
 	natProgNatInside         = "nat_inside"
@@ -547,12 +594,17 @@ type natMapSpecs struct {
 	Addresses4      *ebpf.MapSpec `ebpf:"addresses4"`
 	BindingFree4    *ebpf.MapSpec `ebpf:"binding_free4"`
 	Bindings4       *ebpf.MapSpec `ebpf:"bindings4"`
+	BlockWords      *ebpf.MapSpec `ebpf:"block_words"`
+	Blocks4         *ebpf.MapSpec `ebpf:"blocks4"`
 	Claims4         *ebpf.MapSpec `ebpf:"claims4"`
 	Config          *ebpf.MapSpec `ebpf:"config"`
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
 	Events          *ebpf.MapSpec `ebpf:"events"`
 	EventsLost      *ebpf.MapSpec `ebpf:"events_lost"`
 	Fragments4      *ebpf.MapSpec `ebpf:"fragments4"`
+	Held            *ebpf.MapSpec `ebpf:"held"`
+	HeldPorts       *ebpf.MapSpec `ebpf:"held_ports"`
+	Hosts4          *ebpf.MapSpec `ebpf:"hosts4"`
 	Identifications *ebpf.MapSpec `ebpf:"identifications"`
 	Internals4      *ebpf.MapSpec `ebpf:"internals4"`
 	Links           *ebpf.MapSpec `ebpf:"links"`
@@ -568,6 +620,7 @@ type natMapSpecs struct {
 	SessionSlots4   *ebpf.MapSpec `ebpf:"session_slots4"`
 	Sessions4       *ebpf.MapSpec `ebpf:"sessions4"`
 	Sweeper         *ebpf.MapSpec `ebpf:"sweeper"`
+	ZoneUsage       *ebpf.MapSpec `ebpf:"zone_usage"`
 	Zones4          *ebpf.MapSpec `ebpf:"zones4"`
 }
 
@@ -605,12 +658,17 @@ type natMaps struct {
 	Addresses4      *ebpf.Map `ebpf:"addresses4"`
 	BindingFree4    *ebpf.Map `ebpf:"binding_free4"`
 	Bindings4       *ebpf.Map `ebpf:"bindings4"`
+	BlockWords      *ebpf.Map `ebpf:"block_words"`
+	Blocks4         *ebpf.Map `ebpf:"blocks4"`
 	Claims4         *ebpf.Map `ebpf:"claims4"`
 	Config          *ebpf.Map `ebpf:"config"`
 	Counters        *ebpf.Map `ebpf:"counters"`
 	Events          *ebpf.Map `ebpf:"events"`
 	EventsLost      *ebpf.Map `ebpf:"events_lost"`
 	Fragments4      *ebpf.Map `ebpf:"fragments4"`
+	Held            *ebpf.Map `ebpf:"held"`
+	HeldPorts       *ebpf.Map `ebpf:"held_ports"`
+	Hosts4          *ebpf.Map `ebpf:"hosts4"`
 	Identifications *ebpf.Map `ebpf:"identifications"`
 	Internals4      *ebpf.Map `ebpf:"internals4"`
 	Links           *ebpf.Map `ebpf:"links"`
@@ -626,6 +684,7 @@ type natMaps struct {
 	SessionSlots4   *ebpf.Map `ebpf:"session_slots4"`
 	Sessions4       *ebpf.Map `ebpf:"sessions4"`
 	Sweeper         *ebpf.Map `ebpf:"sweeper"`
+	ZoneUsage       *ebpf.Map `ebpf:"zone_usage"`
 	Zones4          *ebpf.Map `ebpf:"zones4"`
 }
 
@@ -634,12 +693,17 @@ func (m *natMaps) Close() error {
 		m.Addresses4,
 		m.BindingFree4,
 		m.Bindings4,
+		m.BlockWords,
+		m.Blocks4,
 		m.Claims4,
 		m.Config,
 		m.Counters,
 		m.Events,
 		m.EventsLost,
 		m.Fragments4,
+		m.Held,
+		m.HeldPorts,
+		m.Hosts4,
 		m.Identifications,
 		m.Internals4,
 		m.Links,
@@ -655,6 +719,7 @@ func (m *natMaps) Close() error {
 		m.SessionSlots4,
 		m.Sessions4,
 		m.Sweeper,
+		m.ZoneUsage,
 		m.Zones4,
 	)
 }
