@@ -248,8 +248,7 @@ static __always_inline int error_outer(struct nat *n,
 		to.saddr = half->saddr;
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
-	session_identify(n, half);
-	to.id = n->id;
+	session_identify(n, &to);
 	return rewrite_packet(n->skb, &n->p, &to);
 }
 

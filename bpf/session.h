@@ -514,14 +514,14 @@ static __always_inline int session_limits(struct nat *n,
 	return 0;
 }
 
-/* What gets another source and is no atomic datagram gets an ID. */
-static __always_inline void session_identify(struct nat *n,
-					     const struct session_half *half)
+/* What gets another source and is no atomic datagram gets an ID, too. */
+static __always_inline void session_identify(struct nat *n, struct rewrite *to)
 {
-	if (packet_is_atomic(&n->p) || addr_equal(half->saddr, n->p.saddr) ||
-	    n->p.flags & PACKET_LATER_FRAGMENT)
-		return;
-	n->id = identification(n->skb, half->saddr, half->daddr, n->p.proto);
+	if (!packet_is_atomic(&n->p) && !addr_equal(to->saddr, n->p.saddr) &&
+	    !(n->p.flags & PACKET_LATER_FRAGMENT))
+		n->id = identification(n->skb, to->saddr, to->daddr,
+				       n->p.proto);
+	to->id = n->id;
 }
 
 /* The MTU of the way outside, as far as it is known at a packet of either way. */
@@ -571,8 +571,7 @@ static __always_inline int session_translate(struct nat *n,
 	}
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
-	session_identify(n, half);
-	to.id = n->id;
+	session_identify(n, &to);
 	rc = rewrite_packet(n->skb, &n->p, &to);
 	if (rc == 0 && n->p.tcp & TCP_SYN)
 		rc = session_clamp(n, half);
