@@ -10,33 +10,38 @@
 #include "host.h"
 #include "sweep.h"
 
+/* A place for a binding; negative: the table is full. */
+static __always_inline __s64 control_place(void)
+{
+	struct nat_config *cfg = config_get();
+
+	return cfg ? binding_index_take(cfg) : -1;
+}
+
 /*
  * A binding whose port is claimed already; ref: it, with one reference. An internal
  * endpoint that has another one already keeps that for what it sends.
  */
 static __noinline int control_publish(const struct binding_want *want,
-				      __u16 port, struct binding_ref *ref)
+				      __s64 index, struct binding_ref *ref)
 {
-	struct nat_config *cfg = config_get();
-	struct nat_binding *b;
-	__s64 index;
+	struct nat_binding *b = index < 0 ? NULL : binding_at(index);
 	int rc;
 
+	if (!b) {
+		port_release(want->address, want->proto,
+			     bpf_ntohs(want->external_port));
+		return ANSWER_FULL;
+	}
 	/* What another NAT has mapped already counts, whatever the limit. */
 	if (!(want->flags & BINDING_STATIC) &&
 	    usage_take(want->zone, want->internal, USAGE_PORT, true) < 0) {
-		port_release(want->address, want->proto, port);
+		port_release(want->address, want->proto,
+			     bpf_ntohs(want->external_port));
+		binding_index_give(index);
 		return ANSWER_FULL;
 	}
-	index = cfg ? binding_index_take(cfg) : -1;
-	b = index < 0 ? NULL : binding_at(index);
-	if (!b) {
-		if (!(want->flags & BINDING_STATIC))
-			usage_give(want->zone, want->internal, USAGE_PORT);
-		port_release(want->address, want->proto, port);
-		return ANSWER_FULL;
-	}
-	binding_fill(b, want, port);
+	binding_fill(b, want, bpf_ntohs(want->external_port));
 	rc = binding_publish(b, index);
 	if (rc < 0 && rc != -LOOK_AGAIN) {
 		binding_abandon(b, index);
@@ -94,13 +99,16 @@ static __always_inline void control_widen(struct nat_binding *b,
 	internal_forget(&before, ref->binding);
 }
 
-/* The claim of an endpoint whose port stays taken: the next one's. */
+/*
+ * The claim of an endpoint whose port stays taken: the next one's, for which there
+ * is a place: nobody loses it to a binding that does not come about.
+ */
 static __always_inline int control_reclaim(const struct binding_want *want,
 					   const struct claim_key *key,
-					   struct binding_ref *ref)
+					   __s64 index, struct binding_ref *ref)
 {
 	bpf_map_delete_elem(&claims, key);
-	return control_publish(want, bpf_ntohs(want->external_port), ref);
+	return control_publish(want, index, ref);
 }
 
 /*
@@ -114,6 +122,7 @@ static __always_inline int control_displace(const struct binding_want *want,
 {
 	struct nat_binding *b = binding_at(ref->binding);
 	struct binding_key internal;
+	__s64 index;
 
 	if (!b || b->flags & BINDING_STATIC)
 		return ANSWER_TAKEN;
@@ -127,11 +136,24 @@ static __always_inline int control_displace(const struct binding_want *want,
 	}
 	if (!want->over_socket)
 		return ANSWER_TAKEN;
+	index = control_place();
+	if (index < 0)
+		return ANSWER_FULL;
 	b->flags |= BINDING_RETIRED;
 	event_binding(b, EVENT_BINDING_EXPIRED);
 	binding_internal_key(b, &internal);
 	internal_forget(&internal, ref->binding);
-	return control_reclaim(want, key, ref);
+	return control_reclaim(want, key, index, ref);
+}
+
+/* The same of an endpoint that the host has sent from. */
+static __always_inline int control_relieve(const struct binding_want *want,
+					   const struct claim_key *key,
+					   struct binding_ref *ref)
+{
+	__s64 index = control_place();
+
+	return index < 0 ? ANSWER_FULL : control_reclaim(want, key, index, ref);
 }
 
 /*
@@ -153,7 +175,7 @@ static __noinline int control_take_over(const struct binding_want *want)
 	if (rc == 0)
 		rc = control_displace(want, &key, &ref);
 	else if (rc == -REASON_PASSED_HOST && want->over_socket)
-		rc = control_reclaim(want, &key, &ref);
+		rc = control_relieve(want, &key, &ref);
 	else
 		rc = ANSWER_TAKEN;
 	__sync_val_compare_and_swap(&s->busy, 1, 0);
@@ -205,7 +227,7 @@ static __noinline int control_bind(struct __sk_buff *skb,
 		return control_take_over(&want);
 	if (port < 0)
 		return -port;
-	return control_publish(&want, port, &ref);
+	return control_publish(&want, control_place(), &ref);
 }
 
 /* A session's binding, with one more reference: as another NAT had mapped it. */
@@ -230,9 +252,9 @@ static __noinline int import_binding(struct __sk_buff *skb,
 	/* Its own packets have passed the egress hook, as masquerade sends them. */
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (rc == -REASON_PASSED_HOST && claim && claim->forwarded)
-		return control_reclaim(want, &key, ref);
+		return control_relieve(want, &key, ref);
 	port = port_exactly(skb, want);
-	return port < 0 ? -port : control_publish(want, port, ref);
+	return port < 0 ? -port : control_publish(want, control_place(), ref);
 }
 
 /*

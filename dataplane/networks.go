@@ -415,12 +415,15 @@ func (d *Dataplane) addAddress(realm int, address uint32) error {
 	return fmt.Errorf("external address %s: %w: %d are there already", addrOf(address), ErrFull, bpf.Addresses)
 }
 
-// clearPorts frees every port of an address that is not in use.
+// clearPorts frees every port of an address that is not in use, those that wait too: the sweeper would free the next address's.
 func (d *Dataplane) clearPorts(slot int) error {
 	for l4 := range bpf.Protocols {
 		if err := d.objs.Ports.Put(uint32(slot*bpf.Protocols+l4), make([]byte, d.objs.Ports.ValueSize())); err != nil {
 			return fmt.Errorf("clear port bitmap: %w", err)
 		}
+	}
+	if err := d.objs.Held.Put(uint32(slot), make([]byte, d.objs.Held.ValueSize())); err != nil {
+		return fmt.Errorf("clear bitmap of held ports: %w", err)
 	}
 	return nil
 }

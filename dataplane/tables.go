@@ -60,7 +60,7 @@ func dependsOn(remote netip.AddrPort) netip.AddrPort {
 // dumpHash reads a whole hash map. Entries that come or go meanwhile may or may not be in it.
 func dumpHash[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
 	out := map[K]V{}
-	chunk := 4096
+	chunk := min(4096, int(m.MaxEntries()))
 	for {
 		var cursor ebpf.MapBatchCursor
 		err := dumpChunks(m, &cursor, chunk, out)
@@ -90,7 +90,8 @@ func dumpChunks[K comparable, V any](m *ebpf.Map, cursor *ebpf.MapBatchCursor, c
 // dumpArray reads the first n elements of an array map.
 func dumpArray[V any](m *ebpf.Map, n uint32) ([]V, error) {
 	out := make([]V, 0, n)
-	keys, values := make([]uint32, 4096), make([]V, 4096)
+	chunk := min(4096, n)
+	keys, values := make([]uint32, chunk), make([]V, chunk)
 	var cursor ebpf.MapBatchCursor
 	for uint32(len(out)) < n {
 		count, err := m.BatchLookup(&cursor, keys, values, nil)

@@ -16,11 +16,12 @@ type Binding struct {
 	External netip.AddrPort
 	Static   bool
 
-	remote  netip.AddrPort // what mapping depends on: nothing, an address, or an endpoint
-	lastOut time.Duration  // UDP: of its last packet out
+	published bool           // static, and Docker's
+	retired   bool           // a static one has its external endpoint; its sessions go on
+	hidden    bool           // its internal endpoint had another one when it came, or got one that came first: what opens there leaves by that
+	remote    netip.AddrPort // what mapping depends on: nothing, an address, or an endpoint
+	lastOut   time.Duration  // UDP: of its last packet out
 }
-
-func (b *Binding) setPort(port uint16) { b.External = netip.AddrPortFrom(b.External.Addr(), port) }
 
 // claim is an external endpoint that the host itself uses.
 type claim struct {
@@ -31,7 +32,7 @@ type claim struct {
 }
 
 func (n *NAT) bindingAt(p Protocol, external netip.AddrPort) *Binding {
-	return find(n.bindings, func(b *Binding) bool { return b.Protocol == p && b.External == external })
+	return find(n.bindings, func(b *Binding) bool { return b.Protocol == p && b.External == external && !b.retired })
 }
 
 func (n *NAT) claimAt(p Protocol, endpoint netip.AddrPort) *claim {
@@ -56,20 +57,35 @@ func (n *NAT) mappingRemote(place Place, p Protocol, remote netip.AddrPort) neti
 	return netip.AddrPort{}
 }
 
+// indexed is the binding that what an internal endpoint opens towards a remote leaves by, if mapping depends on just that.
+func (n *NAT) indexed(place Place, p Protocol, internal, depends netip.AddrPort) *Binding {
+	return find(n.bindings, func(b *Binding) bool {
+		return b.Protocol == p && b.Network == place && b.Internal == internal && b.remote == depends && !b.hidden && !b.retired
+	})
+}
+
+// bindingOf is the same for the mapping that the network has now. A static binding is its host's towards every remote.
+func (n *NAT) bindingOf(place Place, p Protocol, internal, remote netip.AddrPort) *Binding {
+	depends := n.mappingRemote(place, p, remote)
+	if b := n.indexed(place, p, internal, netip.AddrPort{}); b != nil && (b.Static || depends == netip.AddrPort{}) {
+		return b
+	}
+	return n.indexed(place, p, internal, depends)
+}
+
 // obtain gives the binding of an internal endpoint for what it sends to remote: the one that it has, or a new one, which
 // is not among n.bindings yet. A static binding is its internal endpoint's unless a dynamic one was there first.
 func (n *NAT) obtain(place Place, p Protocol, internal, remote netip.AddrPort) (b *Binding, fresh bool, c *Choice, why Reason) {
-	depends := n.mappingRemote(place, p, remote)
-	b = find(n.bindings, func(b *Binding) bool {
-		return b.Protocol == p && b.Network == place && b.Internal == internal && b.remote == depends && !n.hidden[b]
-	})
-	if b != nil {
+	if !n.config.External.IsValid() {
+		return nil, false, nil, DroppedNoAddress
+	}
+	if b = n.bindingOf(place, p, internal, remote); b != nil {
 		return b, false, nil, n.quota(b)
 	}
 	if len(n.bindings) >= n.config.Bindings {
 		return nil, false, nil, DroppedBindingsFull
 	}
-	b = &Binding{Protocol: p, Network: place, Internal: internal, remote: depends, lastOut: n.now,
+	b = &Binding{Protocol: p, Network: place, Internal: internal, remote: n.mappingRemote(place, p, remote), lastOut: n.now,
 		External: netip.AddrPortFrom(n.config.External, 0)}
 	c, why = n.choosePort(b)
 	return b, true, c, why
@@ -83,24 +99,5 @@ func (n *NAT) quota(b *Binding) Reason {
 	return ""
 }
 
-// Forward adds a static binding; false: its external endpoint is taken, or the table is full. A dynamic binding of just
-// these endpoints becomes the static one.
-func (n *NAT) Forward(place Place, p Protocol, external, internal netip.AddrPort) bool {
-	if b := n.bindingAt(p, external); b != nil && !b.Static && b.Network == place && b.Internal == internal {
-		b.Static = true
-		return true
-	}
-	if len(n.bindings) >= n.config.Bindings || n.bindingAt(p, external) != nil || n.claimAt(p, external) != nil {
-		return false
-	}
-	b := &Binding{Protocol: p, Network: place, Internal: internal, External: external, Static: true}
-	other := find(n.bindings, func(b *Binding) bool {
-		return b.Protocol == p && b.Network == place && b.Internal == internal && b.remote == netip.AddrPort{} && !n.hidden[b]
-	})
-	n.hidden[b] = other != nil
-	if p == UDP {
-		delete(n.held, external)
-	}
-	n.bindings = append(n.bindings, b)
-	return true
-}
+// Towards is what of the remote the mapping depends on; zero: nothing.
+func (b *Binding) Towards() netip.AddrPort { return b.remote }

@@ -43,13 +43,23 @@ type Network struct {
 	Mapping   map[Protocol]Behavior // absent: endpoint-independent
 	Filtering map[Protocol]Behavior // absent: endpoint-independent
 	Isolated  bool                  // its hosts do not reach each other, by hairpin neither
+	Owners    map[netip.Addr]Owner  // inside hosts that somebody vouches for
+}
+
+// Owner is what is known of an inside host.
+type Owner struct {
+	Port      string                // of the bridge, that its packets come by; empty: not known
+	Excluded  bool                  // left to the host's own NAT
+	Filtering map[Protocol]Behavior // nil: the network's
 }
 
 // Config is all that the NAT's behaviour depends on.
 type Config struct {
-	Networks map[Place]Network
-	External netip.Addr   // the one external address
-	Local    []netip.Addr // the host's other addresses
+	Networks  map[Place]Network
+	External  netip.Addr     // the one external address; not valid: there is none now
+	Local     []netip.Addr   // the host's addresses
+	Elsewhere []netip.Prefix // routes that do not lead outside, beside the networks'
+	Stack     bool           // between the inside and the outside the host routes and filters (path stack)
 
 	PortLow, PortHigh  uint16 // for internal ports from 1024 up
 	SessionsPerBinding int
@@ -66,12 +76,33 @@ func (n Network) contains(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// filtering is that of a binding's network; the host's own bindings have the default.
-func (c Config) filtering(place Place, p Protocol) Behavior {
-	if place == Host {
+// filtering is that of a binding's host, or of its network; the NAT's own host has the default.
+func (c Config) filtering(b *Binding) Behavior {
+	if b.Network == Host {
 		return AddressDependent
 	}
-	return c.Networks[place].Filtering[p]
+	n := c.Networks[b.Network]
+	if own := n.Owners[b.Internal.Addr()].Filtering; own != nil {
+		return own[b.Protocol]
+	}
+	return n.Filtering[b.Protocol]
+}
+
+// admits is whose packets may open sessions from inside: a network's own hosts', not by another one's port.
+func (c Config) admits(place Place, p Packet) Reason {
+	if !c.Networks[place].contains(p.Src.Addr()) || c.steals(place, p) {
+		return DroppedSpoofed
+	}
+	if c.Networks[place].Owners[p.Src.Addr()].Excluded {
+		return PassedExcluded
+	}
+	return ""
+}
+
+// steals: the address is known to be at another port.
+func (c Config) steals(place Place, p Packet) bool {
+	owner := c.Networks[place].Owners[p.Src.Addr()]
+	return owner.Port != "" && p.Port != "" && owner.Port != p.Port
 }
 
 // networkOf is the inside network that routing finds an address in.

@@ -8,40 +8,75 @@ import "net/netip"
 // goes to that other end, and speaks there of the packet as that end sent it. It neither refreshes nor ends anything.
 
 func (n *NAT) insideError(place Place, p Packet) Result {
-	d, ok := n.lookup(place, p.About.Protocol, p.About.flow().reversed())
-	if ok && p.Dst.Addr() == d.in.dst.Addr() {
-		return n.translateError(d, p)
-	}
+	d, ok := n.session(place, p)
 	switch {
-	case neverRouted(p.Dst.Addr()) || p.Dst.Addr() == n.config.External:
-		return Result{Reason: PassedLocal}
-	case n.routed(p.Dst.Addr()) != "":
-		return Result{Reason: n.routed(p.Dst.Addr())}
+	case !ok:
+		return Result{Reason: n.insideUnknown(place, p, DroppedICMPNoSession)}
+	case n.config.Stack && d.direction != TranslatedHairpin:
+		return Result{Reason: PassedStack}
 	}
-	return Result{Reason: DroppedICMPNoSession}
+	return n.translateError(d, p)
 }
 
 func (n *NAT) outsideError(p Packet) Result {
-	d, ok := n.lookup(Outside, p.About.Protocol, p.About.flow().reversed())
-	if !ok || p.Dst.Addr() != d.in.dst.Addr() {
+	d, ok := n.session(Outside, p)
+	if !ok {
 		return Result{Reason: PassedUnbound} // it may speak of the host's own packets
 	}
 	return n.translateError(d, p)
 }
 
+// stackError is one that the host has routed to the outside.
+func (n *NAT) stackError(place Place, p Packet) Result {
+	d, ok := n.session(place, p)
+	if !ok {
+		return Result{Reason: DroppedICMPNoSession}
+	}
+	if p.damaged() {
+		return Result{Reason: DroppedICMPChecksum}
+	}
+	return Result{Reason: TranslatedICMPError, Packet: d.restore(p), ByHost: true}
+}
+
+// session finds the one that an error speaks of.
+func (n *NAT) session(place Place, p Packet) (side, bool) {
+	d, ok := n.lookup(place, p.About.Protocol, p.About.flow().reversed())
+	return d, ok && p.Dst.Addr() == d.in.dst.Addr()
+}
+
+// damaged: REQ-3, and 3a of the embedded packet's header.
+func (p Packet) damaged() bool { return p.Damaged || p.About.Damaged }
+
 func (n *NAT) translateError(d side, p Packet) Result {
-	if p.TTL <= 1 {
-		if d.direction == TranslatedOutbound {
-			return Result{Reason: PassedTTL}
+	if p.damaged() {
+		return Result{Reason: DroppedICMPChecksum}
+	}
+	if d.direction == TranslatedOutbound {
+		if why := leavesByTheHost(p); why != "" {
+			return Result{Reason: why}
 		}
+	}
+	out := d.restore(p)
+	switch {
+	case n.entersTheHost(d):
+		out.Dst = p.Dst
+		return Result{Reason: TranslatedICMPError, Packet: out, Inside: d.out.dst.Addr(), ByHost: true}
+	case d.session.Binding.Network == Host:
+		return Result{Reason: TranslatedICMPError, Packet: out, ByHost: true}
+	case p.TTL <= 1:
 		return Result{Reason: DroppedTTL}
 	}
+	out.TTL--
+	return Result{Reason: TranslatedICMPError, Packet: out}
+}
+
+// restore gives an error the addresses of the other end, and what it speaks of as that end knows it.
+func (d side) restore(p Packet) Packet {
 	about := *p.About
 	about.Src, about.Dst = d.out.dst, d.out.src
-	out := Packet{Protocol: p.Protocol, Kind: Error, Src: p.Src, TTL: p.TTL - 1, About: &about,
-		Dst: netip.AddrPortFrom(d.out.dst.Addr(), 0)}
+	p.About, p.Dst = &about, netip.AddrPortFrom(d.out.dst.Addr(), 0)
 	if d.out.src.Addr() != d.in.src.Addr() { // REQ-5: whoever inside has sent it
-		out.Src = netip.AddrPortFrom(d.out.src.Addr(), 0)
+		p.Src = netip.AddrPortFrom(d.out.src.Addr(), 0)
 	}
-	return Result{Reason: TranslatedICMPError, Packet: out}
+	return p
 }

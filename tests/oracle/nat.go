@@ -16,7 +16,7 @@ type NAT struct {
 	bindings []*Binding
 	sessions []*Session
 	claims   []*claim
-	hidden   map[*Binding]bool                // static, and its internal endpoint had a binding when it came
+	firsts   map[datagram]first
 	held     map[netip.AddrPort]time.Duration // UDP: external endpoints that nobody gets yet, and since when
 }
 
@@ -26,6 +26,8 @@ type Result struct {
 	Reason Reason
 	Packet Packet
 	Choice *Choice
+	ByHost bool          // the host's own routing has it from here
+	Inside netip.Addr    // TranslatedStack from outside: the address that the host is to send it to
 	again  func() Packet // Packet, once the port is chosen
 }
 
@@ -39,11 +41,14 @@ func (r Result) Translated() Packet {
 
 // New gives a NAT without bindings.
 func New(c Config) *NAT {
-	return &NAT{config: c, hidden: map[*Binding]bool{}, held: map[netip.AddrPort]time.Duration{}}
+	return &NAT{config: c, firsts: map[datagram]first{}, held: map[netip.AddrPort]time.Duration{}}
 }
 
-// Bindings and Sessions are those that live, in the order in which they were made.
-func (n *NAT) Bindings() []*Binding { return n.bindings }
+// Bindings are those that live, in the order in which they were made; a static one may have displaced others, whose
+// sessions go on.
+func (n *NAT) Bindings() []*Binding {
+	return slices.DeleteFunc(slices.Clone(n.bindings), func(b *Binding) bool { return b.retired })
+}
 
 // Sessions are those that live.
 func (n *NAT) Sessions() []*Session { return n.sessions }
@@ -72,7 +77,7 @@ func (n *NAT) ended(b *Binding) bool {
 	if b.Static || n.SessionsOf(b) > 0 {
 		return false
 	}
-	if b.Protocol == UDP && n.config.filtering(b.Network, UDP) == EndpointIndependent {
+	if b.Protocol == UDP && !b.retired && n.config.filtering(b) == EndpointIndependent {
 		n.held[b.External] = n.now
 	}
 	return true
@@ -95,7 +100,15 @@ func (n *NAT) open(s *Session, fresh ...*Binding) Reason {
 	if len(n.sessions)+len(n.claims) >= n.config.Sessions {
 		return DroppedSessionsFull
 	}
+	// One of the ends talks to the other already, by another binding: which way would answers take?
+	p := s.Binding.Protocol
+	_, sent := n.lookup(s.Binding.Network, p, s.sent())
+	_, answered := n.lookup(s.otherPlace(), p, s.answers())
+	if sent || answered && !s.isSelf() {
+		return DroppedConflict
+	}
 	s.inside.last, s.outside.last = n.now, n.now
+	s.permits = n.config.filtering(s.Binding) == AddressDependent
 	n.sessions = append(n.sessions, s)
 	n.bindings = append(n.bindings, fresh...)
 	return ""
@@ -103,10 +116,31 @@ func (n *NAT) open(s *Session, fresh ...*Binding) Reason {
 
 // FromInside is what becomes of a packet that comes out of a network.
 func (n *NAT) FromInside(place Place, p Packet) Result {
-	if p.Kind == Error {
-		return n.insideError(place, p)
+	if _, known := n.config.Networks[place]; !known {
+		return Result{Reason: PassedNoLink}
 	}
-	if d, ok := n.lookup(place, p.Protocol, p.flow()); ok {
+	switch {
+	case p.Piece == Later:
+		return n.laterFragment(place, p, n.insideUnknown(place, p, DroppedFragment))
+	case p.Kind == Error:
+		return n.insideError(place, p)
+	case p.Kind == Other:
+		return Result{Reason: n.insideUnknown(place, p, DroppedICMPType)}
+	}
+	r := n.insideKnown(place, p)
+	n.remember(place, p, r.Reason)
+	return r
+}
+
+func (n *NAT) insideKnown(place Place, p Packet) Result {
+	d, ok := n.lookup(place, p.Protocol, p.flow())
+	if n.config.Stack && !(ok && d.direction == TranslatedHairpin || !ok && p.Dst.Addr() == n.config.External) {
+		if n.config.steals(place, p) {
+			return Result{Reason: DroppedSpoofed}
+		}
+		return Result{Reason: PassedStack}
+	}
+	if ok {
 		return n.translate(d, p)
 	}
 	switch {
@@ -118,9 +152,10 @@ func (n *NAT) FromInside(place Place, p Packet) Result {
 	if why := n.routed(p.Dst.Addr()); why != "" {
 		return Result{Reason: why}
 	}
+	if why := n.config.admits(place, p); why != "" {
+		return Result{Reason: why}
+	}
 	switch {
-	case !n.config.Networks[place].contains(p.Src.Addr()):
-		return Result{Reason: DroppedSpoofed}
 	case p.TTL <= 1:
 		return Result{Reason: PassedTTL}
 	case p.opens() != "":
@@ -129,12 +164,66 @@ func (n *NAT) FromInside(place Place, p Packet) Result {
 	return n.outbound(place, p)
 }
 
+// insideUnknown is why a packet that opens no session is not translated; outside: it would leave.
+func (n *NAT) insideUnknown(place Place, p Packet, outside Reason) Reason {
+	switch {
+	case n.config.Stack:
+		return PassedStack
+	case neverRouted(p.Dst.Addr()) || p.Dst.Addr() == n.config.External:
+		return PassedLocal
+	case n.routed(p.Dst.Addr()) != "":
+		return n.routed(p.Dst.Addr())
+	case n.config.admits(place, p) == PassedExcluded:
+		return PassedExcluded
+	}
+	return outside
+}
+
+// FromStack is what becomes of a packet of a network's that the host has routed to the outside: on the stack path, or
+// because the NAT has left it to the host.
+func (n *NAT) FromStack(place Place, p Packet) Result {
+	network := n.config.Networks[place]
+	if !network.contains(p.Src.Addr()) {
+		return Result{Reason: PassedNotOutside}
+	}
+	if p.Kind == Other {
+		return Result{Reason: DroppedICMPType}
+	}
+	if p.Kind == Error {
+		return n.stackError(place, p)
+	}
+	d, ok := n.lookup(place, p.Protocol, p.flow())
+	if !ok {
+		if why := p.opens(); why != "" {
+			return Result{Reason: why}
+		}
+		p.Port = ""
+		b, fresh, choice, why := n.obtain(place, p.Protocol, p.Src, p.Dst)
+		s := &Session{Binding: b, Remote: p.Dst}
+		if why == "" {
+			why = n.open(s, newOnes(b, fresh)...)
+		}
+		if why != "" {
+			return Result{Reason: why}
+		}
+		return n.first(s, choice, func() Result { return n.leaveTheHost(s.fromInside(), p) })
+	}
+	return n.leaveTheHost(d, p)
+}
+
+// leaveTheHost: it was the host that routed it.
+func (n *NAT) leaveTheHost(d side, p Packet) Result {
+	d.touch(n.now, p.Kind)
+	return Result{Reason: TranslatedStack, Packet: p.between(d.out), ByHost: true}
+}
+
 // routed is why a packet to that address is not the NAT's; "" is outside.
 func (n *NAT) routed(dst netip.Addr) Reason {
 	if slices.Contains(n.config.Local, dst) {
 		return PassedLocal
 	}
-	if _, inside := n.config.networkOf(dst); inside {
+	_, inside := n.config.networkOf(dst)
+	if inside || slices.ContainsFunc(n.config.Elsewhere, func(p netip.Prefix) bool { return p.Contains(dst) }) {
 		return PassedNotOutside
 	}
 	return ""
@@ -146,11 +235,11 @@ func (n *NAT) outbound(place Place, p Packet) Result {
 	if why != "" {
 		return Result{Reason: why}
 	}
-	s := &Session{Binding: b, Remote: p.Dst}
+	s := &Session{Binding: b, Remote: p.Dst, inside: end{port: p.Port}}
 	if why := n.open(s, newOnes(b, fresh)...); why != "" {
 		return Result{Reason: why}
 	}
-	return n.first(s, p, choice)
+	return n.first(s, choice, func() Result { return n.translate(s.fromInside(), p) })
 }
 
 func newOnes(b *Binding, fresh bool) []*Binding {
@@ -161,11 +250,11 @@ func newOnes(b *Binding, fresh bool) []*Binding {
 }
 
 // first translates the packet that opened a session from its binding's end.
-func (n *NAT) first(s *Session, p Packet, choice *Choice) Result {
-	r := n.translate(s.fromInside(), p)
-	if choice != nil && r.Packet != (Packet{}) {
+func (n *NAT) first(s *Session, choice *Choice, translate func() Result) Result {
+	r := translate()
+	r.Choice = choice
+	if choice != nil && r.Reason.Translated() {
 		translated := r.Packet
-		r.Choice = choice
 		r.again = func() Packet {
 			translated.Src, translated.Dst = s.fromInside().out.src, s.fromInside().out.dst
 			return translated
@@ -176,9 +265,22 @@ func (n *NAT) first(s *Session, p Packet, choice *Choice) Result {
 
 // FromOutside is what becomes of a packet that comes in by the outside interface, to the external address.
 func (n *NAT) FromOutside(p Packet) Result {
-	if p.Kind == Error {
+	switch {
+	case p.Piece == Later:
+		return n.laterFragment(Outside, p, PassedUnbound)
+	case p.Kind == Error:
 		return n.outsideError(p)
+	case p.Kind == Other:
+		return Result{Reason: PassedUnbound}
 	}
+	r := n.outsideKnown(p)
+	if _, known := n.lookup(Outside, p.Protocol, p.flow()); known {
+		n.remember(Outside, p, r.Reason)
+	}
+	return r
+}
+
+func (n *NAT) outsideKnown(p Packet) Result {
 	if d, ok := n.lookup(Outside, p.Protocol, p.flow()); ok {
 		return n.translate(d, p)
 	}
@@ -197,7 +299,7 @@ func (n *NAT) FromOutside(p Packet) Result {
 		return Result{Reason: DroppedFiltered}
 	case p.Protocol == TCP && p.Kind != Syn:
 		return Result{Reason: DroppedTCPNoSession}
-	case b.Network != Host && p.TTL <= 1:
+	case b.Network != Host && !n.config.Stack && p.TTL <= 1:
 		return Result{Reason: DroppedTTL}
 	}
 	return n.inbound(b, p)
@@ -213,11 +315,11 @@ func (n *NAT) admits(b *Binding, remote netip.Addr) bool {
 	if b.Static {
 		return true
 	}
-	switch n.config.filtering(b.Network, b.Protocol) {
+	switch n.config.filtering(b) {
 	case EndpointIndependent:
 		return true
 	case AddressDependent:
-		return slices.ContainsFunc(n.sessions, func(s *Session) bool { return s.Binding == b && s.Remote.Addr() == remote })
+		return slices.ContainsFunc(n.sessions, func(s *Session) bool { return s.Binding == b && s.permits && s.Remote.Addr() == remote })
 	}
 	return false
 }
@@ -228,15 +330,11 @@ func (n *NAT) inbound(b *Binding, p Packet) Result {
 		return Result{Reason: why}
 	}
 	s := &Session{Binding: b, Remote: p.Src}
-	// The internal endpoint talks to that remote one already, by another binding: which way would its answers take?
-	if _, ok := n.lookup(b.Network, p.Protocol, s.sent()); ok {
-		return Result{Reason: DroppedConflict}
-	}
 	if why := n.open(s); why != "" {
 		return Result{Reason: why}
 	}
 	// It is as old as the binding's last packet out, where inbound packets do not refresh.
-	if b.Protocol == UDP && !b.Static && n.config.filtering(b.Network, UDP) == EndpointIndependent {
+	if b.Protocol == UDP && !b.Static && n.config.filtering(b) == EndpointIndependent {
 		s.inside.last = b.lastOut
 	}
 	return n.translate(s.fromOutside(), p)
@@ -251,8 +349,15 @@ func (n *NAT) hairpin(place Place, p Packet) Result {
 		return Result{Reason: PassedLocal}
 	case !n.reaches(place, to):
 		return Result{Reason: DroppedIsolated}
-	case !n.config.Networks[place].contains(p.Src.Addr()):
-		return Result{Reason: DroppedSpoofed}
+	case n.config.Stack && to.Network != place && to.published:
+		return Result{Reason: PassedStack} // the host's rules see it, and its own NAT leads on
+	case n.config.Stack && to.Network != place:
+		return Result{Reason: DroppedIsolated}
+	}
+	if why := n.config.admits(place, p); why != "" {
+		return Result{Reason: why}
+	}
+	switch {
 	case p.Protocol == TCP && p.Kind != Syn:
 		return Result{Reason: DroppedTCPNoSession}
 	case p.TTL <= 1:
@@ -268,11 +373,11 @@ func (n *NAT) hairpin(place Place, p Packet) Result {
 	if why != "" {
 		return Result{Reason: why}
 	}
-	s := &Session{Binding: b, Remote: p.Dst, Receiver: to}
+	s := &Session{Binding: b, Remote: p.Dst, Receiver: to, inside: end{port: p.Port}}
 	if why := n.open(s, newOnes(b, fresh)...); why != "" {
 		return Result{Reason: why}
 	}
-	return n.first(s, p, choice)
+	return n.first(s, choice, func() Result { return n.translate(s.fromInside(), p) })
 }
 
 func (n *NAT) reaches(place Place, to *Binding) bool {

@@ -78,16 +78,12 @@ func step(t *testing.T, n *NAT, place string, p Packet) string {
 		r = n.FromInside(Place(place), p)
 	}
 	if r.Choice != nil {
-		for port := range 65536 {
-			if r.Choice.Allowed[uint16(port)] {
-				if err := r.Choice.Chose(uint16(port)); err != nil {
-					t.Fatal(err)
-				}
-				break
-			}
+		port, _ := r.Choice.Lowest()
+		if err := r.Choice.Chose(port); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if !strings.HasPrefix(string(r.Reason), "translated_") {
+	if !r.Reason.Translated() {
 		return string(r.Reason)
 	}
 	p = r.Translated()
@@ -222,7 +218,7 @@ func TestLimits(t *testing.T) {
 // TestForward: a static binding is there before any packet, is not filtered, and does not expire.
 func TestForward(t *testing.T) {
 	n := New(config(EndpointIndependent, AddressAndPortDependent))
-	if !n.Forward(net1, TCP, at(ext+":8080"), at(c1+":80")) || n.Forward(net1, TCP, at(ext+":8080"), at(c2+":80")) {
+	if !n.Forward(net1, TCP, at(ext+":8080"), at(c1+":80"), false) || n.Forward(net1, TCP, at(ext+":8080"), at(c2+":80"), false) {
 		t.Error("the first forward has to be taken, the second refused")
 	}
 	got := script(t, n, "out tcp syn 203.0.113.2:5 198.51.100.1:8080", "wait 8000s", "net2 tcp syn 172.18.0.2:5 198.51.100.1:8080",

@@ -5,6 +5,7 @@ package oracle
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // Kind is what a packet is to a NAT.
@@ -21,6 +22,17 @@ const (
 	Query    Kind = "query"   // ICMP; the identifier is the source's port
 	Reply    Kind = "reply"   // the identifier is the destination's port
 	Error    Kind = "error"   // ICMP, about another packet; without ports
+	Other    Kind = "other"   // ICMP, neither of these; without ports
+)
+
+// Piece is what part of a datagram a packet is.
+type Piece uint8
+
+// The pieces.
+const (
+	Whole Piece = iota
+	First       // fragment
+	Later       // fragment, without ports
 )
 
 // Packet is what a NAT looks at and changes.
@@ -30,10 +42,29 @@ type Packet struct {
 	Src, Dst netip.AddrPort
 	TTL      uint8
 	About    *Packet // Error: the packet that it embeds, as its receiver got it
+	Port     string  // of the bridge, that it comes by; empty: none, or not known
+	Piece    Piece
+	ID       uint16 // of a fragment's datagram
+	Options  bool   // in the IPv4 header: such packets leave by the host's own way
+	Damaged  bool   // Error: its checksum is wrong; embedded in one: that of its IPv4 header
+	Type     uint8  // Error, Other: the message
+	Code     uint8
 }
 
 func (p Packet) String() string {
 	s := fmt.Sprintf("%s %s %s -> %s ttl %d", p.Protocol, p.Kind, p.Src, p.Dst, p.TTL)
+	for _, more := range []struct {
+		is   bool
+		text string
+	}{
+		{p.Port != "", " by " + p.Port}, {p.Piece == First, fmt.Sprintf(" first fragment of %d", p.ID)},
+		{p.Piece == Later, fmt.Sprintf(" later fragment of %d", p.ID)}, {p.Options, " with options"}, {p.Damaged, " damaged"},
+		{p.Kind == Error || p.Kind == Other, fmt.Sprintf(" type %d code %d", p.Type, p.Code)},
+	} {
+		if more.is {
+			s += more.text
+		}
+	}
 	if p.About != nil {
 		s += fmt.Sprintf(" about [%v]", *p.About)
 	}
@@ -62,6 +93,12 @@ func (p Packet) opens() Reason {
 // Reason is why a packet got its verdict, by the name of conenat's counter; the first word is the verdict.
 type Reason string
 
+// Translated says whether the packet was changed.
+func (r Reason) Translated() bool { return strings.HasPrefix(string(r), "translated_") }
+
+// Dropped says whether it ended here.
+func (r Reason) Dropped() bool { return strings.HasPrefix(string(r), "dropped_") }
+
 // The reasons.
 const (
 	TranslatedOutbound  Reason = "translated_outbound"
@@ -69,23 +106,39 @@ const (
 	TranslatedHairpin   Reason = "translated_hairpin"
 	TranslatedICMPError Reason = "translated_icmp_error"
 	TranslatedHost      Reason = "translated_host"
+	TranslatedStack     Reason = "translated_stack"
 
+	PassedNoLink     Reason = "passed_no_link"
 	PassedLocal      Reason = "passed_local"
 	PassedNotOutside Reason = "passed_not_outside"
 	PassedUnbound    Reason = "passed_unbound"
 	PassedHost       Reason = "passed_host"
 	PassedTTL        Reason = "passed_ttl"
+	PassedStack      Reason = "passed_stack"
+	PassedExcluded   Reason = "passed_excluded"
 
 	DroppedSpoofed       Reason = "dropped_spoofed"
 	DroppedFiltered      Reason = "dropped_filtered"
 	DroppedIsolated      Reason = "dropped_isolated"
+	DroppedNoAddress     Reason = "dropped_no_address"
 	DroppedPortExhausted Reason = "dropped_port_exhausted"
 	DroppedBindingsFull  Reason = "dropped_bindings_full"
 	DroppedSessionsFull  Reason = "dropped_sessions_full"
 	DroppedQuota         Reason = "dropped_quota"
 	DroppedTCPNoSession  Reason = "dropped_tcp_no_session"
 	DroppedICMPType      Reason = "dropped_icmp_type"
+	DroppedICMPChecksum  Reason = "dropped_icmp_checksum"
 	DroppedICMPNoSession Reason = "dropped_icmp_no_session"
+	DroppedFragment      Reason = "dropped_fragment"
 	DroppedTTL           Reason = "dropped_ttl"
 	DroppedConflict      Reason = "dropped_conflict"
 )
+
+// Reasons are all of them.
+var Reasons = []Reason{
+	TranslatedOutbound, TranslatedInbound, TranslatedHairpin, TranslatedICMPError, TranslatedHost, TranslatedStack,
+	PassedNoLink, PassedLocal, PassedNotOutside, PassedUnbound, PassedHost, PassedTTL, PassedStack, PassedExcluded,
+	DroppedSpoofed, DroppedFiltered, DroppedIsolated, DroppedNoAddress, DroppedPortExhausted, DroppedBindingsFull,
+	DroppedSessionsFull, DroppedQuota, DroppedTCPNoSession, DroppedICMPType, DroppedICMPChecksum, DroppedICMPNoSession,
+	DroppedFragment, DroppedTTL, DroppedConflict,
+}

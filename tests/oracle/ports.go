@@ -11,48 +11,86 @@ import (
 // portHold is how long nobody gets a UDP port after its binding's end (RFC 6888 REQ-8), where anybody could send to it.
 const portHold = 120 * time.Second
 
-// Choice is a port that the NAT may choose at random (RFC 6056): any of Allowed.
+// Choice is a port that the NAT may choose at random (RFC 6056).
 type Choice struct {
-	Allowed map[uint16]bool
-	binding *Binding
+	low, high uint16
+	parity    func(port uint16) bool // nil: any
+	taken     map[uint16]bool
+	binding   *Binding
+}
+
+// Allows: of the class, of the parity if that is still to be had, and free.
+func (c *Choice) Allows(port uint16) bool {
+	return port >= c.low && port <= c.high && !c.taken[port] && (c.parity == nil || c.parity(port))
+}
+
+// Lowest is the lowest port that is allowed; false: there is none.
+func (c *Choice) Lowest() (uint16, bool) {
+	for port := int(c.low); port <= int(c.high); port++ {
+		if c.Allows(uint16(port)) {
+			return uint16(port), true
+		}
+	}
+	return 0, false
 }
 
 // choosePort gives the external port of a new binding: the internal one where it is free (port preservation), else a
 // choice: of its class (RFC 4787 REQ-3a), and for UDP of its parity (REQ-4) while such a one is free. Neither: exhausted.
 func (n *NAT) choosePort(b *Binding) (*Choice, Reason) {
-	low, high := n.portRange(b.Protocol, b.Internal.Port())
-	if want := b.Internal.Port(); want >= low && want <= high && n.portIsFree(b.Protocol, want) {
+	want := b.Internal.Port()
+	low, high := n.portRange(b.Protocol, want)
+	c := &Choice{low: max(low, 1), high: high, taken: n.taken(b.Protocol), binding: b}
+	if want >= low && want <= high && !c.taken[want] {
 		b.setPort(want)
 		return nil, ""
 	}
-	all, ofParity := map[uint16]bool{}, map[uint16]bool{}
-	for port := int(max(low, 1)); port <= int(high); port++ {
-		if !n.portIsFree(b.Protocol, uint16(port)) {
-			continue
-		}
-		all[uint16(port)] = true
-		if b.Protocol == UDP && port%2 == int(b.Internal.Port()%2) {
-			ofParity[uint16(port)] = true
-		}
+	if b.Protocol == UDP {
+		c.parity = func(port uint16) bool { return port%2 == want%2 }
 	}
-	switch {
-	case len(all) == 0:
+	_, any := c.Lowest()
+	if !any {
+		c.parity = nil
+		_, any = c.Lowest()
+	}
+	if !any {
 		return nil, DroppedPortExhausted
-	case len(ofParity) > 0:
-		return &Choice{Allowed: ofParity, binding: b}, ""
 	}
-	return &Choice{Allowed: all, binding: b}, ""
+	return c, ""
 }
 
-// portIsFree: nobody holds the external endpoint, neither a binding nor the host, and nobody has held it just before.
-func (n *NAT) portIsFree(p Protocol, port uint16) bool {
-	external := netip.AddrPortFrom(n.config.External, port)
-	return !n.isHeld(p, external) && n.bindingAt(p, external) == nil && n.claimAt(p, external) == nil
-}
-
+// isHeld: nobody gets it yet.
 func (n *NAT) isHeld(p Protocol, external netip.AddrPort) bool {
 	_, held := n.held[external]
 	return held && p == UDP
+}
+
+// unhold: somebody who asks for just this endpoint gets it all the same.
+func (n *NAT) unhold(p Protocol, external netip.AddrPort) {
+	if p == UDP {
+		delete(n.held, external)
+	}
+}
+
+// taken are the external ports that somebody holds: a binding, the host, or a binding just before. That of a displaced binding is the static one's, and
+// free when that one has gone.
+func (n *NAT) taken(p Protocol) map[uint16]bool {
+	out := map[uint16]bool{}
+	for _, b := range n.bindings {
+		if b.Protocol == p && b.External.Addr() == n.config.External && !b.retired {
+			out[b.External.Port()] = true
+		}
+	}
+	for _, c := range n.claims {
+		if c.protocol == p && c.endpoint.Addr() == n.config.External {
+			out[c.endpoint.Port()] = true
+		}
+	}
+	for external := range n.held {
+		if p == UDP && external.Addr() == n.config.External {
+			out[external.Port()] = true
+		}
+	}
+	return out
 }
 
 func (n *NAT) portRange(p Protocol, internal uint16) (low, high uint16) {
@@ -67,10 +105,12 @@ func (n *NAT) portRange(p Protocol, internal uint16) (low, high uint16) {
 
 // Chose tells the NAT which port was chosen. It has to be told before the next packet.
 func (c *Choice) Chose(port uint16) error {
-	if !c.Allowed[port] {
-		return fmt.Errorf("external port %d for %s %s: not one of the %d that are allowed", port, c.binding.Protocol,
-			c.binding.Internal, len(c.Allowed))
+	if !c.Allows(port) {
+		return fmt.Errorf("external port %d for %s %s: not free, or not of the range %d-%d and its parity", port, c.binding.Protocol,
+			c.binding.Internal, c.low, c.high)
 	}
 	c.binding.setPort(port)
 	return nil
 }
+
+func (b *Binding) setPort(port uint16) { b.External = netip.AddrPortFrom(b.External.Addr(), port) }

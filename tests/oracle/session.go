@@ -13,13 +13,15 @@ type Session struct {
 	Remote   netip.AddrPort
 	Receiver *Binding // hairpin: whose external endpoint Remote is
 
-	inside, outside end // the binding's end, and the other one
+	inside, outside end  // the binding's end, and the other one
+	permits         bool // opened under address-dependent filtering: its remote address may send to the binding
 }
 
 // end is one of a session's two: what it has sent so far.
 type end struct {
 	last time.Duration // of the last packet that refreshes
 	seen flags
+	port string // of the bridge, that its last packet came by; empty: none
 }
 
 // flags are the kinds of TCP segments that an end has sent.
@@ -97,19 +99,69 @@ func (n *NAT) lookup(place Place, p Protocol, f flow) (side, bool) {
 
 // translate is what becomes of a packet of a known session.
 func (n *NAT) translate(d side, p Packet) Result {
-	routes := d.session.Binding.Network != Host // else the host's own: no router between
-	if d.direction == TranslatedOutbound && p.TTL <= 1 {
-		return Result{Reason: PassedTTL} // the kernel answers
+	if d.direction == TranslatedOutbound {
+		if why := leavesByTheHost(p); why != "" {
+			if why == PassedStack { // which brings it to the egress, where it is of this session
+				d.touch(n.now, p.Kind)
+			}
+			return Result{Reason: why}
+		}
+	}
+	if place := d.place(); place != Outside && place != Host && d.from.port != p.Port {
+		if n.config.steals(place, p) {
+			return Result{Reason: DroppedSpoofed}
+		}
+		d.from.port = p.Port
 	}
 	d.touch(n.now, p.Kind)
-	if routes && p.TTL <= 1 {
+	return n.rewrite(d, p)
+}
+
+// leavesByTheHost is why a packet to the outside is the host's to send.
+func leavesByTheHost(p Packet) Reason {
+	switch {
+	case p.TTL <= 1:
+		return PassedTTL // it answers
+	case p.Options:
+		return PassedStack
+	}
+	return ""
+}
+
+// rewrite gives a packet its session's endpoints; a later fragment has addresses alone.
+func (n *NAT) rewrite(d side, p Packet) Result {
+	if d.session.Binding.Network == Host { // the host's own: no router between
+		return Result{Reason: d.direction, Packet: p.between(d.out), ByHost: true}
+	}
+	if n.entersTheHost(d) {
+		out := p.between(d.out)
+		out.Dst = netip.AddrPortFrom(p.Dst.Addr(), out.Dst.Port()) // the host's own rules set it
+		return Result{Reason: TranslatedStack, Packet: out, Inside: d.out.dst.Addr(), ByHost: true}
+	}
+	if p.TTL <= 1 {
 		return Result{Reason: DroppedTTL}
 	}
-	p.Src, p.Dst = d.out.src, d.out.dst
-	if routes {
-		p.TTL--
+	p.TTL--
+	return Result{Reason: d.direction, Packet: p.between(d.out)}
+}
+
+// entersTheHost: from outside to an inside host by the host's own routing and rules.
+func (n *NAT) entersTheHost(d side) bool { return n.config.Stack && d.direction == TranslatedInbound }
+
+func (p Packet) between(f flow) Packet {
+	if p.Piece == Later {
+		f = flow{netip.AddrPortFrom(f.src.Addr(), 0), netip.AddrPortFrom(f.dst.Addr(), 0)}
 	}
-	return Result{Reason: d.direction, Packet: p}
+	p.Src, p.Dst = f.src, f.dst
+	return p
+}
+
+// place is where packets of that side come from.
+func (d side) place() Place {
+	if d.isInside {
+		return d.session.Binding.Network
+	}
+	return d.session.otherPlace()
 }
 
 // touch is what a packet leaves behind. A RST that follows a RST does not refresh (RFC 7857 section 7.1).
@@ -189,7 +241,7 @@ func (n *NAT) lifetime(s *Session) time.Duration {
 // filtering by those that leave (RFC 7857 section 7), or anybody outside could keep the port open.
 func (n *NAT) refreshed(s *Session) time.Duration {
 	b := s.Binding
-	if s.isSelf() || (b.Protocol == UDP && s.Receiver == nil && n.config.filtering(b.Network, UDP) == EndpointIndependent) {
+	if s.isSelf() || (b.Protocol == UDP && s.Receiver == nil && n.config.filtering(b) == EndpointIndependent) {
 		return s.inside.last
 	}
 	return max(s.inside.last, s.outside.last)

@@ -178,6 +178,28 @@ func TestPublishOverAnother(t *testing.T) {
 	}
 }
 
+// TestPublishIntoAFullTable: a port that cannot be published is nobody's but his who has it.
+func TestPublishIntoAFullTable(t *testing.T) {
+	r := rig.New(t, rig.WithTables(16, 2))
+	r.Inside(TCP(rig.C1+":2000", rig.Peer1+":80", "S", ""))
+	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
+	r.Egress("", TCP(rig.External+":3000", rig.Peer1+":80", "S", "")).Passed("host")
+	r.Forget()
+	for _, port := range []string{":2000", ":3000"} {
+		err := r.Do(func() error {
+			_, err := r.DP.AddForward(dataplane.Forward{Protocol: dataplane.TCP, External: Endpoint(rig.External + port),
+				Internal: Endpoint(rig.C2 + ":80"), OverHostSocket: true, Published: true})
+			return err
+		})
+		if !errors.Is(err, dataplane.ErrFull) {
+			t.Errorf("publish %s: error %v", port, err)
+		}
+	}
+	r.WantEvents()
+	r.WantBindings("tcp br0 "+rig.C1+":2000 "+rig.External+":2000 1", "udp br0 "+rig.C1+":2000 "+rig.External+":2000 1")
+	r.Outside(TCP(rig.Peer1+":80", rig.External+":3000", "SA", "")).Passed("host")
+}
+
 // TestImportAfterMasquerade: packets of the flow have passed the egress hook under masquerade before it was imported; a
 // port of the host's own is not taken.
 func TestImportAfterMasquerade(t *testing.T) {

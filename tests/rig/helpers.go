@@ -151,7 +151,7 @@ func (r *Rig) LivesFor(d time.Duration) {
 func (r *Rig) Subtest(name string, f func()) {
 	whole := r.T
 	defer func() { r.T = whole }()
-	whole.Run(name, func(t *testing.T) {
+	whole.(*testing.T).Run(name, func(t *testing.T) {
 		r.T = t
 		f()
 	})

@@ -3,6 +3,7 @@
 package rig
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -135,10 +136,12 @@ func checkClaims(o *bpf.Objects, references map[uint32]int) error {
 			errs = append(errs, fmt.Errorf("binding %+v has %d references, its sessions are %d", b, uint32(b.Word), want))
 		}
 	}
-	if bits, held := bitsOf(o.Ports), bitsOf(o.Held); bits != claims+held {
-		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed and %d held", bits, claims, held))
+	marked, err1 := bitsOf(o.Ports)
+	held, err2 := bitsOf(o.Held)
+	if marked != claims+held {
+		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed and %d held", marked, claims, held))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err1, err2)...)
 }
 
 // checkInternals: the index by internal endpoint leads to a binding that lives and has just that key.
@@ -161,16 +164,16 @@ func checkInternals(o *bpf.Objects) error {
 }
 
 // bitsOf counts the bits of all elements of an array.
-func bitsOf(m *ebpf.Map) int {
-	n := 0
-	var index uint32
-	value := make([]byte, m.ValueSize())
-	for it := m.Iterate(); it.Next(&index, &value); {
-		for _, b := range value {
-			n += bits.OnesCount8(b)
+func bitsOf(m *ebpf.Map) (n int, err error) {
+	err = readBatches(m, func(_, value []byte) {
+		for ; len(value) >= 8; value = value[8:] {
+			n += bits.OnesCount64(binary.NativeEndian.Uint64(value))
 		}
+	})
+	if err != nil {
+		return 0, fmt.Errorf("count the bits of %v: %w", m, err)
 	}
-	return n
+	return n, nil
 }
 
 func MapLen(m *ebpf.Map) int {

@@ -39,7 +39,7 @@ func Main(m interface{ Run() int }) {
 }
 
 // take hands a fixture out until the test ends.
-func (p *pool) take(t *testing.T, k kind) *fixture {
+func (p *pool) take(t testing.TB, k kind) *fixture {
 	t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -74,7 +74,7 @@ func (p *pool) get(k kind) (*fixture, error) {
 	return f, nil
 }
 
-func (p *pool) giveBack(t *testing.T, k kind) {
+func (p *pool) giveBack(t testing.TB, k kind) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.taken[k] = false

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/packets"
@@ -30,7 +33,7 @@ const (
 // Rig is a test's fixture while it runs.
 type Rig struct {
 	*fixture
-	T   *testing.T
+	T   testing.TB
 	Now time.Duration
 }
 
@@ -60,6 +63,11 @@ func WithNetworks(change func(*dataplane.Network)) Option {
 
 func WithMTU(mtu int) Option { return func(o *RigOptions) { o.mtu = mtu } }
 
+// WithTables is for tests that know when the tables are full.
+func WithTables(sessions, bindings uint32) Option {
+	return func(o *RigOptions) { o.Capacity = dataplane.Capacity{Sessions: sessions, Bindings: bindings} }
+}
+
 // WithSmallTables is for tests that fill them.
 func WithSmallTables() Option {
 	return func(o *RigOptions) { o.Capacity = dataplane.Capacity{Sessions: 16, Bindings: 4} }
@@ -71,7 +79,7 @@ func WithPorts(low, high uint16) Option {
 	return WithSettings(func(s *dataplane.Settings) { s.PortLow, s.PortHigh = low, high })
 }
 
-func New(t *testing.T, options ...Option) *Rig {
+func New(t testing.TB, options ...Option) *Rig {
 	t.Helper()
 	require.Root(t)
 	o := RigOptions{
@@ -92,6 +100,23 @@ func New(t *testing.T, options ...Option) *Rig {
 		r.SetMTU("eth0", o.mtu)
 	}
 	return r
+}
+
+// Stay puts the test's own goroutine into the rig's network namespace and onto its CPU until the test ends. It may use DP then
+// without Do, which costs two changes of threads each time; but not what pins (Attach, Detach), for mounts are the fixture's own.
+func (r *Rig) Stay() {
+	r.T.Helper()
+	runtime.LockOSThread() // and never unlocks: the thread ends with the goroutine
+	var netns *os.File
+	r.Must("open the network namespace", func() (err error) {
+		netns, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	defer netns.Close()
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		r.T.Fatalf("enter the network namespace: %v", err)
+	}
+	pinThread(0)
 }
 
 // SetMTU changes an interface's until the test ends.
@@ -163,7 +188,7 @@ type SKB struct {
 
 // result is what became of a packet.
 type result struct {
-	t       *testing.T
+	t       testing.TB
 	Verdict uint32
 	in, out []byte
 	Reason  string

@@ -105,8 +105,9 @@ func checkBlocks(o *bpf.Objects) error {
 	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.BlockKey{})); diff != "" {
 		errs = append(errs, fmt.Errorf("blocks (-bindings +map):\n%s", diff))
 	}
-	if words := bitsOf(o.BlockWords); words != marked {
+	words, err := bitsOf(o.BlockWords)
+	if words != marked {
 		errs = append(errs, fmt.Errorf("%d words are marked, the blocks have %d", words, marked))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err)...)
 }

@@ -161,11 +161,14 @@ func (r *Rig) Empty() {
 	o := r.DP.Objects()
 	r.Must("count", func() error {
 		u, err := r.DP.Usage()
+		marked, err2 := bitsOf(o.Ports)
+		held, err3 := bitsOf(o.Held)
+		err = errors.Join(err, err2, err3)
 		if u.Sessions != 0 || u.Bindings != 0 {
 			r.T.Errorf("usage %+v", u)
 		}
 		for name, n := range map[string]int{"sessions": MapLen(o.Sessions4), "claims": MapLen(o.Claims4),
-			"internals": MapLen(o.Internals4), "permissions": MapLen(o.Permissions4), "port bits": bitsOf(o.Ports) - bitsOf(o.Held), "hosts": MapLen(o.Hosts4), "blocks": MapLen(o.Blocks4)} {
+			"internals": MapLen(o.Internals4), "permissions": MapLen(o.Permissions4), "port bits": marked - held, "hosts": MapLen(o.Hosts4), "blocks": MapLen(o.Blocks4)} {
 			if n != 0 {
 				r.T.Errorf("%d %s are left", n, name)
 			}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package oracle
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Fragments (RFC 4787 REQ-14): the first one of a datagram has the ports; those that come after it go its way.
+
+// datagram is what all fragments of one have in common (RFC 791 section 2.3).
+type datagram struct {
+	place    Place
+	protocol Protocol
+	src, dst netip.Addr
+	id       uint16
+}
+
+// first is what became of a first fragment.
+type first struct {
+	flow   flow
+	at     time.Duration
+	passed bool
+}
+
+// fragmentTime is how long the later ones may take: the kernel's own.
+const fragmentTime = 30 * time.Second
+
+func (p Packet) datagram(place Place) datagram {
+	return datagram{place, p.Protocol, p.Src.Addr(), p.Dst.Addr(), p.ID}
+}
+
+func (n *NAT) remember(place Place, p Packet, why Reason) {
+	if p.Piece == First && !why.Dropped() {
+		n.firsts[p.datagram(place)] = first{p.flow(), n.now, !why.Translated()}
+	}
+}
+
+// laterFragment goes the way of its datagram's first one; without it nobody can say whose it is.
+func (n *NAT) laterFragment(place Place, p Packet, unknown Reason) Result {
+	f, ok := n.firsts[p.datagram(place)]
+	if !ok || n.now-f.at > fragmentTime {
+		return Result{Reason: unknown}
+	}
+	if f.passed {
+		return Result{Reason: PassedStack}
+	}
+	d, ok := n.lookup(place, p.Protocol, f.flow)
+	if !ok {
+		return Result{Reason: unknown}
+	}
+	return n.rewrite(d, p)
+}

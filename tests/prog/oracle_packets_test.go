@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"net/netip"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/conenat/conenat/tests/oracle"
+	"github.com/conenat/conenat/tests/rig"
+)
+
+// insideHost is a container, and the hook that its packets come by.
+type insideHost struct {
+	place oracle.Place
+	dev   string
+	addr  netip.Addr
+}
+
+// port is the bridge port that a packet by this hook came by; a bridge device does not know.
+func (h insideHost) port() string {
+	if string(h.place) == h.dev {
+		return ""
+	}
+	return h.dev
+}
+
+var (
+	insideHosts = []insideHost{
+		{"br0", "p1", netip.MustParseAddr(rig.C1)}, {"br0", "p2", netip.MustParseAddr(rig.C2)}, {"br1", "q1", netip.MustParseAddr(rig.Other)},
+		{"br0", "br0", netip.MustParseAddr(rig.C1)}, // by the device's hook
+		{"br0", "p2", netip.MustParseAddr(rig.C1)},  // whose address it may be, or not
+		{"br0", "p1", netip.MustParseAddr("10.9.9.9")},
+	}
+	insidePorts = []uint16{80, 81, 5000, 5001, 6000}
+	remotes     = []netip.AddrPort{
+		netip.MustParseAddrPort(rig.Peer1 + ":9"), netip.MustParseAddrPort(rig.Peer1 + ":5000"), netip.MustParseAddrPort(rig.Peer2 + ":9"),
+	}
+	elsewhere = []netip.AddrPort{ // what is not to be translated
+		netip.MustParseAddrPort("172.17.0.1:53"), netip.MustParseAddrPort("172.18.0.2:80"), netip.MustParseAddrPort("224.0.0.251:5353"),
+	}
+	waits = []time.Duration{time.Second, 31 * time.Second, 59 * time.Second, 61 * time.Second, 239 * time.Second, 241 * time.Second,
+		299 * time.Second, 301 * time.Second, 7439 * time.Second, 7441 * time.Second}
+)
+
+func (d *duel) insideHost() insideHost { return pick(d.T, "host", insideHosts) }
+
+// insidePacket is one that a host inside sends.
+func (d *duel) insidePacket(from insideHost) oracle.Packet {
+	return d.packet(from.addr, pick(d.T, "port", insidePorts), d.destination())
+}
+
+func (d *duel) inside() {
+	from := d.insideHost()
+	d.fromInside(from, d.insidePacket(from))
+}
+
+// crowd opens many sessions, as fast as that.
+func (d *duel) crowd() {
+	for range rapid.IntRange(3, 15).Draw(d.T, "packets") {
+		from := pick(d.T, "host", insideHosts[:3])
+		p := oracle.Packet{Protocol: pick(d.T, "protocol", protocols), TTL: 64, Dst: pick(d.T, "remote", remotes),
+			Src: netip.AddrPortFrom(from.addr, pick(d.T, "port", insidePorts))}
+		switch p.Kind = oracle.Datagram; p.Protocol {
+		case oracle.TCP:
+			p.Kind = oracle.Syn
+		case oracle.ICMP:
+			p.Kind, p.Dst = oracle.Query, netip.AddrPortFrom(p.Dst.Addr(), 0)
+		}
+		d.fromInside(from, p)
+	}
+}
+
+// hairpin is a packet from inside to a binding's external endpoint.
+func (d *duel) hairpin() {
+	all := d.nat.Bindings()
+	if len(all) == 0 {
+		return
+	}
+	b := pick(d.T, "binding", all)
+	if b.Protocol == oracle.ICMP {
+		return
+	}
+	from := d.insideHost()
+	p := oracle.Packet{Protocol: b.Protocol, Kind: oracle.Datagram, Src: netip.AddrPortFrom(from.addr, pick(d.T, "port", insidePorts)), Dst: b.External, TTL: d.ttl()}
+	if p.Protocol == oracle.TCP {
+		p.Kind = pick(d.T, "segment", tcpKinds)
+	}
+	d.fromInside(from, p)
+}
+
+func (d *duel) outside() {
+	remote := pick(d.T, "remote", remotes)
+	d.fromOutside(d.packet(remote.Addr(), remote.Port(), d.externalEndpoint()))
+}
+
+func (d *duel) host() {
+	d.fromHost(d.packet(d.externalAddr(), pick(d.T, "port", insidePorts), pick(d.T, "remote", remotes)))
+}
+
+// byTheHost is a packet to the outside that the host has routed.
+func (d *duel) byTheHost() {
+	from := d.insideHost()
+	d.fromStack(from, d.packet(from.addr, pick(d.T, "port", insidePorts), pick(d.T, "remote", remotes)))
+}
+
+func (d *duel) destination() netip.AddrPort {
+	switch rapid.IntRange(0, 9).Draw(d.T, "destination") {
+	case 8:
+		return pick(d.T, "elsewhere", elsewhere)
+	case 9:
+		return d.externalEndpoint()
+	}
+	return pick(d.T, "remote", remotes)
+}
+
+// externalAddr is the external address, and the host's where there is none.
+func (d *duel) externalAddr() netip.Addr {
+	if d.setup.external.IsValid() {
+		return d.setup.external
+	}
+	return externals[0]
+}
+
+// externalEndpoint is of a binding, if there is one and chance has it.
+func (d *duel) externalEndpoint() netip.AddrPort {
+	if all := d.nat.Bindings(); len(all) > 0 && rapid.Bool().Draw(d.T, "bound") {
+		return all[rapid.IntRange(0, len(all)-1).Draw(d.T, "binding")].External
+	}
+	return netip.AddrPortFrom(d.externalAddr(), pick(d.T, "port", insidePorts))
+}
+
+var (
+	protocols = []oracle.Protocol{oracle.UDP, oracle.TCP, oracle.ICMP}
+	tcpKinds  = []oracle.Kind{oracle.Syn, oracle.Syn, oracle.SynAck, oracle.Segment, oracle.Fin, oracle.Rst}
+	icmpKinds = []oracle.Kind{oracle.Query, oracle.Query, oracle.Query, oracle.Reply, oracle.Other}
+	others    = []uint8{5, 9, 10, 17, 40} // redirect, router advertisement and solicitation, address mask, unassigned
+)
+
+func (d *duel) packet(src netip.Addr, port uint16, dst netip.AddrPort) oracle.Packet {
+	p := oracle.Packet{Protocol: pick(d.T, "protocol", protocols),
+		Kind: oracle.Datagram, Src: netip.AddrPortFrom(src, port), Dst: dst, TTL: d.ttl(), Options: d.rarely("options")}
+	switch p.Protocol {
+	case oracle.TCP:
+		p.Kind = pick(d.T, "segment", tcpKinds)
+	case oracle.ICMP:
+		p.Kind = pick(d.T, "message", icmpKinds)
+		if p.Kind != oracle.Reply {
+			p.Dst = netip.AddrPortFrom(dst.Addr(), 0)
+		}
+		if p.Kind != oracle.Query {
+			p.Src = netip.AddrPortFrom(src, 0)
+		}
+		if p.Kind == oracle.Other {
+			p.Type = pick(d.T, "type", others)
+		}
+	}
+	return p
+}
+
+func (d *duel) ttl() uint8 { return pick(d.T, "ttl", []uint8{64, 64, 64, 64, 2, 1}) }
+
+func (d *duel) rarely(what string) bool { return rapid.IntRange(0, 9).Draw(d.T, what) == 9 }
+
+// someSession is one that lives; false: there is none.
+func (d *duel) someSession() (*oracle.Session, bool) {
+	all := d.nat.Sessions()
+	if len(all) == 0 {
+		return nil, false
+	}
+	return all[rapid.IntRange(0, len(all)-1).Draw(d.T, "session")], true
+}
+
+// answer is a packet from outside that belongs to a session.
+func (d *duel) answer() {
+	s, ok := d.someSession()
+	if !ok || s.Receiver != nil {
+		return
+	}
+	p := oracle.Packet{Protocol: s.Binding.Protocol, Kind: oracle.Datagram, Src: s.Remote, Dst: s.Binding.External, TTL: d.ttl(), Options: d.rarely("options")}
+	switch p.Protocol {
+	case oracle.TCP:
+		p.Kind = pick(d.T, "segment", tcpKinds[1:])
+	case oracle.ICMP:
+		p.Kind = oracle.Reply
+	}
+	d.fromOutside(p)
+}
+
+// message is an ICMP error that a NAT lets through.
+type message struct{ kind, code uint8 }
+
+// messages are RFC 5508 section 7's errors, and RFC 792's.
+var messages = func() (all []message) {
+	for code := range uint8(16) {
+		all = append(all, message{3, code})
+	}
+	return append(all, message{4, 0}, message{11, 0}, message{11, 1}, message{12, 0})
+}()
+
+// icmpError is an ICMP error about a packet of a session, or about one that was never sent. It comes from outside, from the
+// end that opened the session, from a hairpin's other one, or by the host's own way.
+func (d *duel) icmpError() {
+	s, ok := d.someSession()
+	if !ok || s.Binding.Network == oracle.Host {
+		return
+	}
+	m := pick(d.T, "message", messages)
+	p := oracle.Packet{Protocol: oracle.ICMP, Kind: oracle.Error, TTL: d.ttl(), Type: m.kind, Code: m.code, Damaged: d.rarely("damaged"), Options: d.rarely("options"),
+		About: &oracle.Packet{Protocol: s.Binding.Protocol, TTL: 60, Damaged: d.rarely("damaged inside"), Options: d.rarely("options inside")}}
+	about := p.About
+	switch way := rapid.IntRange(0, 2).Draw(d.T, "way"); {
+	case s.Receiver == nil && way > 0:
+		p.Src = pick(d.T, "router", []netip.AddrPort{netip.AddrPortFrom(s.Remote.Addr(), 0), netip.MustParseAddrPort("192.0.2.9:0")})
+		p.Dst = netip.AddrPortFrom(s.Binding.External.Addr(), 0)
+		about.Src, about.Dst, about.Kind = d.orNone(s.Binding.External), s.Remote, embeddedKind(about.Protocol, oracle.Query)
+		d.fromOutside(p)
+	case s.Receiver != nil && way > 0: // it got a packet with the sender's external endpoint
+		about.Src, about.Dst, about.Kind = s.Binding.External, d.orNone(s.Receiver.Internal), embeddedKind(about.Protocol, oracle.Reply)
+		d.insideError(s.Receiver, p, s.Binding.External)
+	default:
+		about.Src, about.Dst, about.Kind = s.Remote, d.orNone(s.Binding.Internal), embeddedKind(about.Protocol, oracle.Reply)
+		d.insideError(s.Binding, p, s.Remote)
+	}
+}
+
+// insideError is sent by a binding's host.
+func (d *duel) insideError(b *oracle.Binding, p oracle.Packet, to netip.AddrPort) {
+	from := hostOf(b.Internal.Addr())
+	p.Src, p.Dst = netip.AddrPortFrom(from.addr, 0), netip.AddrPortFrom(to.Addr(), 0)
+	if d.setup.stack && rapid.Bool().Draw(d.T, "by the host") {
+		d.fromStack(from, p)
+		return
+	}
+	d.fromInside(from, p)
+}
+
+// orNone is an endpoint, or one that nobody has.
+func (d *duel) orNone(e netip.AddrPort) netip.AddrPort {
+	if rapid.IntRange(0, 4).Draw(d.T, "of no session") == 0 {
+		return netip.AddrPortFrom(e.Addr(), 7777)
+	}
+	return e
+}
+
+func embeddedKind(p oracle.Protocol, icmp oracle.Kind) oracle.Kind {
+	switch p {
+	case oracle.TCP:
+		return oracle.Segment
+	case oracle.ICMP:
+		return icmp
+	}
+	return oracle.Datagram
+}
+
+func hostOf(addr netip.Addr) insideHost {
+	for _, h := range insideHosts {
+		if h.addr == addr {
+			return h
+		}
+	}
+	panic("nobody has address " + addr.String())
+}
+
+// fragments are a datagram's: in order, or later ones alone.
+func (d *duel) fragments() {
+	var from insideHost
+	var p oracle.Packet
+	inside := rapid.Bool().Draw(d.T, "from inside")
+	if inside {
+		from = d.insideHost()
+		p = d.insidePacket(from)
+	} else {
+		remote := pick(d.T, "remote", remotes)
+		p = d.packet(remote.Addr(), remote.Port(), d.externalEndpoint())
+	}
+	if p.Kind == oracle.Other {
+		return
+	}
+	p.Options = false
+	p.ID = uint16(rapid.IntRange(1, 3).Draw(d.T, "datagram"))
+	for _, piece := range rapid.SliceOfN(rapid.SampledFrom([]oracle.Piece{oracle.First, oracle.Later}), 1, 3).Draw(d.T, "pieces") {
+		fragment := p
+		if fragment.Piece = piece; piece == oracle.Later {
+			fragment.Src, fragment.Dst = netip.AddrPortFrom(p.Src.Addr(), 0), netip.AddrPortFrom(p.Dst.Addr(), 0)
+		}
+		if inside {
+			d.fromInside(from, fragment)
+		} else {
+			d.fromOutside(fragment)
+		}
+	}
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prog
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"pgregory.net/rapid"
+
+	"github.com/conenat/conenat/bpf"
+	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/oracle"
+	"github.com/conenat/conenat/tests/rig"
+)
+
+// setup is what an operator can change while the NAT is at work.
+type setup struct {
+	settings  dataplane.Settings
+	mapping   [3]dataplane.Behavior // UDP, TCP, ICMP; of both networks
+	filtering [3]dataplane.Behavior
+	isolated  bool       // the first network's hosts
+	external  netip.Addr // not valid: none
+	second    bool       // whether the second network is there
+	stack     bool       // the path
+	refusal   dataplane.Refusal
+}
+
+// world is a rig, and what it is set to now. It outlives sequences.
+type world struct {
+	rig     *rig.Rig
+	setup   setup
+	owners  map[netip.Addr]dataplane.Owner // of the first network
+	reached map[oracle.Reason]int          // how many packets
+	lie     func(*oracle.Config)           // told last of what the oracle is to be
+}
+
+func newWorld(t *testing.T) *world {
+	setFlag(t, "rapid.steps", "20") // of a sequence, on average
+	return &world{rig: rig.New(t, rig.WithTables(oracleSessions, oracleBindings)), owners: map[netip.Addr]dataplane.Owner{}, reached: map[oracle.Reason]int{},
+		setup: setup{settings: dataplane.DefaultSettings(), external: externals[0], second: true}}
+}
+
+// networks are the rig's, but for what differs from rig to rig.
+var networks = []dataplane.Network{
+	{Name: "br0", Gateway: rig.BridgeMAC, Address: netip.MustParseAddr("172.17.0.1"), Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}},
+	{Name: "br1", Gateway: rig.Bridge2, Address: netip.MustParseAddr("172.18.0.1"), Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}},
+}
+
+// externals are the host's address, and another one that is routed to it.
+var externals = []netip.Addr{netip.MustParseAddr(rig.External), netip.MustParseAddr("198.51.100.7")}
+
+// day is longer than any timeout.
+const day = 24 * time.Hour
+
+// pick draws by index, so that a failure's output is short: what comes of it stands in the line of the step.
+func pick[T any](t *rapid.T, what string, of []T) T {
+	return of[rapid.IntRange(0, len(of)-1).Draw(t, what)]
+}
+
+func drawBehaviors(t *rapid.T, what string, of []dataplane.Behavior) (out [3]dataplane.Behavior) {
+	for i := range out {
+		out[i] = pick(t, what, of)
+	}
+	return out
+}
+
+func drawSetup(t *rapid.T) setup {
+	s := setup{settings: dataplane.DefaultSettings(), external: externals[0], second: true}
+	// Most NATs are endpoint-independent.
+	s.mapping = drawBehaviors(t, "mapping", append([]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.EndpointIndependent}, behaviors...))
+	s.filtering = drawBehaviors(t, "filtering", behaviors)
+	if rapid.Bool().Draw(t, "few ports") {
+		s.settings.PortLow, s.settings.PortHigh = 5000, 5003
+	}
+	s.settings.SessionsPerBinding = pick(t, "sessions per binding", []uint32{3, 1000})
+	s.stack = rapid.IntRange(0, 3).Draw(t, "path") == 3
+	s.refusal = dataplane.Refusal(rapid.IntRange(0, 2).Draw(t, "refusal"))
+	return s
+}
+
+// oracle is the configuration that the model has to have.
+func (w *world) oracle() oracle.Config {
+	s := w.setup.settings
+	c := oracle.Config{
+		Networks: map[oracle.Place]oracle.Network{}, External: w.setup.external, Stack: w.setup.stack,
+		Local:   []netip.Addr{netip.MustParseAddr("172.17.0.1"), netip.MustParseAddr("172.18.0.1"), externals[0]},
+		PortLow: s.PortLow, PortHigh: s.PortHigh, SessionsPerBinding: int(s.SessionsPerBinding), Sessions: oracleSessions, Bindings: oracleBindings,
+		UDPTimeout: s.UDPTimeout, TCPEstablishedTimeout: s.TCPEstablishedTimeout, TCPPartialOpenTimeout: s.TCPPartialOpenTimeout,
+		TCPClosingTimeout: s.TCPClosingTimeout, ICMPTimeout: s.ICMPTimeout,
+	}
+	for _, n := range networks {
+		c.Elsewhere = append(c.Elsewhere, n.Prefixes...)
+		if n.Name == "br1" && !w.setup.second {
+			continue
+		}
+		network := oracle.Network{Prefixes: n.Prefixes, Isolated: n.Name == "br0" && w.setup.isolated, Owners: map[netip.Addr]oracle.Owner{},
+			Mapping: behaviorsOf(w.setup.mapping), Filtering: behaviorsOf(w.setup.filtering)}
+		for addr, o := range w.owners {
+			if n.Name == "br0" {
+				network.Owners[addr] = w.ownerOf(o)
+			}
+		}
+		c.Networks[oracle.Place(n.Name)] = network
+	}
+	w.lie(&c)
+	return c
+}
+
+func behaviorsOf(b [3]dataplane.Behavior) map[oracle.Protocol]oracle.Behavior {
+	return map[oracle.Protocol]oracle.Behavior{oracle.UDP: oracle.Behavior(b[0]), oracle.TCP: oracle.Behavior(b[1]), oracle.ICMP: oracle.Behavior(b[2])}
+}
+
+func (w *world) ownerOf(o dataplane.Owner) oracle.Owner {
+	out := oracle.Owner{Excluded: o.Excluded}
+	for _, port := range []string{"p1", "p2"} {
+		if o.Port == w.rig.Ports[port] {
+			out.Port = port
+		}
+	}
+	if o.Filtering != nil {
+		out.Filtering = behaviorsOf(*o.Filtering)
+	}
+	return out
+}
+
+// configure makes the rig what s says.
+func (w *world) configure(s setup) error {
+	err := w.rig.DP.Configure(s.settings)
+	if s.second != w.setup.second {
+		err = errors.Join(err, w.attachSecond(s))
+	}
+	w.setup.second = s.second
+	for _, n := range networks {
+		if n.Name != "br1" || s.second {
+			err = errors.Join(err, w.rig.DP.PutNetwork(w.network(n, s)))
+		}
+	}
+	if s.external != w.setup.external {
+		err = errors.Join(err, w.rig.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: w.rig.Ports["eth0"], Address: s.external}))
+	}
+	w.setup = s
+	return errors.Join(err, w.takePath())
+}
+
+func (w *world) network(n dataplane.Network, s setup) dataplane.Network {
+	n.IfIndex, n.Mapping, n.Filtering, n.Refusal = w.rig.Ports[n.Name], s.mapping, s.filtering, s.refusal
+	n.Isolated = n.Name == "br0" && s.isolated
+	return n
+}
+
+// attachSecond brings the second network, or takes it away.
+func (w *world) attachSecond(s setup) error {
+	port, device := w.rig.Ports["q1"], w.rig.Ports["br1"]
+	return w.rig.Do(func() error {
+		if !s.second {
+			return errors.Join(w.rig.DP.Detach(port), w.rig.DP.Detach(device), w.rig.DP.RemoveNetwork("br1"))
+		}
+		return errors.Join(w.rig.DP.PutNetwork(w.network(networks[1], s)),
+			w.rig.DP.Attach(dataplane.Link{IfIndex: device, Name: "br1", Kind: dataplane.InsideDevice, Owner: "br1"}),
+			w.rig.DP.Attach(dataplane.Link{IfIndex: port, Name: "q1", Kind: dataplane.InsidePort, Owner: "br1", Peer: true}))
+	})
+}
+
+// takePath puts the links' flag straight into their table: to attach them once more would cost a hundred times as much.
+func (w *world) takePath() error {
+	links := w.rig.DP.Objects().Links
+	for _, name := range []string{"br0", "p1", "p2", "br1", "q1", "eth0"} {
+		var l bpf.Link
+		index := uint32(w.rig.Ports[name])
+		if err := links.Lookup(index, &l); err != nil {
+			return fmt.Errorf("read link %s: %w", name, err)
+		}
+		flags := l.Flags &^ bpf.LinkStack
+		if w.setup.stack {
+			flags |= bpf.LinkStack
+		}
+		if l.Ifindex != index || l.Flags == flags {
+			continue
+		}
+		l.Flags = flags
+		if err := links.Put(index, l); err != nil {
+			return fmt.Errorf("write link %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// restore undoes what configure does not: nobody owns an address.
+func (w *world) restore() error {
+	var err error
+	for addr := range w.owners {
+		err = errors.Join(err, w.rig.DP.ForgetOwner("br0", addr))
+	}
+	clear(w.owners)
+	return err
+}
+
+// wait moves the clock, and has the sweeper walk once.
+func (w *world) wait(by time.Duration) error {
+	w.rig.Now += by
+	return errors.Join(w.rig.DP.SetClock(uint64(w.rig.Now)), w.rig.DP.Sweep())
+}
+
+// clear lets all expire. It comes before a sequence, too: the one before may have failed.
+func (w *world) clear() error {
+	held, err := w.rig.DP.Held()
+	if err == nil && len(held.Forwards) > 0 {
+		_, err = w.rig.DP.RemoveForwards(held.Forwards)
+	}
+	return errors.Join(err, w.wait(day), w.forgetFragments())
+}
+
+// forgetFragments does what time does not: after hundreds of sequences, of a day or two each, the first ones' are young again
+// (abi.h says when the tables' clock wraps).
+func (w *world) forgetFragments() error {
+	m := w.rig.DP.Objects().Fragments4
+	var keys []bpf.FragmentKey
+	var key bpf.FragmentKey
+	value := make([]byte, m.ValueSize())
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		keys = append(keys, key)
+	}
+	err := it.Err()
+	for _, key := range keys {
+		err = errors.Join(err, m.Delete(key))
+	}
+	return err
+}
+
+func (w *world) nothingLeft() error {
+	o := w.rig.DP.Objects()
+	for _, m := range []*ebpf.Map{o.Sessions4, o.Internals4, o.Claims4, o.Permissions4} {
+		if n := rig.MapLen(m); n != 0 {
+			return fmt.Errorf("%d entries are left in %v", n, m)
+		}
+	}
+	return nil
+}
+
+// change is a change of the configuration, or of the host.
+func (d *duel) change() {
+	s := d.setup
+	switch pick(d.T, "what changes", []string{"mapping", "filtering", "isolated", "timeouts", "ports", "sessions per binding", "address", "network", "path"}) {
+	case "mapping":
+		s.mapping = drawBehaviors(d.T, "mapping", behaviors)
+	case "filtering":
+		s.filtering = drawBehaviors(d.T, "filtering", behaviors)
+	case "isolated":
+		s.isolated = !s.isolated
+	case "timeouts":
+		factor := time.Duration(rapid.IntRange(1, 3).Draw(d.T, "times"))
+		t, of := &s.settings, dataplane.DefaultSettings()
+		t.UDPTimeout, t.ICMPTimeout, t.TCPPartialOpenTimeout = factor*of.UDPTimeout, factor*of.ICMPTimeout, factor*of.TCPPartialOpenTimeout
+		t.TCPClosingTimeout, t.TCPEstablishedTimeout = factor*of.TCPClosingTimeout, factor*of.TCPEstablishedTimeout
+	case "ports":
+		s.settings.PortLow = pick(d.T, "lowest", []uint16{1024, 5000, 6000})
+		s.settings.PortHigh = s.settings.PortLow + pick(d.T, "and as many above it", []uint16{0, 3, 1000})
+	case "sessions per binding":
+		s.settings.SessionsPerBinding = pick(d.T, "sessions per binding", []uint32{1, 3, 1000})
+	case "address":
+		s.external = pick(d.T, "external address", append(slices.Clone(externals), netip.Addr{}))
+	case "network":
+		s.second = !s.second
+	case "path":
+		s.stack = !s.stack
+	}
+	d.Logf("change: %v", s)
+	d.must("configure", d.configure(s))
+	d.must("sweep", d.world.wait(0))
+	d.nat.Configure(d.oracle())
+}
+
+func (d *duel) passTime() {
+	by := pick(d.T, "for", waits)
+	d.Logf("wait %v", by)
+	d.nat.Wait(by)
+	d.must("wait", d.world.wait(by))
+}
+
+var forwardPorts = []uint16{80, 81, 5000, 5001}
+
+// forward adds a static binding as an operator does, or as Docker does, removes one, or gives them their hosts' packets.
+func (d *duel) forward() {
+	how := pick(d.T, "how", []string{"add", "publish", "remove", "index"})
+	if how == "index" {
+		d.nat.IndexForwards()
+		d.must("index forwards", d.rig.DP.IndexForwards())
+		return
+	}
+	f := dataplane.Forward{Protocol: d.forwardProtocol(), Network: "br0", Published: how == "publish", OverHostSocket: how == "publish",
+		External: netip.AddrPortFrom(d.externalAddr(), pick(d.T, "external", forwardPorts)),
+		Internal: netip.AddrPortFrom(insideHosts[1].addr, pick(d.T, "internal", forwardPorts))}
+	p := oracle.Protocol(f.Protocol.String())
+	var want bool
+	var err error
+	if how == "remove" {
+		want, err = d.nat.RemoveForward(p, f.External), d.rig.DP.RemoveForward(f.Protocol, f.External)
+	} else {
+		want = d.nat.Forward("br0", p, f.External, f.Internal, f.Published)
+		_, err = d.rig.DP.AddForward(f)
+	}
+	d.agree(how+" "+fmt.Sprint(f), want, err)
+	d.must("sweep", d.world.wait(0)) // a claim of the host's that was taken over leaves its slot behind
+}
+
+func (d *duel) forwardProtocol() dataplane.Protocol {
+	return pick(d.T, "protocol", []dataplane.Protocol{dataplane.UDP, dataplane.TCP})
+}
+
+// agree: done or refused, by both.
+func (d *duel) agree(what string, want bool, err error) {
+	d.Helper()
+	d.Logf("%s: %v", what, want)
+	if (err == nil) != want {
+		d.Fatalf("%s: error %v, the oracle says that it is done: %v", what, err, want)
+	}
+}
+
+// importSession is one that another NAT hands over.
+func (d *duel) importSession() {
+	s := dataplane.Session{Protocol: d.forwardProtocol(), Network: "br0",
+		Internal: netip.AddrPortFrom(pick(d.T, "host", insideHosts[:2]).addr, pick(d.T, "port", insidePorts)),
+		External: d.externalEndpoint(), Remote: pick(d.T, "remote", remotes)}
+	if s.External.Port() == 0 {
+		return // no endpoint: an ICMP binding's identifier
+	}
+	if s.Protocol == dataplane.TCP {
+		s.State = "established"
+	}
+	want := d.nat.Import("br0", oracle.Protocol(s.Protocol.String()), s.Internal, s.External, s.Remote)
+	d.agree(fmt.Sprintf("import %s %s %s %s", s.Protocol, s.Internal, s.External, s.Remote), want, d.rig.DP.ImportSession(s))
+}
+
+// owner says whose the address of a container is, or that it is gone.
+func (d *duel) owner() {
+	host := pick(d.T, "host", insideHosts[:2])
+	if _, known := d.owners[host.addr]; known && rapid.Bool().Draw(d.T, "gone") {
+		d.Logf("owner of %s is gone", host.addr)
+		d.must("remove owner", d.rig.DP.RemoveOwner("br0", host.addr))
+		delete(d.owners, host.addr)
+		d.nat.RemoveOwner("br0", host.addr)
+		return
+	}
+	o := dataplane.Owner{Network: "br0", Address: host.addr, ID: 7, Excluded: rapid.IntRange(0, 5).Draw(d.T, "excluded") == 5}
+	if port := pick(d.T, "port", []string{"", "p1", "p2"}); port != "" {
+		o.Port = d.rig.Ports[port]
+	}
+	if rapid.IntRange(0, 2).Draw(d.T, "own filtering") == 2 {
+		own := drawBehaviors(d.T, "filtering", behaviors)
+		o.Filtering = &own
+	}
+	d.Logf("owner: %+v", o)
+	d.must("put owner", d.rig.DP.PutOwner(o))
+	d.owners[host.addr] = o
+	d.nat.PutOwner("br0", host.addr, d.ownerOf(o))
+}
