@@ -14,15 +14,14 @@ import (
 // that are gone, and everything on an external address that is.
 func (n *NAT) Configure(c Config) {
 	moved := n.config.External != c.External
-	n.config = c
-	if moved {
-		n.claims = nil
-		defer clear(n.held)
-	}
 	n.end(func(b *Binding) bool {
 		_, known := c.Networks[b.Network]
 		return moved || !known && b.Network != Host
 	})
+	if n.config = c; moved {
+		n.claims = nil
+		clear(n.held)
+	}
 	n.Wait(0)
 }
 

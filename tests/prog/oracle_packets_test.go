@@ -41,7 +41,7 @@ var (
 	elsewhere = []netip.AddrPort{ // what is not to be translated
 		netip.MustParseAddrPort("172.17.0.1:53"), netip.MustParseAddrPort("172.18.0.2:80"), netip.MustParseAddrPort("224.0.0.251:5353"),
 	}
-	waits = []time.Duration{time.Second, 31 * time.Second, 59 * time.Second, 61 * time.Second, 239 * time.Second, 241 * time.Second,
+	waits = []time.Duration{time.Second, 31 * time.Second, 59 * time.Second, 61 * time.Second, 119 * time.Second, 121 * time.Second, 239 * time.Second, 241 * time.Second,
 		299 * time.Second, 301 * time.Second, 7439 * time.Second, 7441 * time.Second}
 )
 

@@ -213,7 +213,7 @@ func (w *world) clear() error {
 	if err == nil && len(held.Forwards) > 0 {
 		_, err = w.rig.DP.RemoveForwards(held.Forwards)
 	}
-	return errors.Join(err, w.wait(day), w.forgetFragments())
+	return errors.Join(err, w.wait(day), w.wait(day), w.forgetFragments()) // once more for the ports that wait
 }
 
 // forgetFragments does what time does not: after hundreds of sequences, of a day or two each, the first ones' are young again
@@ -236,12 +236,16 @@ func (w *world) forgetFragments() error {
 
 func (w *world) nothingLeft() error {
 	o := w.rig.DP.Objects()
-	for _, m := range []*ebpf.Map{o.Sessions4, o.Internals4, o.Claims4, o.Permissions4} {
+	for _, m := range []*ebpf.Map{o.Sessions4, o.Internals4, o.Claims4, o.Permissions4, o.Hosts4, o.Blocks4} {
 		if n := rig.MapLen(m); n != 0 {
 			return fmt.Errorf("%d entries are left in %v", n, m)
 		}
 	}
-	return nil
+	usage, err := w.rig.DP.Usage()
+	if usage.Bindings+usage.Sessions != 0 {
+		err = errors.Join(err, fmt.Errorf("%d bindings and %d slots are in use", usage.Bindings, usage.Sessions))
+	}
+	return err
 }
 
 // change is a change of the configuration, or of the host.
