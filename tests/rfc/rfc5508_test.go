@@ -272,11 +272,23 @@ func messagesThatMustPass(l *line) {
 			l.Errorf("%s speaks of % x, want what the container has sent", name, about[:20])
 		}
 	}
+	timeExceededOutside(l, lab)
 	if report, err := probe.PingOnce(probe.In(lab.Containers[0]), topo.GatewayAddr, 1); err != nil || report.Received != 1 {
 		l.Errorf("ping to the NAT from inside: %+v, %v", report, err)
 	}
 	if report, err := probe.PingOnce(probe.In(lab.Peer1), topo.HostAddr, 1); err != nil || report.Received != 1 {
 		l.Errorf("ping to the NAT from outside: %+v, %v", report, err)
+	}
+}
+
+// timeExceededOutside: for who sends to a container, the NAT is the last router but one.
+func timeExceededOutside(l *line, lab *lab) {
+	lab.opened(20001)
+	peer := lab.wire(lab.Peer1)
+	s := UDP(at(topo.Peer1Addr.String(), 20001), at(l.external, 20001), "x")
+	peer.send(s.With(func(s *Spec) { s.TTL = 2 }).IP()) // 1 behind the router
+	if got := peer.sees(1, isICMP(11, 0)); len(got) == 0 || netip.AddrFrom4([4]byte(got[0][12:16])) != topo.HostAddr {
+		l.Errorf("Time Exceeded to the outside: %v, want one from %s", got, topo.HostAddr)
 	}
 }
 

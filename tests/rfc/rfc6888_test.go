@@ -136,11 +136,31 @@ func portsAreUsedUp(l *line) {
 	}
 }
 
+// portsAreHeld: anybody may still send to what was an endpoint-independent filter's; where the NAT knows better (TCP's states,
+// address-dependent filtering), a port is free at once.
 func portsAreHeld(l *line) {
-	r, holder, external := udp.fullHouse(l, rig.WithFiltering(dataplane.EndpointIndependent))
-	r.Wait(301 * time.Second)
-	r.WantBindings()
-	if r.Inside(UDP(at(l.c1, 40000), at(l.peer1, 53), "x")).Verdict == rig.Redirect {
-		l.lacks("the port " + external + " of " + holder + " is another host's at once")
+	l.part("held", func(l *line) {
+		r, _, external := udp.fullHouse(l, rig.WithFiltering(dataplane.EndpointIndependent))
+		r.Wait(301 * time.Second)
+		r.WantBindings()
+		for _, d := range []time.Duration{0, 60 * time.Second, 58 * time.Second} {
+			r.Wait(d)
+			if res := r.Inside(UDP(at(l.c1, 40000), at(l.peer1, 53), "x")); res.Verdict == rig.Redirect {
+				l.Fatalf("%v later the port %s is another host's", d, external)
+			}
+		}
+		r.Wait(4 * time.Second)
+		out(r, UDP(at(l.c1, 40000), at(l.peer1, 53), "x"), UDP(external, at(l.peer1, 53), "x"))
+	})
+	for name, c := range map[string]struct {
+		of        protocol
+		filtering dataplane.Behavior
+	}{"TCP": {tcp, dataplane.EndpointIndependent}, "address-dependent": {udp, dataplane.AddressDependent}} {
+		l.part(name, func(l *line) {
+			r, _, external := c.of.fullHouse(l, rig.WithFiltering(c.filtering))
+			r.Wait(301 * time.Second)
+			r.WantBindings()
+			out(r, c.of.first(at(l.c1, 40000), at(l.peer1, 53)), c.of.first(external, at(l.peer1, 53)))
+		})
 	}
 }

@@ -5,6 +5,7 @@ package rfc
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -204,17 +205,29 @@ func portsAreRandom(l *line) {
 	}
 }
 
-// identification: two hosts' datagrams with one identification, to one remote, may not have one outside.
+// identification: hosts' datagrams of one identification have different ones outside, where they may be cut; the fragments of
+// one have one; and what can never be cut keeps what it has.
 func identification(l *line) {
 	r := l.rig()
+	id := func(frame []byte) uint16 { return binary.BigEndian.Uint16(frame[rig.L3+4:]) }
+	same := func(s *Spec) { s.ID = 0x1234 }
 	seen := map[uint16]int{}
-	for host := range 2 {
-		s := UDP(fmt.Sprintf("172.17.2.%d:20000", host+1), at(l.peer1, 53), "x").With(func(s *Spec) { s.ID = 0x1234 })
-		seen[binary.BigEndian.Uint16(r.Inside(s).Frame()[rig.L3+4:])]++
+	for i := range 1000 {
+		s := UDP(fmt.Sprintf("172.17.2.%d:20000", i%2+1), at(l.peer1, 53), "x").With(same)
+		seen[id(r.Inside(s).Frame())]++
 	}
-	if len(seen) != 2 {
-		l.lacks("two hosts' datagrams of one identification keep it")
+	if len(seen) != 1000 {
+		l.Errorf("1000 datagrams of two hosts have %d identifications", len(seen))
 	}
-	atomic := UDP(at(l.c1, 20001), at(l.peer1, 53), "x").With(func(s *Spec) { s.ID, s.DF = 0x1234, true })
-	r.Inside(atomic).Translated("translated_outbound", UDP(at(l.external, 20001), at(l.peer1, 53), "x").With(func(s *Spec) { s.ID, s.DF = 0x1234, true }).Hop())
+	whole := map[uint16]int{}
+	for _, frame := range rig.FromContainer(UDP(at(l.c1, 20002), at(l.peer1, 53), strings.Repeat("x", 960)).With(same)).Fragments(320) {
+		whole[id(r.Send(r.DP.Objects().NatInside, "p1", frame, nil).Frame())]++
+	}
+	if len(whole) != 1 {
+		l.Errorf("a datagram's fragments have %d identifications", len(whole))
+	}
+	atomic := func(s *Spec) { s.ID, s.DF = 0x1234, true }
+	if got := id(r.Inside(UDP(at(l.c1, 20001), at(l.peer1, 53), "x").With(atomic)).Frame()); got != 0x1234 {
+		l.Errorf("an atomic datagram's identification became %#x", got)
+	}
 }
