@@ -359,7 +359,8 @@ struct session_half4 {
 	__u8 flags;
 	__u8 seen; /* TCP flags so far */
 	__u8 peer_reset; /* the other half's side has sent a RST since */
-	__u8 pad[8];
+	__u8 closed; /* both sides have sent FIN: no packet refreshes */
+	__u8 pad[7];
 };
 
 /* What the sweeper walks: an array beside the hash. */

@@ -452,7 +452,8 @@ type natSessionHalf4 struct {
 	Flags       uint8
 	Seen        uint8
 	PeerReset   uint8
-	Pad         [8]uint8
+	Closed      uint8
+	Pad         [7]uint8
 }
 
 type natSessionKey4 struct {

@@ -108,10 +108,10 @@ NAT_GLOBAL enum nat_state session_state(__u8 proto, __u8 inside, __u8 outside)
 {
 	if (proto != IPPROTO_TCP)
 		return STATE_ACTIVE;
-	if ((inside | outside) & SEEN_RST)
-		return STATE_TRANS;
 	if (inside & outside & SEEN_FIN)
 		return STATE_FIN_BOTH;
+	if ((inside | outside) & SEEN_RST)
+		return STATE_TRANS;
 	if (inside & SEEN_FIN)
 		return STATE_FIN_INSIDE;
 	if (outside & SEEN_FIN)
@@ -207,8 +207,6 @@ static __always_inline __u8 tcp_peer_reset(struct session_half *half,
 					   struct session_half *other,
 					   __u8 seen, __u8 theirs)
 {
-	if (!other)
-		return theirs;
 	if (seen & SEEN_RST) {
 		other->peer_reset = 1;
 		return theirs;
@@ -220,33 +218,75 @@ static __always_inline __u8 tcp_peer_reset(struct session_half *half,
 	return theirs;
 }
 
+/* The state of a session, one of whose halves has seen this and the other that. */
+static __always_inline enum nat_state
+half_state(const struct session_half *half, __u8 seen, __u8 theirs)
+{
+	return half->flags & HALF_PRIMARY ?
+		       session_state(IPPROTO_TCP, seen, theirs) :
+		       session_state(IPPROTO_TCP, theirs, seen);
+}
+
+/*
+ * Whether a segment opens a connection between the endpoints of one that is over:
+ * all that was seen of that one is forgotten (RFC 9293 section 3.6.1).
+ */
+static __always_inline bool tcp_begins_anew(const struct packet *p,
+					    enum nat_state state)
+{
+	return packet_opens(p) &&
+	       (state == STATE_FIN_BOTH || state == STATE_TRANS);
+}
+
+static __always_inline void tcp_forget(struct session_half *half)
+{
+	half->seen = 0;
+	half->peer_reset = 0;
+}
+
+static __always_inline void tcp_close(struct session_half *half,
+				      struct session_half *other, bool closed)
+{
+	if (half->closed == closed)
+		return;
+	half->closed = closed;
+	other->closed = closed;
+}
+
 /*
  * A segment brought a flag that its half had not seen, or followed a RST of the
  * other side's.
  */
 NAT_GLOBAL int session_tcp_change(const struct session_key *key,
-				  struct session_half *half, __u8 seen)
+				  struct session_half *half,
+				  const struct packet *p)
 {
 	struct session_key reverse;
 	struct session_half *other;
 	struct session_change c = { .type = EVENT_SESSION_STATE };
-	__u8 before, theirs, theirs_before;
+	__u8 seen, theirs;
 
-	if (!key || !half)
+	if (!key || !half || !p)
 		return 0;
 	session_reverse_key(key, half, &reverse);
 	other = half->flags & HALF_SELF ? half : session_find(&reverse);
-	before = half->seen;
-	theirs_before = other ? other->seen : 0;
-	theirs = tcp_peer_reset(half, other, seen, theirs_before);
-	half->seen = seen;
-	if (half->flags & HALF_PRIMARY) {
-		c.old_state = session_state(key->proto, before, theirs_before);
-		c.state = session_state(key->proto, seen, theirs);
-	} else {
-		c.old_state = session_state(key->proto, theirs_before, before);
-		c.state = session_state(key->proto, theirs, seen);
+	if (!other) { /* the session is being made, or ended */
+		half->seen = tcp_seen_next(half->seen, p->seen);
+		return 0;
 	}
+	theirs = other->seen;
+	c.old_state = half_state(half, half->seen, theirs);
+	if (tcp_begins_anew(p, c.old_state)) {
+		theirs = 0;
+		tcp_forget(other);
+		tcp_forget(half);
+		half->last_seen = clock_tick();
+	}
+	seen = tcp_seen_next(half->seen, p->seen);
+	theirs = tcp_peer_reset(half, other, seen, theirs);
+	half->seen = seen;
+	c.state = half_state(half, seen, theirs);
+	tcp_close(half, other, c.state == STATE_FIN_BOTH);
 	if (c.state == c.old_state)
 		return 0;
 	if (half->flags & HALF_PRIMARY)
@@ -257,7 +297,8 @@ NAT_GLOBAL int session_tcp_change(const struct session_key *key,
 /*
  * What a packet of the session leaves behind in its half; most write nothing.
  * The first RST starts the time that the session is held from then on (RFC 7857
- * section 2.3); those that follow it do not refresh (section 7.1).
+ * section 2.3); those that follow it do not refresh (section 7.1), and neither
+ * does what follows both sides' FIN (RFC 6146 section 3.5.2.2).
  */
 static __always_inline void session_touch(const struct nat *n,
 					  const struct session_key *key,
@@ -265,7 +306,7 @@ static __always_inline void session_touch(const struct nat *n,
 {
 	__u8 seen;
 
-	if (half->last_seen != n->tick &&
+	if (half->last_seen != n->tick && !half->closed &&
 	    !(n->p.seen & half->seen & SEEN_RST)) {
 		half->last_seen = n->tick;
 		if (half->flags & HALF_PRIMARY && n->p.proto == IPPROTO_UDP)
@@ -275,7 +316,7 @@ static __always_inline void session_touch(const struct nat *n,
 		return;
 	seen = tcp_seen_next(half->seen, n->p.seen);
 	if (seen != half->seen || half->peer_reset)
-		session_tcp_change(key, half, seen);
+		session_tcp_change(key, half, &n->p);
 }
 
 /*

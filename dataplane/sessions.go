@@ -27,10 +27,10 @@ func sessionState(proto Protocol, inside, outside uint8) uint8 {
 	switch {
 	case proto != TCP:
 		return bpf.StateActive
-	case (inside|outside)&bpf.SeenRST != 0:
-		return bpf.StateTrans
 	case inside&outside&bpf.SeenFIN != 0:
 		return bpf.StateFinBoth
+	case (inside|outside)&bpf.SeenRST != 0:
+		return bpf.StateTrans
 	case inside&bpf.SeenFIN != 0:
 		return bpf.StateFinInside
 	case outside&bpf.SeenFIN != 0:

@@ -174,7 +174,9 @@ func TestTCPStates(t *testing.T) {
 		{"i:syn o:rst", "trans"},
 		{"i:syn o:syn-ack o:rst i:segment", "established"},
 		{"i:syn o:syn-ack o:rst o:segment", "established"},
-		{"i:syn o:syn-ack i:fin o:fin i:syn", "fin-outside"}, // the endpoints are used again
+		{"i:syn o:syn-ack i:fin o:fin i:rst", "fin-both"},
+		{"i:syn o:syn-ack i:fin o:fin i:syn", "init-inside"}, // the endpoints are used again
+		{"i:syn o:syn-ack o:rst i:syn", "init-inside"},
 		{"i:syn o:syn-ack i:fin o:fin i:syn o:syn-ack", "established"},
 		{"i:segment o:segment", "established"}, // picked up in its middle
 	} {

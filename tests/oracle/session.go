@@ -164,9 +164,15 @@ func (d side) place() Place {
 	return d.session.otherPlace()
 }
 
-// touch is what a packet leaves behind. A RST that follows a RST does not refresh (RFC 7857 section 7.1).
+// touch is what a packet leaves behind. A RST that follows a RST does not refresh (RFC 7857 section 7.1), nor does what
+// follows both sides' FIN (RFC 6146 section 3.5.2.2), but a SYN, which begins anew.
 func (d side) touch(now time.Duration, k Kind) {
-	if k != Rst || !d.from.seen.rst {
+	state := d.session.State()
+	if k == Syn && (state == "fin-both" || state == "trans") {
+		d.session.inside.seen, d.session.outside.seen = flags{}, flags{}
+		state = ""
+	}
+	if state != "fin-both" && (k != Rst || !d.from.seen.rst) {
 		d.from.last = now
 		if d.isInside && d.session.Binding.Protocol == UDP {
 			d.session.Binding.lastOut = now
@@ -205,10 +211,10 @@ func (s *Session) State() string {
 	switch {
 	case s.Binding.Protocol != TCP:
 		return "active"
-	case a.rst || b.rst:
-		return "trans"
 	case a.fin && b.fin:
 		return "fin-both"
+	case a.rst || b.rst:
+		return "trans"
 	case a.fin:
 		return "fin-inside"
 	case b.fin:

@@ -3,9 +3,14 @@
 package prog
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 
 	"github.com/conenat/conenat/tests/rig"
 
@@ -44,7 +49,19 @@ var tcpSequences = []struct {
 	{"OtherSideAfterRST", ">S <SA >A <R >A", "established", established},
 	{"RSTAgainAfterData", ">S <SA >A <R >A <R", "trans", closing},
 	{"BothSidesRST", ">S <SA >A <R >R", "trans", closing},
-	{"SYNAfterFIN", ">S <SA >A >FA <FA >A >S", "fin-outside", established},
+	{"RSTAfterFINs", ">S <SA >A >FA <FA >R <R", "fin-both", closing},
+	{"SYNAfterFINs", ">S <SA >A >FA <FA >A >S", "init-inside", partialOpen},
+	{"SYNFromOutsideAfterFINs", ">S <SA >A >FA <FA >A <S", "init-outside", partialOpen},
+	{"OldSegmentAfterReuse", ">S <SA >A >FA <FA >A >S <A", "init-inside", partialOpen},
+	{"ReuseFromOutside", ">S <SA >A >FA <FA >A <S >SA <A", "established", established},
+	{"SYNAfterRST", ">S <SA >A >R >S", "init-inside", partialOpen},
+	{"SYNAfterTheirRST", ">S <SA >A <R >S", "init-inside", partialOpen},
+	{"SYNACKAfterRST", ">S >R <SA", "established", established},
+	{"NoFlags", "> >", "init-inside", partialOpen},
+	{"NoFlagsInside", ">S <SA >A > <", "established", established},
+	{"SYNAndFIN", ">SF", "init-inside", partialOpen},
+	{"FINTwice", ">S <SA >A >FA >FA <A", "fin-inside", established},
+	{"SYNAgain", ">S <SA >A >S <A >A", "established", established},
 	{"ReuseAfterFIN", ">S <SA >A >FA <FA >A >S <SA >A", "established", established},
 	{"ReuseAfterRST", ">S <SA >A >R >S <SA", "established", established},
 	{"PickUpInside", ">A", "init-inside", partialOpen},
@@ -111,6 +128,107 @@ func TestRSTOfIdleConnection(t *testing.T) {
 			r.Wait(100 * time.Second)
 			r.Segments(rst)
 			r.LivesFor(closing - 100*time.Second)
+		})
+	}
+}
+
+// TestNothingKeepsWhatIsClosed: after both sides' FIN the session ends 4 minutes later, whatever comes (RFC 6146 section
+// 3.5.2.2, V4 FIN + V6 FIN RCV), unless that is a SYN, which begins a connection of its own.
+func TestNothingKeepsWhatIsClosed(t *testing.T) {
+	for name, late := range map[string]string{"ACKs": ">A <A", "FINs": ">FA <FA", "RSTs": ">R <R", "Data": ">PA <PA"} {
+		t.Run(name, func(t *testing.T) {
+			r := rig.New(t)
+			r.Segments(">S <SA >A >FA <FA")
+			r.Wait(100 * time.Second)
+			r.Segments(late)
+			r.LivesFor(closing - 100*time.Second)
+		})
+	}
+	t.Run("SYN", func(t *testing.T) {
+		r := rig.New(t)
+		r.Segments(">S <SA >A >FA <FA")
+		r.Wait(100 * time.Second)
+		r.Segments(">S")
+		r.LivesFor(partialOpen)
+	})
+	t.Run("Anew", func(t *testing.T) {
+		r := rig.New(t)
+		r.Segments(">S <SA >A >FA <FA")
+		r.Wait(100 * time.Second)
+		r.Segments(">S <SA >A")
+		r.Wait(time.Hour)
+		r.Segments(">A")
+		r.LivesFor(established)
+	})
+}
+
+// TestSimultaneousOpen: the outside's SYN crosses the inside's (RFC 5382 REQ-2a), or comes first: then it is dropped in
+// silence where filtering says so, and the inside's own, whenever it comes, opens as ever (REQ-4).
+func TestSimultaneousOpen(t *testing.T) {
+	const remote = rig.Peer2 + ":443"
+	for _, filtering := range []dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressDependent, dataplane.AddressAndPortDependent} {
+		for _, later := range []time.Duration{0, 5 * time.Second, 7 * time.Second} {
+			t.Run(fmt.Sprintf("%s/%s", filtering, later), func(t *testing.T) {
+				r := rig.New(t, rig.WithFiltering(filtering), rig.WithNetworks(func(n *dataplane.Network) {
+					n.Address, n.Refusal = netip.MustParseAddr("172.17.0.1"), dataplane.RefuseAdminProhibited
+				}))
+				r.Segments(">S <S >SA <SA >A <A")
+				syn := TCP(remote, rig.TcpOutside, "S", "")
+				if filtering == dataplane.EndpointIndependent {
+					r.In(syn, TCP(remote, rig.TcpInside, "S", ""))
+				} else {
+					r.Outside(syn).Dropped("filtered")
+				}
+				r.Wait(later)
+				r.Out(TCP(rig.TcpInside, remote, "S", ""), TCP(rig.TcpOutside, remote, "S", ""))
+				r.In(syn, TCP(remote, rig.TcpInside, "S", ""))
+				r.Out(TCP(rig.TcpInside, remote, "SA", ""), TCP(rig.TcpOutside, remote, "SA", ""))
+				r.WantSessions("tcp "+rig.TcpInside+" "+rig.TcpOutside+" "+rig.TcpRemote+" established",
+					"tcp "+rig.TcpInside+" "+rig.TcpOutside+" "+remote+" established")
+			})
+		}
+	}
+}
+
+// TestWindowsAreTheEndsOwn: sequence numbers and windows are not looked at: an old or wild one passes and counts as any.
+func TestWindowsAreTheEndsOwn(t *testing.T) {
+	r := rig.New(t)
+	r.Segments(">S <SA >A")
+	wild := func(s Spec) Spec {
+		l4 := s.L4
+		s.L4 = func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
+			all := l4(s, ip)
+			tcp := all[0].(*layers.TCP)
+			tcp.Seq, tcp.Ack, tcp.Window = 0xdeadbeef, 0x7fffffff, 0
+			return all
+		}
+		return s
+	}
+	for range 2 {
+		r.Out(wild(TCP(rig.TcpInside, rig.TcpRemote, "A", "x")), wild(TCP(rig.TcpOutside, rig.TcpRemote, "A", "x")))
+		r.In(wild(TCP(rig.TcpRemote, rig.TcpOutside, "A", "x")), wild(TCP(rig.TcpRemote, rig.TcpInside, "A", "x")))
+	}
+	r.In(wild(TCP(rig.TcpRemote, rig.TcpOutside, "R", "")), wild(TCP(rig.TcpRemote, rig.TcpInside, "R", "")))
+	r.WantSessions("tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.TcpRemote + " trans")
+}
+
+// TestPickUpOfImported: a connection that another NAT had goes on from what it was, in whichever way it goes on.
+func TestPickUpOfImported(t *testing.T) {
+	for _, c := range []struct {
+		name, was, segments, state string
+		lifetime                   time.Duration
+	}{
+		{"Idle", "established", "", "established", established},
+		{"Data", "established", "<PA >A", "established", established},
+		{"Closes", "established", ">FA <FA >A", "fin-both", closing},
+		{"Reset", "established", "<R", "trans", closing},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := rig.New(t)
+			r.MustImport(dataplane.TCP, c.was, rig.TcpInside, rig.TcpOutside, rig.TcpRemote)
+			r.Segments(c.segments)
+			r.WantSessions("tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.TcpRemote + " " + c.state)
+			r.LivesFor(c.lifetime)
 		})
 	}
 }
