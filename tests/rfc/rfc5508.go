@@ -29,5 +29,8 @@ var rfc5508 = Document{"RFC 5508", "ICMP (BCP 148)", []Requirement{
 	{"REQ-10a", Must, "supports Destination Unreachable, Time Exceeded, Echo and Echo Reply", Holds, "of the NAT's own, those to containers are the kernel's"},
 	{"REQ-10b", May, "supports Redirect, Timestamp, Source Route, Address Mask, Parameter Problem, Router Advertisement", Holds, "of these Timestamp and Parameter Problem"},
 	{"REQ-10c", ShouldNot, "supports Source Quench or Information Request", Holds, "none is ever sent, and requests do not pass"},
+	{"REQ-10d", Recommended, "its own errors have the precedence of network control (RFC 1812, section 4.3.2.5)", Holds, ""},
+	{"REQ-10e", Recommended, "none is sent where RFC 1812, section 4.3.2.7, forbids it", Holds, ""},
+	{"REQ-10f", Recommended, "their rate is limited", Holds, "for each CPU and side"},
 	{"REQ-11", May, "messages that are neither query nor error are dropped", Holds, "from inside; from outside they are the host's"},
 }}

@@ -43,6 +43,9 @@ func TestRFC5508(t *testing.T) {
 		"REQ-10a": messagesThatMustPass,
 		"REQ-10b": messagesThatMayPass,
 		"REQ-10c": messagesThatShouldNotPass,
+		"REQ-10d": ownErrorsHavePrecedence,
+		"REQ-10e": whenNotToSend,
+		"REQ-10f": ownErrorsAreLimited,
 		"REQ-11":  otherMessages,
 	})
 }
@@ -315,6 +318,52 @@ func messagesThatShouldNotPass(l *line) {
 		if i >= 4 && res.Verdict == rig.Redirect {
 			l.Errorf("host %d: %s, want it refused and no more", i, res.Reason)
 		}
+	}
+}
+
+const precedence = 0xe0 // of the TOS octet
+
+// ownErrorsHavePrecedence: 6, internetwork control, or 7.
+func ownErrorsHavePrecedence(l *line) {
+	r, _, _ := udp.fullHouse(l, refusing(dataplane.RefuseHostUnreachable))
+	out := r.Inside(UDP(at(l.c1, 40000), at(l.peer1, 53), "x")).Frame()
+	in := r.Outside(UDP(at(l.peer1, 53), at(l.external, 40000), "x").With(lastHop)).Frame()
+	for _, frame := range [][]byte{out, in} {
+		if frame[rig.L3+9] != 1 || frame[rig.L3+1]&precedence < 6<<5 {
+			l.Errorf("not an ICMP message of that precedence:\n%s", Dump(frame))
+		}
+	}
+}
+
+func lastHop(s *Spec) { s.TTL = 1 }
+
+// whenNotToSend: about an ICMP error, and about a later fragment, whose first one was told of.
+func whenNotToSend(l *line) {
+	r, flows := l.open()
+	f := flows[0]
+	r.Outside(ICMPError(l.peer1, l.external, 3, 3, f.sent, 28).With(lastHop)).Dropped("ttl")
+	s := rig.FromOutside(f.answer.With(func(s *Spec) { s.Payload, s.ID = make([]byte, 960), 7 }))
+	whole, expiring := s.Fragments(320), s.With(lastHop).Fragments(320)
+	o := r.DP.Objects()
+	r.Send(o.NatOutsideIngress, "eth0", whole[0], nil)
+	r.Send(o.NatOutsideIngress, "eth0", expiring[1], nil).Dropped("ttl")
+	r.Outside(f.answer.With(lastHop)).Told("ttl", Told(l.external, 11, 0, 0, f.answer.With(lastHop)))
+}
+
+// ownErrorsAreLimited: of many packets in a moment few are answered; a second later some are again.
+func ownErrorsAreLimited(l *line) {
+	r, _, _ := udp.fullHouse(l, refusing(dataplane.RefuseHostUnreachable))
+	for range 2 {
+		told := 0
+		for i := range 200 {
+			if r.Inside(UDP(at(l.c1, 1024+i), at(l.peer1, 53), "x")).Verdict == rig.Redirect {
+				told++
+			}
+		}
+		if told == 0 || told > 50 {
+			l.Errorf("%d of 200 packets of one moment were answered", told)
+		}
+		r.Wait(time.Second)
 	}
 }
 
