@@ -39,6 +39,7 @@ const (
 	ReasonLastTranslated = natNatReasonREASON_LAST_TRANSLATED
 	ReasonLastPassed     = natNatReasonREASON_LAST_PASSED
 	ReasonCount          = natNatReasonREASON_COUNT
+	ReasonQuota          = natNatReasonREASON_DROPPED_QUOTA
 )
 
 // reasonNames are the counters' names in the API; a test holds them to the C enum.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -28,6 +29,8 @@ var eventTypes = map[uint8]EventType{
 	bpf.EventPortExhausted:   PortExhausted,
 	bpf.EventQuotaExceeded:   QuotaExceeded,
 	bpf.EventInboundFiltered: InboundFiltered,
+	bpf.EventBlockAllocated:  BlockAllocated,
+	bpf.EventBlockReleased:   BlockReleased,
 }
 
 // lostCheck is after how many records in a row the count of lost ones is looked at; it is looked at whenever
@@ -159,6 +162,12 @@ func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
 		Count:    uint64(raw.Count),
 	}
 	switch e.Type {
+	case QuotaExceeded:
+		e.Limit = limitOf(bpf.Reason(raw.Reason))
+	case BlockAllocated, BlockReleased:
+		e.Last = portOf(raw.LastPort)
+	}
+	switch e.Type {
 	case BindingCreated, BindingChanged, BindingExpired:
 		e.Remote = dependsOn(eventEndpoint(raw.Remote, raw.RemotePort))
 	case SessionState:
@@ -171,6 +180,17 @@ func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
 		e.Remote = eventEndpoint(raw.Remote, raw.RemotePort)
 	}
 	return e
+}
+
+// limitOf is what the limit is called that a packet was dropped for.
+func limitOf(r bpf.Reason) string {
+	switch {
+	case r == bpf.ReasonQuota:
+		return "binding_sessions"
+	case r < bpf.ReasonCount:
+		return strings.TrimPrefix(bpf.ReasonName(r), "dropped_")
+	}
+	return fmt.Sprintf("reason(%d)", r)
 }
 
 func stateName(s uint8) string {

@@ -221,7 +221,11 @@ func rawZone(n Network) (bpf.Zone, error) {
 		zone.Mapping[i], zone.Filtering[i] = uint8(mapping), uint8(filtering)
 	}
 	copy(zone.Mac[:], n.Gateway)
-	return zone, nil
+	l := &zone.Limits
+	l.HostPorts, l.HostSessions = n.Limits.HostPorts, n.Limits.HostSessions
+	l.ZonePorts, l.ZoneSessions = n.Limits.NetworkPorts, n.Limits.NetworkSessions
+	zone.Block = n.BlockSize
+	return zone, checkBlockSize(n.BlockSize)
 }
 
 // rawReplies is what the network's hosts are told, and by whom.
@@ -288,6 +292,9 @@ func networkOf(z bpf.Zone) Network {
 	for i := range bpf.Protocols {
 		n.Mapping[i], n.Filtering[i] = Behavior(z.Mapping[i]), Behavior(z.Filtering[i])
 	}
+	n.Limits = Limits{HostPorts: z.Limits.HostPorts, HostSessions: z.Limits.HostSessions,
+		NetworkPorts: z.Limits.ZonePorts, NetworkSessions: z.Limits.ZoneSessions}
+	n.BlockSize = z.Block
 	return n
 }
 
@@ -417,13 +424,13 @@ func (d *Dataplane) addAddress(realm int, address uint32) error {
 
 // clearPorts frees every port of an address that is not in use, those that wait too: the sweeper would free the next address's.
 func (d *Dataplane) clearPorts(slot int) error {
+	clear := func(m *ebpf.Map, index int) error { return m.Put(uint32(index), make([]byte, m.ValueSize())) }
+	err := errors.Join(clear(d.objs.Held, slot), clear(d.objs.BlockWords, slot))
 	for l4 := range bpf.Protocols {
-		if err := d.objs.Ports.Put(uint32(slot*bpf.Protocols+l4), make([]byte, d.objs.Ports.ValueSize())); err != nil {
-			return fmt.Errorf("clear port bitmap: %w", err)
-		}
+		err = errors.Join(err, clear(d.objs.Ports, slot*bpf.Protocols+l4))
 	}
-	if err := d.objs.Held.Put(uint32(slot), make([]byte, d.objs.Held.ValueSize())); err != nil {
-		return fmt.Errorf("clear bitmap of held ports: %w", err)
+	if err != nil {
+		return fmt.Errorf("clear port bitmaps: %w", err)
 	}
 	return nil
 }

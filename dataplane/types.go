@@ -158,6 +158,8 @@ type Network struct {
 	Prefixes  []netip.Prefix   // at most 4; a source outside of them is spoofed and dropped
 	Mapping   [3]Behavior      // for UDP, TCP, ICMP, in this order; what it is changed to holds for new sessions
 	Filtering [3]Behavior      // the same
+	Limits    Limits           // of its hosts, and its own
+	BlockSize uint32           // ports of a block that one host has for itself (RFC 7422): a power of two, 64 to 4096; 0: no blocks
 	Isolated  bool             // its hosts do not reach each other (icc=false): hairpins go to static bindings alone
 	Address   netip.Addr       // the host's own there, IPv4: ICMP errors to its hosts come from it; not valid: there are none
 	Refusal   Refusal
@@ -272,6 +274,8 @@ const (
 	PortExhausted   EventType = "port.exhausted"
 	QuotaExceeded   EventType = "quota.exceeded"
 	InboundFiltered EventType = "inbound.filtered"
+	BlockAllocated  EventType = "block.allocated"
+	BlockReleased   EventType = "block.released"
 	EventsLost      EventType = "events.lost"
 	LinkReattached  EventType = "link.reattached"
 )
@@ -292,6 +296,8 @@ type Event struct {
 	State    string        // session.state and session.*: the state after the event
 	OldState string        // session.state: the state before
 	Lifetime time.Duration // session.created and session.state: the idle time after which it expires
+	Limit    string        // quota.exceeded: which, as in the counters: host_ports, host_sessions, network_ports, network_sessions, binding_sessions
+	Last     uint16        // block.*: the last port; External has the first one
 	Count    uint64        // events.lost: how many; sampled events: how many since the last one, this included
 }
 

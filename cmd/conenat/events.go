@@ -89,6 +89,9 @@ func eventText(ev api.Event) string {
 	if ev.Link != "" {
 		return head + "  " + ev.Link
 	}
+	if ev.Ports != "" {
+		return fmt.Sprintf("%s  %-4s  %-15s  %-21s -> %s:%s", head, "all", dash(ev.Network), dash(ev.Internal), ev.External, ev.Ports)
+	}
 	if ev.Protocol == "" {
 		return head + "  " + countText(ev)
 	}
@@ -114,6 +117,9 @@ func details(ev api.Event) (out []string) {
 	}
 	if ev.Hairpin != nil && *ev.Hairpin {
 		out = append(out, "hairpin")
+	}
+	if ev.Limit != "" {
+		out = append(out, "limit "+ev.Limit)
 	}
 	if ev.ExpiresInS != nil {
 		out = append(out, "expires in "+seconds(*ev.ExpiresInS))

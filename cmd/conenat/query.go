@@ -122,15 +122,39 @@ func sessionsTable(w io.Writer, list []api.Session) {
 }
 
 func networksTable(w io.Writer, list []api.Network) {
-	fmt.Fprintln(w, "NAME\tINTERFACE\tDRIVER\tSTATE\tPREFIXES\tPORTS\tOUTSIDE\tMAPPING\tFILTERING")
+	fmt.Fprintln(w, "NAME\tINTERFACE\tDRIVER\tSTATE\tPREFIXES\tPORTS\tOUTSIDE\tMAPPING\tFILTERING\tUSED PORTS\tSESSIONS\tPER HOST")
 	for _, n := range list {
 		if n.Reason != "" {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s: %s\n", n.Name, dash(n.Interface), dash(n.Driver), n.State, n.Reason)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), list1(n.Outside),
-			behaviorsText(n.Mapping), behaviorsText(n.Filtering))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), list1(n.Outside),
+			behaviorsText(n.Mapping), behaviorsText(n.Filtering),
+			ofLimit(n.Usage.Ports, n.Limits.PortsPerNetwork), ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), perHost(n.Limits, n.BlockSize))
 	}
+}
+
+// ofLimit is "12 of 100", or "12" without a limit.
+func ofLimit(has, limit uint32) string {
+	if limit == 0 {
+		return fmt.Sprint(has)
+	}
+	return fmt.Sprintf("%d of %d", has, limit)
+}
+
+// perHost is what each host may have.
+func perHost(l api.Limits, block uint32) string {
+	var parts []string
+	if l.PortsPerHost > 0 {
+		parts = append(parts, fmt.Sprintf("%d ports", l.PortsPerHost))
+	}
+	if l.SessionsPerHost > 0 {
+		parts = append(parts, fmt.Sprintf("%d sessions", l.SessionsPerHost))
+	}
+	if block > 0 {
+		parts = append(parts, fmt.Sprintf("blocks of %d", block))
+	}
+	return dash(strings.Join(parts, ", "))
 }
 
 func behaviorsText(b api.Behaviors) string {
@@ -178,7 +202,20 @@ func statusHead(w io.Writer, s api.Status) {
 	}
 	fmt.Fprintf(w, "bindings\t%d of %d\n", s.Usage.Bindings, s.Capacity.Bindings)
 	fmt.Fprintf(w, "sessions\t%d of %d\n", s.Usage.Sessions, s.Capacity.Sessions)
+	for _, n := range s.Networks {
+		fmt.Fprintf(w, "network\t%s: %s ports, %s sessions of %d hosts%s\n", n.Name, ofLimit(n.Usage.Ports, n.Limits.PortsPerNetwork),
+			ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), n.Hosts, busiest(n))
+	}
 	fmt.Fprintf(w, "events lost\t%d\n", s.EventsLost)
+}
+
+// busiest is the host that has most, against what each may have.
+func busiest(n api.NetworkUse) string {
+	if n.Busiest.Address == "" {
+		return ""
+	}
+	return fmt.Sprintf("; %s has %s ports, %s sessions", n.Busiest.Address, ofLimit(n.Busiest.Ports, n.Limits.PortsPerHost),
+		ofLimit(n.Busiest.Sessions, n.Limits.SessionsPerHost))
 }
 
 func seconds(s float64) string {

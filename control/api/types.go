@@ -32,6 +32,7 @@ type Status struct {
 	Usage       Entries       `json:"usage"`
 	Counters    []Counter     `json:"counters"`
 	EventsLost  uint64        `json:"events_lost"`
+	Networks    []NetworkUse  `json:"networks"`
 	Settings    StatusSetting `json:"settings"`
 	Warnings    []string      `json:"warnings"`
 }
@@ -88,7 +89,42 @@ type Network struct {
 	Ports      []string  `json:"ports"`       // of a bridge, those with hooks
 	Mapping    Behaviors `json:"mapping"`
 	Filtering  Behaviors `json:"filtering"`
+	Limits     Limits    `json:"limits"`
+	BlockSize  uint32    `json:"block_size"` // ports of a block of one host; 0: its hosts have no blocks
+	Usage      Usage     `json:"usage"`
+	Hosts      []HostUse `json:"hosts"` // those that have bindings or sessions, by address
 	Outside    []string  `json:"outside"`
+}
+
+// Limits are what a network and each of its hosts may have; 0: no limit.
+type Limits struct {
+	PortsPerHost       uint32 `json:"ports_per_host"`
+	SessionsPerHost    uint32 `json:"sessions_per_host"`
+	PortsPerNetwork    uint32 `json:"ports_per_network"`
+	SessionsPerNetwork uint32 `json:"sessions_per_network"`
+}
+
+// Usage is what of it is in use. Ports are those of dynamic bindings, of all protocols, with ICMP's identifiers.
+type Usage struct {
+	Ports    uint32 `json:"ports"`
+	Sessions uint32 `json:"sessions"`
+}
+
+// HostUse is what one host has of it.
+type HostUse struct {
+	Address  string   `json:"address"`
+	Ports    uint32   `json:"ports"`
+	Sessions uint32   `json:"sessions"`
+	Blocks   []string `json:"blocks"` // "198.51.100.1:2048-2559"
+}
+
+// NetworkUse is what a network uses, in the status.
+type NetworkUse struct {
+	Name    string  `json:"name"`
+	Limits  Limits  `json:"limits"`
+	Usage   Usage   `json:"usage"`
+	Hosts   int     `json:"hosts"`   // that use any of it
+	Busiest HostUse `json:"busiest"` // the one with most ports; no address: none
 }
 
 // Behaviors are a mapping or filtering behaviour for each protocol.
@@ -161,6 +197,8 @@ type Event struct {
 	State      string    `json:"state,omitempty"`
 	OldState   string    `json:"old_state,omitempty"`
 	ExpiresInS *float64  `json:"expires_in_s,omitempty"` // of a session, if no packet comes
+	Limit      string    `json:"limit,omitempty"`        // quota.exceeded: host_ports, host_sessions, network_ports, network_sessions, binding_sessions
+	Ports      string    `json:"ports,omitempty"`        // block.*: "2048-2559"
 	Count      *uint64   `json:"count,omitempty"`        // events.lost: how many; sampled events: how many since the last one
 }
 
@@ -168,7 +206,8 @@ type Event struct {
 var eventTypes = []dataplane.EventType{
 	dataplane.BindingCreated, dataplane.BindingExpired, dataplane.BindingChanged,
 	dataplane.SessionCreated, dataplane.SessionState, dataplane.SessionClosed,
-	dataplane.PortExhausted, dataplane.QuotaExceeded, dataplane.InboundFiltered, dataplane.EventsLost, dataplane.LinkReattached,
+	dataplane.PortExhausted, dataplane.QuotaExceeded, dataplane.InboundFiltered,
+	dataplane.BlockAllocated, dataplane.BlockReleased, dataplane.EventsLost, dataplane.LinkReattached,
 }
 
 // ParseEventType takes the name of an event.
@@ -255,6 +294,10 @@ func EventOf(ev dataplane.Event) Event {
 	case dataplane.LinkReattached:
 		out.Link = ev.Link
 		return out
+	case dataplane.BlockAllocated, dataplane.BlockReleased:
+		out.Network, out.Internal, out.External = ev.Network, ev.Internal.Addr().String(), ev.External.Addr().String()
+		out.Ports = fmt.Sprintf("%d-%d", ev.External.Port(), ev.Last)
+		return out
 	}
 	out.Protocol, out.Network = ev.Protocol.String(), ev.Network
 	out.Internal, out.External = endpoint(ev.Internal), endpoint(ev.External)
@@ -268,7 +311,7 @@ func EventOf(ev dataplane.Event) Event {
 			out.ExpiresInS = &lifetime
 		}
 	default:
-		out.Remote, out.Count = endpoint(ev.Remote), &ev.Count
+		out.Remote, out.Limit, out.Count = endpoint(ev.Remote), ev.Limit, &ev.Count
 	}
 	return out
 }

@@ -35,6 +35,8 @@ type Config struct {
 	MSSClamp  bool
 	Settings  dataplane.Settings
 	Capacity  dataplane.Capacity // zero where nothing is said: the dataplane's default
+	Limits    dataplane.Limits   // of each network that has none of its own
+	BlockSize uint32             // the same
 	Forwards  []dataplane.Forward
 	Socket    string
 	StateDir  string
@@ -77,6 +79,8 @@ func Build(l Layer) (Config, error) {
 	c.Refusal = b.refusal(l.Refusal)
 	c.MSSClamp = b.mss(l.MSS)
 	b.settings(&c.Settings, l)
+	c.Limits = b.limits(l.Limits, c.Capacity)
+	c.BlockSize = b.blockSize(l.BlockSize, c.Settings)
 	b.roles(l)
 	c.Warnings = b.warnings
 	if err := errors.Join(b.errs...); err != nil {
@@ -283,6 +287,51 @@ func (b *builder) ports(v Value, low, high uint16) (uint16, uint16) {
 		return low, high
 	}
 	return uint16(from), uint16(to)
+}
+
+// defaultPorts is what one host gets at most where nothing is said: a quarter of an external address's ports.
+const defaultPorts = 16384
+
+// limits: where nothing is said, one host can take neither all ports nor the whole table, and a network has no limit.
+func (b *builder) limits(l Limits, c dataplane.Capacity) dataplane.Limits {
+	sessions, bindings := c.Sessions, c.Bindings
+	if sessions == 0 {
+		sessions = dataplane.DefaultCapacity.Sessions
+	}
+	if bindings == 0 {
+		bindings = dataplane.DefaultCapacity.Bindings
+	}
+	return dataplane.Limits{
+		HostPorts:       b.number(l.PortsPerHost, min(defaultPorts, bindings/2), 0, 1<<24),
+		HostSessions:    b.number(l.SessionsPerHost, sessions/2, 0, 1<<24),
+		NetworkPorts:    b.number(l.PortsPerNetwork, 0, 0, 1<<24),
+		NetworkSessions: b.number(l.SessionsPerNetwork, 0, 0, 1<<24),
+	}
+}
+
+// blockSize: at least one block has to lie within the range of ports.
+func (b *builder) blockSize(v Value, s dataplane.Settings) uint32 {
+	if !v.Given() {
+		return 0
+	}
+	size, err := ParseBlockSize(v.Text)
+	if err != nil {
+		b.refuse(v, "%w", err)
+		return 0
+	}
+	if first := (uint32(s.PortLow) + size - 1) &^ (size - 1); size > 0 && first+size > uint32(s.PortHigh)+1 {
+		b.refuse(v, "no block of %d ports lies within the ports %d-%d: a block begins at a multiple of its size", size, s.PortLow, s.PortHigh)
+	}
+	return size
+}
+
+// ParseBlockSize takes the ports of a block of one host; 0: no blocks.
+func ParseBlockSize(text string) (uint32, error) {
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n != 0 && (n < dataplane.MinBlockSize || n > dataplane.MaxBlockSize || n&(n-1) != 0) {
+		return 0, fmt.Errorf("%q: want a power of two from %d to %d, or 0 for no blocks", text, dataplane.MinBlockSize, dataplane.MaxBlockSize)
+	}
+	return uint32(n), nil
 }
 
 func (b *builder) forwards(list []Forward) (out []dataplane.Forward) {

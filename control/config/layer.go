@@ -59,6 +59,8 @@ type Layer struct {
 	Ports     Value     `yaml:"ports"`
 	Timeouts  Timeouts  `yaml:"timeouts"`
 	Capacity  Capacity  `yaml:"capacity"`
+	Limits    Limits    `yaml:"limits"`
+	BlockSize Value     `yaml:"block_size"`
 	Forwards  []Forward `yaml:"forwards"`
 	Socket    Value     `yaml:"socket"`
 	StateDir  Value     `yaml:"state_dir"`
@@ -87,6 +89,14 @@ type Capacity struct {
 	Sessions           Value `yaml:"sessions"`
 	Bindings           Value `yaml:"bindings"`
 	SessionsPerBinding Value `yaml:"sessions_per_binding"`
+}
+
+// Limits are numbers, 0 for none.
+type Limits struct {
+	PortsPerHost       Value `yaml:"ports_per_host"`
+	SessionsPerHost    Value `yaml:"sessions_per_host"`
+	PortsPerNetwork    Value `yaml:"ports_per_network"`
+	SessionsPerNetwork Value `yaml:"sessions_per_network"`
 }
 
 // Forward is one static binding.
@@ -207,11 +217,12 @@ func Merge(base, over Layer) Layer {
 
 // values are the single values, in one order for every Layer, without mapping and filtering, which are all or nothing.
 func (l *Layer) values() []*Value {
-	t, c := &l.Timeouts, &l.Capacity
+	t, c, m := &l.Timeouts, &l.Capacity, &l.Limits
 	return []*Value{
 		&l.External, &l.Docker, &l.Refusal, &l.MSS, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
 		&t.UDP, &t.TCPEstablished, &t.TCPPartialOpen, &t.TCPClosing, &t.ICMP, &t.Sweep,
 		&c.Sessions, &c.Bindings, &c.SessionsPerBinding,
+		&m.PortsPerHost, &m.SessionsPerHost, &m.PortsPerNetwork, &m.SessionsPerNetwork, &l.BlockSize,
 	}
 }
 

@@ -36,6 +36,10 @@ func (d *daemon) Status() (api.Status, error) {
 	if err != nil {
 		return api.Status{}, err
 	}
+	networks, err := d.networkUses()
+	if err != nil {
+		return api.Status{}, err
+	}
 	capacity := d.dp.Capacity()
 	st := api.Status{
 		Version: d.deps.Version, PID: os.Getpid(), UptimeS: time.Since(d.since).Seconds(),
@@ -45,7 +49,7 @@ func (d *daemon) Status() (api.Status, error) {
 		Capacity: api.Entries{Sessions: capacity.Sessions, Bindings: capacity.Bindings},
 		Usage:    api.Entries{Sessions: usage.Sessions, Bindings: usage.Bindings},
 		Counters: []api.Counter{}, EventsLost: usage.EventsLost,
-		Settings: settingsOf(d.cfg.Settings), Warnings: d.warnings(view, capacity, usage),
+		Networks: networks, Settings: settingsOf(d.cfg.Settings), Warnings: append(d.warnings(view, capacity, usage), limitWarnings(networks)...),
 	}
 	for _, c := range counters {
 		st.Counters = append(st.Counters, api.Counter{Name: c.Name, Verdict: c.Verdict, Packets: c.Packets})
@@ -159,14 +163,21 @@ func (d *daemon) Networks() ([]api.Network, error) {
 	if err != nil {
 		return nil, err
 	}
+	usages, err := d.dp.NetworkUsages()
+	if err != nil {
+		return nil, err
+	}
 	host, outside := d.loop.View().Host, d.outsideNames()
 	out := []api.Network{}
 	for _, n := range list {
-		out = append(out, networkOf(n, links, host, outside))
+		shown := networkOf(n, links, host, outside)
+		u := usages[n.Name]
+		shown.Usage, shown.Hosts = usageOf(u), hostsOf(u)
+		out = append(out, shown)
 	}
 	for _, n := range d.loop.View().LeftAlone {
 		out = append(out, api.Network{Name: n.Name, Interface: n.Interface, Driver: n.Driver, State: "left-alone", Reason: n.Reason,
-			Prefixes: []string{}, Ports: []string{}, Outside: []string{}})
+			Prefixes: []string{}, Ports: []string{}, Hosts: []api.HostUse{}, Outside: []string{}})
 	}
 	slices.SortFunc(out, func(a, b api.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
@@ -174,7 +185,8 @@ func (d *daemon) Networks() ([]api.Network, error) {
 
 func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
 	shown := api.Network{Name: n.Shown(), Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
-		Prefixes: []string{}, Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering), Outside: outside}
+		Prefixes: []string{}, Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering),
+		Limits: limitsOf(n.Limits), BlockSize: n.BlockSize, Outside: outside}
 	l, there := host.LinkAt(n.IfIndex)
 	switch {
 	case !there:

@@ -27,6 +27,7 @@ type Dataplane interface {
 	Counters() ([]dataplane.Counter, error)
 	Capacity() dataplane.Capacity
 	Usage() (dataplane.Usage, error)
+	NetworkUsages() (map[string]dataplane.NetworkUsage, error)
 	Features() dataplane.Features
 	Close() error
 }

@@ -55,6 +55,10 @@ func newContainerState(answer container.InspectResponse) *containerState {
 		c.problems = append(c.problems, fmt.Sprintf("container %s: ignore label conenat.mapping=%q: mapping is a network's: give the label to the network",
 			c.name, answer.Config.Labels["conenat.mapping"]))
 	}
+	for _, label := range c.labels.ofNetworks() {
+		c.problems = append(c.problems, fmt.Sprintf("container %s: ignore label %s=%q: it is a network's: give it to the network",
+			c.name, label, answer.Config.Labels[label]))
+	}
 	c.published, refused = published(answer.NetworkSettings.Ports)
 	for _, what := range refused {
 		c.problems = append(c.problems, fmt.Sprintf("container %s: %s", c.name, what))

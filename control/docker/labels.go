@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/conenat/conenat/control/config"
 	"github.com/conenat/conenat/dataplane"
 )
 
@@ -19,6 +21,29 @@ type labels struct {
 	disabled  bool // conenat.enable=false
 	mapping   *behaviors
 	filtering *behaviors
+	limits    LimitsOver
+	blockSize *uint32
+}
+
+// LimitsOver has nil for what a label does not name.
+type LimitsOver struct {
+	HostPorts, HostSessions, NetworkPorts, NetworkSessions *uint32
+}
+
+// Over gives the limits of the labels, and those of base where they say nothing.
+func (l LimitsOver) Over(base dataplane.Limits) dataplane.Limits {
+	for _, named := range []struct {
+		from *uint32
+		to   *uint32
+	}{
+		{l.HostPorts, &base.HostPorts}, {l.HostSessions, &base.HostSessions},
+		{l.NetworkPorts, &base.NetworkPorts}, {l.NetworkSessions, &base.NetworkSessions},
+	} {
+		if named.from != nil {
+			*named.to = *named.from
+		}
+	}
+	return base
 }
 
 // behaviors has nil for the protocols that a label does not name; indices as in dataplane.Network.
@@ -48,6 +73,20 @@ func parseLabels(object string, all map[string]string) (l labels, problems []str
 	return l, problems
 }
 
+// ofNetworks are the labels of limits and blocks, which are a network's, for each of its containers.
+func (l *labels) ofNetworks() (given []string) {
+	if l.limits.HostPorts != nil || l.limits.NetworkPorts != nil {
+		given = append(given, "conenat.max-ports")
+	}
+	if l.limits.HostSessions != nil || l.limits.NetworkSessions != nil {
+		given = append(given, "conenat.max-sessions")
+	}
+	if l.blockSize != nil {
+		given = append(given, "conenat.block-size")
+	}
+	return given
+}
+
 func (l *labels) parse(key, value string) error {
 	switch key {
 	case "conenat.enable":
@@ -67,10 +106,47 @@ func (l *labels) parse(key, value string) error {
 			return err
 		}
 		l.filtering = b
+	case "conenat.max-ports":
+		return parseLimit(value, &l.limits.HostPorts, &l.limits.NetworkPorts)
+	case "conenat.max-sessions":
+		return parseLimit(value, &l.limits.HostSessions, &l.limits.NetworkSessions)
+	case "conenat.block-size":
+		size, err := config.ParseBlockSize(value)
+		if err != nil {
+			return err
+		}
+		l.blockSize = &size
 	case "conenat.external":
 		return fmt.Errorf("external addresses of one object arrive with a later version")
 	default:
-		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping or conenat.external")
+		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size or conenat.external")
+	}
+	return nil
+}
+
+// parseLimit takes a number for each container, or "container=…,network=…" with at least one of them; 0: no limit.
+func parseLimit(value string, container, network **uint32) error {
+	given := map[string]**uint32{"container": container, "network": network}
+	if !strings.Contains(value, "=") {
+		value = "container=" + value
+	}
+	parsed := map[string]*uint32{}
+	for _, part := range strings.Split(value, ",") {
+		name, text, _ := strings.Cut(strings.TrimSpace(part), "=")
+		n, err := strconv.ParseUint(text, 10, 24)
+		switch {
+		case given[name] == nil:
+			return fmt.Errorf("unknown limit %q: want container or network", name)
+		case err != nil:
+			return fmt.Errorf("%q: want a number from 0 (no limit) to %d", text, 1<<24-1)
+		case parsed[name] != nil:
+			return fmt.Errorf("%s is given twice", name)
+		}
+		limit := uint32(n)
+		parsed[name] = &limit
+	}
+	for name, limit := range parsed {
+		*given[name] = limit
 	}
 	return nil
 }

@@ -33,6 +33,7 @@ func newNetwork(n network.Summary, mapping, filtering [3]dataplane.Behavior) (Ne
 	if l.filtering != nil {
 		w.Filtering = l.filtering.over(filtering)
 	}
+	w.Limits, w.BlockSize = l.limits, l.blockSize
 	w.LeftAlone = leftAlone(n, w, l)
 	return w, problems
 }

@@ -33,6 +33,8 @@ type Network struct {
 	Subnets   []netip.Prefix         // IPv4
 	Mapping   *[3]dataplane.Behavior // label conenat.mapping, by protocol as in dataplane.Network; nil: the daemon's
 	Filtering *[3]dataplane.Behavior // label conenat.filtering, the same
+	Limits    LimitsOver             // labels conenat.max-ports and conenat.max-sessions
+	BlockSize *uint32                // label conenat.block-size; nil: the daemon's
 	Endpoints []Endpoint             // by container name
 }
 

@@ -175,7 +175,7 @@ func (t *target) inside(in inputs, want inside) {
 		return
 	}
 	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: l.Prefixes(),
-		Mapping: want.mapping, Filtering: want.filtering, Isolated: want.isolated,
+		Mapping: want.mapping, Filtering: want.filtering, Limits: want.limits, BlockSize: want.blockSize, Isolated: want.isolated,
 		Address: hostAddress(l), Refusal: want.refusal, MSSClamp: want.mssClamp}
 	if len(n.Prefixes) > maxPrefixes {
 		t.problem("inside interface %s has %d IPv4 prefixes: only %v are translated", want.name, len(n.Prefixes), n.Prefixes[:maxPrefixes])

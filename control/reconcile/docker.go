@@ -25,6 +25,8 @@ type inside struct {
 	filtering [3]dataplane.Behavior
 	refusal   dataplane.Refusal
 	mssClamp  bool
+	limits    dataplane.Limits
+	blockSize uint32
 	isolated  bool
 	endpoints []docker.Endpoint
 	adopted   bool // Docker has not said yet whether it is there: it stays as it is
@@ -66,7 +68,8 @@ func (in inputs) insides(t *target) (list []inside) {
 // inside is a network that has what the configuration says for all.
 func (in inputs) inside(name string) inside {
 	c := in.cfg
-	return inside{name: name, mapping: c.Mapping, filtering: c.Filtering, refusal: c.Refusal, mssClamp: c.MSSClamp}
+	return inside{name: name, mapping: c.Mapping, filtering: c.Filtering, refusal: c.Refusal, mssClamp: c.MSSClamp,
+		limits: c.Limits, blockSize: c.BlockSize}
 }
 
 // leftAlone is why a network of Docker's is not translated; empty: it is.
@@ -84,12 +87,16 @@ func (in inputs) leftAlone(n docker.Network) string {
 func (in inputs) insideOf(n docker.Network, others []inside) inside {
 	i := in.inside(n.Interface)
 	i.label, i.isolated, i.endpoints = n.Name, !n.ICC, in.alive(n)
+	i.limits = n.Limits.Over(in.cfg.Limits)
 	taken := slices.ContainsFunc(others, func(o inside) bool { return o.name != i.name && (o.label == n.Name || o.name == n.Name) })
 	if len(n.Name) > maxLabel || taken || n.Name == dataplane.HostNetwork {
 		i.label = "" // called by its interface's name
 	}
 	if n.Mapping != nil {
 		i.mapping = *n.Mapping
+	}
+	if n.BlockSize != nil {
+		i.blockSize = *n.BlockSize
 	}
 	if n.Filtering != nil {
 		i.filtering = *n.Filtering
@@ -114,7 +121,7 @@ func (in inputs) adoptedInsides() (list []inside) {
 	for _, n := range in.actual.Networks {
 		if !slices.Contains(in.cfg.Inside, n.Name) {
 			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, refusal: n.Refusal,
-				mssClamp: n.MSSClamp, isolated: n.Isolated, adopted: true})
+				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, isolated: n.Isolated, adopted: true})
 		}
 	}
 	return list

@@ -446,6 +446,28 @@ func (d *Dataplane) Usage() (dataplane.Usage, error) {
 	return dataplane.Usage{Sessions: uint32(len(d.sessions)), Bindings: uint32(len(d.bindings)), EventsLost: d.lost}, nil
 }
 
+// NetworkUsages counts the bindings and sessions that there are.
+func (d *Dataplane) NetworkUsages() (map[string]dataplane.NetworkUsage, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := map[string]dataplane.NetworkUsage{}
+	for name := range d.networks {
+		out[name] = dataplane.NetworkUsage{}
+	}
+	for _, b := range d.bindings {
+		if u := out[d.nameOf(b.Network)]; !b.Static {
+			u.Ports++
+			out[d.nameOf(b.Network)] = u
+		}
+	}
+	for _, s := range d.sessions {
+		u := out[d.nameOf(s.Network)]
+		u.Sessions++
+		out[d.nameOf(s.Network)] = u
+	}
+	return out, nil
+}
+
 func (d *Dataplane) networkOf(addr netip.Addr) string {
 	for _, n := range sorted(d.networks) {
 		for _, p := range n.Prefixes {
