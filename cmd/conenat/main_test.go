@@ -407,8 +407,8 @@ br0      udp       172.17.0.2:5000  198.51.100.1:5000  dynamic  1         5m0s
 		{"sessions", `NETWORK  PROTOCOL  INTERNAL         EXTERNAL           REMOTE         STATE   EXPIRES IN
 br0      udp       172.17.0.2:5000  198.51.100.1:5000  203.0.113.1:9  active  4m59s
 `},
-		{"networks", `NAME  INTERFACE  DRIVER  STATE   PREFIXES       PORTS  OUTSIDE  MAPPING               FILTERING
-br0   br0        bridge  active  172.17.0.0/16  veth0  eth0     endpoint-independent  address-dependent
+		{"networks", `NAME  INTERFACE  DRIVER  STATE   PREFIXES       PORTS  OUTSIDE  MAPPING               FILTERING          USED PORTS  SESSIONS  PER HOST
+br0   br0        bridge  active  172.17.0.0/16  veth0  eth0     endpoint-independent  address-dependent  1           1         16384 ports, 65536 sessions
 `},
 		{"forward list", `ID                   NETWORK  INTERNAL       STATE
 tcp/198.51.100.1:80  br0      172.17.0.2:80  active

@@ -38,6 +38,8 @@ mss: clamp
 ports: 2000-3000
 timeouts: {udp: 2m, tcp_established: 3h, tcp_partial_open: 5m, tcp_closing: 6m, icmp: 61s, sweep: 500ms}
 capacity: {sessions: 1000, bindings: 500, sessions_per_binding: 7}
+limits: {ports_per_host: 100, sessions_per_host: 200, ports_per_network: 300, sessions_per_network: 0}
+block_size: 256
 forwards:
   - {protocol: udp, network: docker0, external: 198.51.100.1:53, internal: "172.17.0.2:5353"}
   - external: 198.51.100.1:8080
@@ -59,6 +61,7 @@ state_dir: /sys/fs/bpf/x/
 			TCPClosingTimeout: 6 * time.Minute, ICMPTimeout: 61 * time.Second, SweepPeriod: 500 * time.Millisecond,
 			PortLow: 2000, PortHigh: 3000, SessionsPerBinding: 7},
 		Capacity: dataplane.Capacity{Sessions: 1000, Bindings: 500},
+		Limits:   dataplane.Limits{HostPorts: 100, HostSessions: 200, NetworkPorts: 300}, BlockSize: 256,
 		Forwards: []dataplane.Forward{
 			{Protocol: dataplane.UDP, Network: "docker0", External: netip.MustParseAddrPort("198.51.100.1:53"), Internal: netip.MustParseAddrPort("172.17.0.2:5353")},
 			{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:8080"), Internal: netip.MustParseAddrPort("172.17.0.2:80")},
@@ -77,6 +80,7 @@ func TestBuildDefaults(t *testing.T) {
 	}
 	ad := dataplane.AddressDependent
 	want := Config{Inside: []string{"br0"}, Path: PathAuto, Filtering: [3]dataplane.Behavior{ad, ad, ad}, Settings: dataplane.DefaultSettings(),
+		Limits:  dataplane.Limits{HostPorts: 16384, HostSessions: 65536},
 		Refusal: dataplane.RefuseHostUnreachable, Socket: "/run/conenat/conenat.sock", StateDir: "/sys/fs/bpf/conenat"}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {
 		t.Error(diff)
@@ -116,6 +120,29 @@ func TestMapping(t *testing.T) {
 	}
 }
 
+// TestLimits: where nothing is said one host can take neither all ports nor the table, however small that is; 0 is no limit.
+func TestLimits(t *testing.T) {
+	for name, tt := range map[string]struct {
+		file string
+		want dataplane.Limits
+	}{
+		"default":     {"", dataplane.Limits{HostPorts: 16384, HostSessions: 65536}},
+		"small_table": {"capacity: {sessions: 1000, bindings: 600}", dataplane.Limits{HostPorts: 300, HostSessions: 500}},
+		"none":        {"limits: {ports_per_host: 0, sessions_per_host: 0}", dataplane.Limits{}},
+		"networks":    {"limits: {ports_per_network: 9, sessions_per_network: 8}", dataplane.Limits{HostPorts: 16384, HostSessions: 65536, NetworkPorts: 9, NetworkSessions: 8}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := build(t, "inside: [br0]\n"+tt.file, Layer{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got.Limits); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 func TestFlagsOverrideTheFile(t *testing.T) {
 	got, err := build(t, "inside: [a]\nports: 2000-3000\nfiltering: {udp: endpoint-independent}\nsocket: /a\n", Layer{
 		Inside:    []Value{Flag("inside", "b")},
@@ -138,6 +165,11 @@ func TestRefusals(t *testing.T) {
 		flags      Layer
 		want       string // in the error
 	}{
+		{"limit", in + "limits: {ports_per_host: many}", Layer{}, `c.yaml:2:26: "many": want a number from 0 to 16777216`},
+		{"limit_key", in + "limits: {ports: 3}", Layer{}, "ports"},
+		{"block_size", in + "block_size: 100", Layer{}, `c.yaml:2:13: "100": want a power of two from 64 to 4096, or 0 for no blocks`},
+		{"block_size_large", in + "block_size: 8192", Layer{}, `"8192": want a power of two`},
+		{"block_outside_of_ports", in + "block_size: 1024\nports: 2000-3000", Layer{}, "c.yaml:2:13: no block of 1024 ports lies within the ports 2000-3000"},
 		{"nobody_inside", "outside: [eth0]", Layer{}, "no inside interface"},
 		{"unknown_key", in + "timeuots: {}", Layer{}, `c.yaml:2:1: unknown field "timeuots"`},
 		{"unknown_nested_key", in + "timeouts: {upd: 5m}", Layer{}, `c.yaml:2:12: unknown field "upd"`},

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,7 +70,7 @@ func TestLabels(t *testing.T) {
 		},
 		{
 			name: "typo", key: "conenat.filterin", value: "a",
-			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping or conenat.external`,
+			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size or conenat.external`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -226,5 +227,46 @@ func TestBegan(t *testing.T) {
 	}
 	if _, err := began(-1); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of no process: %v", err)
+	}
+}
+
+// TestLimitLabels: a number for each container of the network, or one for the network too.
+func TestLimitLabels(t *testing.T) {
+	base := dataplane.Limits{HostPorts: 1, HostSessions: 2, NetworkPorts: 3, NetworkSessions: 4}
+	for _, tt := range []struct {
+		name, key, value string
+		want             dataplane.Limits
+		problem          string
+	}{
+		{name: "ports", key: "conenat.max-ports", value: "100", want: dataplane.Limits{HostPorts: 100, HostSessions: 2, NetworkPorts: 3, NetworkSessions: 4}},
+		{name: "none", key: "conenat.max-sessions", value: "0", want: dataplane.Limits{HostPorts: 1, NetworkPorts: 3, NetworkSessions: 4}},
+		{name: "both", key: "conenat.max-sessions", value: "container=5, network=6", want: dataplane.Limits{HostPorts: 1, HostSessions: 5, NetworkPorts: 3, NetworkSessions: 6}},
+		{name: "network", key: "conenat.max-ports", value: "network=7", want: dataplane.Limits{HostPorts: 1, HostSessions: 2, NetworkPorts: 7, NetworkSessions: 4}},
+		{name: "words", key: "conenat.max-ports", value: "many", want: base, problem: `"many": want a number from 0 (no limit) to 16777215`},
+		{name: "negative", key: "conenat.max-ports", value: "-1", want: base, problem: `"-1": want a number`},
+		{name: "unknown", key: "conenat.max-ports", value: "host=7", want: base, problem: `unknown limit "host": want container or network`},
+		{name: "twice", key: "conenat.max-ports", value: "network=7,network=8", want: base, problem: "network is given twice"},
+		{name: "half", key: "conenat.max-ports", value: "network=7,container=x", want: base, problem: `"x": want a number`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, problems := parseLabels("network n", map[string]string{tt.key: tt.value})
+			if got := l.limits.Over(base); got != tt.want {
+				t.Errorf("%+v, want %+v", got, tt.want)
+			}
+			if text := strings.Join(problems, "\n"); (tt.problem == "") != (text == "") || !strings.Contains(text, tt.problem) {
+				t.Errorf("problems %q, want %q", text, tt.problem)
+			}
+		})
+	}
+}
+
+func TestBlockSizeLabel(t *testing.T) {
+	l, problems := parseLabels("network n", map[string]string{"conenat.block-size": "512"})
+	if l.blockSize == nil || *l.blockSize != 512 || problems != nil {
+		t.Errorf("%v %q", l.blockSize, problems)
+	}
+	l, problems = parseLabels("network n", map[string]string{"conenat.block-size": "500"})
+	if l.blockSize != nil || len(problems) != 1 || !strings.Contains(problems[0], "want a power of two from 64 to 4096") {
+		t.Errorf("%v %q", l.blockSize, problems)
 	}
 }

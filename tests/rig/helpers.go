@@ -91,6 +91,8 @@ func EventLine(e dataplane.Event) string {
 	switch e.Type {
 	case dataplane.EventsLost:
 		return fmt.Sprintf("%s %d", e.Type, e.Count)
+	case dataplane.BlockAllocated, dataplane.BlockReleased:
+		return fmt.Sprintf("%s %s %s %s-%d", e.Type, e.Network, e.Internal.Addr(), e.External, e.Last)
 	case dataplane.BindingCreated, dataplane.BindingChanged, dataplane.BindingExpired:
 		if e.Remote.IsValid() {
 			line += " towards " + e.Remote.String()
@@ -101,6 +103,9 @@ func EventLine(e dataplane.Event) string {
 		line += fmt.Sprintf(" %s %s", e.Remote, e.State)
 	case dataplane.InboundFiltered, dataplane.PortExhausted, dataplane.QuotaExceeded:
 		line += fmt.Sprintf(" %s x%d", e.Remote, e.Count)
+	}
+	if e.Limit != "" {
+		line += " " + e.Limit
 	}
 	if e.Static {
 		line += " static"
