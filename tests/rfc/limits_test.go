@@ -3,8 +3,6 @@
 package rfc
 
 import (
-	"fmt"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
@@ -89,8 +87,8 @@ func portBlocks(l *line) {
 	r := l.rig()
 	r.Forget()
 	for host := range 10 {
-		r.Inside(UDP(fmt.Sprintf("172.17.2.%d:20000", host+1), at(l.peer1, 53), "x"))
-		r.Inside(UDP(fmt.Sprintf("172.17.2.%d:20002", host+1), at(l.peer1, 53), "x"))
+		r.Inside(UDP(at(l.host(host), 20000), at(l.peer1, 53), "x"))
+		r.Inside(UDP(at(l.host(host), 20002), at(l.peer1, 53), "x"))
 	}
 	if len(r.Events()) >= 20 {
 		l.lacks("an event for each binding")

@@ -78,7 +78,7 @@ func (p protocol) neverOverloads(l *line) {
 	owner := map[int]string{}
 	refused := 0
 	for host := range 15 {
-		internal := fmt.Sprintf("172.17.2.%d:40000", host+1)
+		internal := at(l.host(host), 40000)
 		remote := at(l.peer1, 1000+host) // each its own: ports could be overloaded
 		if r.Inside(p.first(internal, remote)).Verdict == rig.Shot {
 			refused++
@@ -99,7 +99,7 @@ func (p protocol) keepsPortClass(l *line) {
 	r := l.rig()
 	for _, port := range []int{1, 500, 1023, 1024, 20000, 65535} {
 		for host := range 10 {
-			got := r.Opened(p.name, fmt.Sprintf("172.17.2.%d:%d", host+1, port))
+			got := r.Opened(p.name, at(l.host(host), port))
 			if (got < 1024) != (port < 1024) {
 				l.Errorf("port %d of host %d became %d", port, host, got)
 			}

@@ -15,7 +15,7 @@ var rfc4787 = Document{"RFC 4787", "UDP (BCP 127)", []Requirement{
 	{"REQ-6", Must, "outbound packets refresh the mapping", Holds, ""},
 	{"REQ-6a", May, "inbound packets refresh the mapping", Holds, "but under endpoint-independent filtering (RFC 7857, section 7)"},
 	{"REQ-7", Must, "translates between internal nodes and external nodes whose addresses conflict numerically", Holds,
-		"as far as the host's routing tells them apart; Docker gives no network a prefix that the host has a route to"},
+		"in sessions from inside, where the host's routing tells the nodes apart; else by the RFC's other way: Docker chooses no prefix that the host has a route to"},
 	{"REQ-8", Recommended, "endpoint-independent filtering where transparency matters most, address-dependent where stringency does", Holds,
 		"address-dependent by default, endpoint-independent by configuration"},
 	{"REQ-9", Must, "hairpinning", Holds, ""},

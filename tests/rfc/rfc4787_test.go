@@ -3,7 +3,6 @@
 package rfc
 
 import (
-	"fmt"
 	"testing"
 	"time"
 
@@ -56,7 +55,7 @@ func keepsParity(l *line) {
 	r := l.rig()
 	for _, port := range []int{20000, 20001, 500, 501} {
 		for host := range 20 {
-			if got := r.Opened("udp", fmt.Sprintf("172.17.2.%d:%d", host+1, port)); got%2 != port%2 {
+			if got := r.Opened("udp", at(l.host(host), port)); got%2 != port%2 {
 				l.Errorf("port %d of host %d became %d", port, host, got)
 			}
 		}
@@ -107,15 +106,18 @@ func inboundRefreshes(l *line) {
 }
 
 // externalNodeWithInternalAddress: a node outside has an address of the inside network, and the host has a route to it; so
-// may the host's own external address be one of them.
+// may the host's own external address be one of them. Who calls in with such an address is taken for a spoofer, though.
 func externalNodeWithInternalAddress(l *line) {
-	const conflicting = "172.17.9.9"
+	conflicting := l.host(99) // and inside nobody has it
 	r := l.rig()
 	r.Must("route", func() error { return routeBy(r, conflicting+"/32", "198.51.100.254") })
 	out(r, UDP(at(l.c1, 20000), at(conflicting, 53), "x"), UDP(at(l.external, 20000), at(conflicting, 53), "x"))
 	r.In(UDP(at(conflicting, 53), at(l.external, 20000), "x"), UDP(at(conflicting, 53), at(l.c1, 20000), "x"))
 
-	const external = "172.17.8.8"
+	r.Forward("br0", dataplane.UDP, at(l.external, 5060), at(l.c1, 5060))
+	r.Outside(UDP(at(conflicting, 53), at(l.external, 5060), "x")).Dropped("spoofed")
+
+	external := l.host(88)
 	r.Must("move", func() error { return moveExternal(r, external) })
 	out(r, UDP(at(l.c1, 20000), at(l.peer1, 53), "x"), UDP(at(external, 20000), at(l.peer1, 53), "x"))
 	r.In(UDP(at(l.peer1, 53), at(external, 20000), "x"), UDP(at(l.peer1, 53), at(l.c1, 20000), "x"))
@@ -130,7 +132,7 @@ func neverChanges(l *line) {
 		external := at(l.external, r.Opened("udp", at(l.c1, 40000)))
 		r.Outside(UDP(at(l.peer2, 9), external, "unsolicited")).Dropped("filtered")
 		for host := range 5 { // more than there are ports: the last ones are refused
-			r.Inside(UDP(fmt.Sprintf("172.17.3.%d:40000", host+1), at(l.peer1, 53), "x"))
+			r.Inside(UDP(at(l.host(host), 40000), at(l.peer1, 53), "x"))
 		}
 		for _, remote := range []string{at(l.peer2, 9), at(l.peer1, 10), at(l.peer2, 3478)} {
 			out(r, UDP(at(l.c1, 40000), remote, "x"), UDP(external, remote, "x"))

@@ -4,7 +4,6 @@ package rfc
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -216,7 +215,7 @@ func errorsFromInside(l *line) {
 	r, flows := l.open()
 	for _, f := range flows {
 		for _, e := range errorTypes() {
-			for _, from := range []string{l.c1, "172.17.0.77"} {
+			for _, from := range []string{l.c1, l.host(77)} {
 				r.Inside(ICMPError(from, l.peer1, e[0], e[1], f.answerKnown, 28)).
 					Translated("translated_icmp_error", ICMPError(l.external, l.peer1, e[0], e[1], f.answer, 28).Hop())
 			}
@@ -314,7 +313,7 @@ func messagesThatShouldNotPass(l *line) {
 		r.Outside(Raw(l.peer1, l.external, 1, informed(kind))).Passed("unbound")
 	}
 	for i := range 8 {
-		res := r.Inside(UDP(fmt.Sprintf("%s:%d", l.c1, 5000+i), at(l.peer1, 53), "x"))
+		res := r.Inside(UDP(at(l.c1, 5000+i), at(l.peer1, 53), "x"))
 		if i >= 4 && res.Verdict == rig.Redirect {
 			l.Errorf("host %d: %s, want it refused and no more", i, res.Reason)
 		}

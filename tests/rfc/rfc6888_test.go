@@ -3,7 +3,6 @@
 package rfc
 
 import (
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -101,7 +100,7 @@ func refusalEvictsNothing(l *line) {
 			r, holder, external := p.fullHouse(l)
 			before := r.Sessions()
 			for host := range 100 {
-				r.Inside(p.first(fmt.Sprintf("172.17.2.%d:40000", host+1), at(l.peer1, 53)))
+				r.Inside(p.first(at(l.host(host), 40000), at(l.peer1, 53)))
 			}
 			r.WantSessions(before...)
 			r.In(p.answer(at(l.peer1, 53), external), p.answer(at(l.peer1, 53), holder))
@@ -126,7 +125,7 @@ func portsAreUsedUp(l *line) {
 			r := l.rig(rig.WithPorts(40000, 40199))
 			used := map[int]bool{}
 			for host := range 200 {
-				used[r.Opened(p.name, fmt.Sprintf("172.17.2.%d:%d", host+1, 5000+2*host))] = true // one parity alone
+				used[r.Opened(p.name, at(l.host(host), 5000+2*host))] = true // one parity alone
 			}
 			if len(used) != 200 {
 				l.Errorf("200 hosts have %d ports", len(used))

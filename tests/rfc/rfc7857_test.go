@@ -4,7 +4,6 @@ package rfc
 
 import (
 	"encoding/binary"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -186,7 +185,7 @@ func portsAreRandom(l *line) {
 			var parts [16]int
 			last, ups := 0, 0
 			for host := range 255 {
-				got := r.Opened(p.name, fmt.Sprintf("172.17.%d.9:20000", host+1))
+				got := r.Opened(p.name, at(l.host(host), 20000))
 				parts[(got-1024)/4032]++
 				if got > last {
 					ups++
@@ -213,7 +212,7 @@ func identification(l *line) {
 	same := func(s *Spec) { s.ID = 0x1234 }
 	seen := map[uint16]int{}
 	for i := range 1000 {
-		s := UDP(fmt.Sprintf("172.17.2.%d:20000", i%2+1), at(l.peer1, 53), "x").With(same)
+		s := UDP(at(l.host(i%2), 20000), at(l.peer1, 53), "x").With(same)
 		seen[id(r.Inside(s).Frame())]++
 	}
 	if len(seen) != 1000 {
