@@ -18,12 +18,10 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-var bothPaths = []string{"direct", "stack"}
-
 // TestRefusalReachesTheApplication: a container that gets no port hears of it at once, from its gateway, on both paths
 // (RFC 5508 REQ-8, RFC 6888 REQ-11), and by TCP's connect as well.
 func TestRefusalReachesTheApplication(t *testing.T) {
-	for _, path := range bothPaths {
+	for _, path := range paths {
 		for code, refusal := range map[uint8]string{1: "host-unreachable", 13: "admin-prohibited"} {
 			t.Run(path+"/"+refusal, func(t *testing.T) {
 				config := "refusal: " + refusal + "\n"
@@ -62,7 +60,7 @@ func (l *lab) takePort() {
 // TestPathMTUFromTheGateway: what is too big for the uplink, its sender hears from its gateway, with the MTU (RFC 4787
 // REQ-13): of a session's first packet, and of one that is there.
 func TestPathMTUFromTheGateway(t *testing.T) {
-	for _, path := range bothPaths {
+	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
 			l := newLab(t, topo.Figure3Config{Containers: 1, UplinkMTU: 1400}, "", "--path", path)
 			opened, peer := l.udp(l.containers[0], 30002), l.udp(l.peer2, 9)
@@ -113,7 +111,7 @@ func control(t *testing.T, conn syscall.Conn, do func(fd int) error) {
 // kernel's.
 func TestInsideMTU(t *testing.T) {
 	const mtu = 1300
-	for _, path := range bothPaths {
+	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
 			l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--path", path)
 			l.letForwarded()
@@ -146,7 +144,7 @@ func TestInsideMTU(t *testing.T) {
 
 // TestTTLEndsInside: a router that would be the last one says so, to outside by the external address, with its own port.
 func TestTTLEndsInside(t *testing.T) {
-	for _, path := range bothPaths {
+	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
 			l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--path", path)
 			l.letForwarded()
@@ -160,11 +158,37 @@ func TestTTLEndsInside(t *testing.T) {
 	}
 }
 
+// TestRepliesOverTun: by an uplink whose packets have no Ethernet header, what is refused there (on the stack path), and what
+// comes in there (on the direct path).
+func TestRepliesOverTun(t *testing.T) {
+	for _, path := range paths {
+		t.Run(path, func(t *testing.T) {
+			l := newUplinkLab(t, topo.UplinkConfig{Name: "tun0", Tun: true, OwnRouter: true},
+				"route replace default via 198.18.1.254\n", "--path", path, "--ports", "20000-20000")
+			peer := l.udp(l.peer1, 3478)
+			l.send(l.udp(l.near, 20000), at(topo.Peer1Addr, 3478), "mine")
+			l.receives(peer, "mine")
+			to := at(topo.Peer1Addr, 9)
+			got, err := provoke(l.Net2[0], 30001, to, 64, 32)
+			if want := (icmpError{3, 1, netip.MustParseAddr("172.18.0.1"), to}); err != nil || got != want {
+				t.Errorf("refused: %+v, %v; want %+v", got, err, want)
+			}
+			l.letForwarded()
+			published := at(secondAddr, 5353)
+			l.Client("forward", "add", "--protocol", "udp", published.String(), "172.17.0.2:53")
+			got, err = provoke(l.Peer1, 30001, published, 2, 32)
+			if want := (icmpError{11, 0, secondAddr, published}); err != nil || got != want {
+				t.Errorf("TTL: %+v, %v; want %+v", got, err, want)
+			}
+		})
+	}
+}
+
 // TestMSSClamp: with \`mss: clamp\` both ends send segments that fit the uplink from the first one on, though nobody may tell
 // them its MTU; without it they believe each other's interfaces.
 func TestMSSClamp(t *testing.T) {
 	const header, timestamps = 40, 12
-	for _, path := range bothPaths {
+	for _, path := range paths {
 		for config, want := range map[string]int{"mss: clamp\n": 1400 - header - timestamps, "": 1500 - header - timestamps} {
 			t.Run(fmt.Sprintf("%s/%d", path, want), func(t *testing.T) {
 				l := newLab(t, topo.Figure3Config{Containers: 1}, config, "--path", path)
