@@ -98,8 +98,8 @@ type Refusal uint8
 // The refusals: nothing, RFC 6888 REQ-11's and RFC 5508 REQ-8's.
 const (
 	RefuseSilently        Refusal = iota
-	RefuseHostUnreachable         // 3/1: hosts try again (RFC 1122 section 4.2.3.9)
-	RefuseAdminProhibited         // 3/13: Linux gives a connection up at once
+	RefuseHostUnreachable         // 3/1: a soft error (RFC 1122 section 4.2.3.9)
+	RefuseAdminProhibited         // 3/13: Linux gives it to a connected UDP socket, too
 )
 
 var refusalNames = [...]string{"silent", "host-unreachable", "admin-prohibited"}

@@ -19,7 +19,7 @@ import (
 const (
 	DefaultSocket   = "/run/conenat/conenat.sock"
 	DefaultStateDir = dataplane.DefaultStateDir
-	DefaultRefusal  = dataplane.RefuseHostUnreachable // RFC 6888 REQ-11, the later one; and no host gives a connection up for it
+	DefaultRefusal  = dataplane.RefuseHostUnreachable // RFC 6888 REQ-11, of the two the later and the milder: docs/icmp.md
 )
 
 // Config is a configuration that makes sense by itself.
