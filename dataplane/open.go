@@ -214,8 +214,8 @@ func (d *Dataplane) spec() (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-// sizeMaps gives every map of sessions and bindings its size. A session has two halves; claims hold the
-// host's ports beside the bindings.
+// sizeMaps gives every map of sessions and bindings its size. A session has two halves; claims hold the host's ports beside
+// the bindings; one more internal endpoint is that of a binding which becomes a static one, until its old key is gone.
 func sizeMaps(spec *ebpf.CollectionSpec, c Capacity) {
 	for name, entries := range map[string]uint32{
 		bpf.MapSessions:     2 * c.Sessions,
@@ -224,7 +224,7 @@ func sizeMaps(spec *ebpf.CollectionSpec, c Capacity) {
 		bpf.MapPermissions:  c.Sessions,
 		bpf.MapBindings:     c.Bindings,
 		bpf.MapBindingFree:  c.Bindings,
-		bpf.MapInternals:    c.Bindings,
+		bpf.MapInternals:    c.Bindings + 1,
 		bpf.MapClaims:       2 * c.Bindings,
 		bpf.MapHosts:        c.Bindings,
 		bpf.MapBlocks:       c.Bindings,

@@ -200,6 +200,17 @@ func TestPublishIntoAFullTable(t *testing.T) {
 	r.Outside(TCP(rig.Peer1+":80", rig.External+":3000", "SA", "")).Passed("host")
 }
 
+// TestForwardOfItsOwnInAFullTable: a binding towards one remote address becomes the static one, which is its host's towards every
+// remote, also where there is no place for one more.
+func TestForwardOfItsOwnInAFullTable(t *testing.T) {
+	r := rig.New(t, rig.WithTables(16, 2), rig.WithMapping(dataplane.AddressDependent))
+	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
+	r.Inside(UDP(rig.C1+":2001", rig.Peer1+":53", "x"))
+	r.Forward("br0", dataplane.UDP, rig.External+":2000", rig.C1+":2000")
+	r.Out(UDP(rig.C1+":2000", rig.Peer2+":53", "x"), UDP(rig.External+":2000", rig.Peer2+":53", "x"))
+	r.Consistent()
+}
+
 // TestImportAfterMasquerade: packets of the flow have passed the egress hook under masquerade before it was imported; a
 // port of the host's own is not taken.
 func TestImportAfterMasquerade(t *testing.T) {

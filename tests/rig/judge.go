@@ -98,9 +98,22 @@ func sumOK(frame []byte) (ip bool, transport int) {
 	return ip, 1
 }
 
-func (r *Rig) Judge(h Hook, frame []byte) string {
+// Judge sends a frame and says what is wrong with what came of it; nothing: "".
+func (r *Rig) Judge(h Hook, frame []byte) (problem string) {
+	r.T.Helper()
+	_, _, problem = r.Judged(h, frame)
+	return problem
+}
+
+// Judged is Judge with what came of the frame.
+func (r *Rig) Judged(h Hook, frame []byte) (reason string, out []byte, problem string) {
 	r.T.Helper()
 	res := r.Send(h.Program, h.Dev, frame, h.Change)
+	return res.Reason, res.out, res.judge()
+}
+
+func (res result) judge() string {
+	frame := res.in
 	switch kind, _, _ := strings.Cut(res.Reason, "_"); {
 	case res.Reason == "":
 		return "no counter moved"
