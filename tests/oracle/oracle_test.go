@@ -43,7 +43,7 @@ func config(mapping, filtering Behavior) Config {
 	}
 }
 
-// script runs lines on a NAT: "net1 udp datagram SRC DST", "out …" from outside, "host …", "wait 5m"; what comes of each
+// script runs lines on a NAT: "net1 udp datagram SRC DST", "out …" from outside, "host …", "stack:net1 …" after the host's routing, "wait 5m"; what comes of each
 // is "REASON SRC DST", or the reason alone. A choice takes the lowest port that is allowed.
 func script(t *testing.T, n *NAT, lines ...string) (got []string) {
 	t.Helper()
@@ -74,6 +74,8 @@ func step(t *testing.T, n *NAT, place string, p Packet) string {
 		r = n.FromOutside(p)
 	case "host":
 		r = n.FromHost(p)
+	case "stack:" + string(net1): // routed by the host
+		r = n.FromStack(net1, p)
 	default:
 		r = n.FromInside(Place(place), p)
 	}
