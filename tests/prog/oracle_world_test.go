@@ -288,6 +288,12 @@ func (d *duel) passTime() {
 	d.must("wait", d.world.wait(by))
 }
 
+// sweep ends what has expired by now.
+func (d *duel) sweep() {
+	d.nat.Wait(0)
+	d.must("sweep", d.world.wait(0))
+}
+
 var forwardPorts = []uint16{80, 81, 5000, 5001}
 
 // forward adds a static binding as an operator does, or as Docker does, removes one, or gives them their hosts' packets.
@@ -311,7 +317,7 @@ func (d *duel) forward() {
 		_, err = d.rig.DP.AddForward(f)
 	}
 	d.agree(how+" "+fmt.Sprint(f), want, err)
-	d.must("sweep", d.world.wait(0)) // a claim of the host's that was taken over leaves its slot behind
+	d.sweep() // a claim of the host's that was taken over leaves its slot behind
 }
 
 func (d *duel) forwardProtocol() dataplane.Protocol {
@@ -364,4 +370,5 @@ func (d *duel) owner() {
 	d.must("put owner", d.rig.DP.PutOwner(o))
 	d.owners[host.addr] = o
 	d.nat.PutOwner("br0", host.addr, d.ownerOf(o))
+	d.sweep() // another filtering is another lifetime
 }
