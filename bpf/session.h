@@ -948,6 +948,9 @@ static __always_inline int plan_announce(const struct session_plan *plan)
 
 	if (b && !b->used)
 		b->used = 1;
+	/* Its first packet leaves by the binding, and is no news to the session. */
+	if (b && !(plan->flags & HALF_INBOUND))
+		b->outbound = clock_tick();
 	if (!half)
 		return 0;
 	session_reverse_key(&plan->key, half, &reverse_key);

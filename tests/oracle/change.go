@@ -147,5 +147,8 @@ func (n *NAT) Import(place Place, p Protocol, internal, external, remote netip.A
 	}
 	s.Binding = b
 	why := n.open(s, newOnes(b, fresh)...)
+	if why == "" && !b.Static {
+		b.lastOut = n.now
+	}
 	return why == "" || why == DroppedConflict // the remote talks to that external endpoint already
 }

@@ -167,3 +167,17 @@ func TestUnsolicitedSYN(t *testing.T) {
 	r.In(syn, TCP(rig.Peer2+":443", rig.C1+":20000", "S", ""))
 	r.Outside(TCP(rig.Peer1+":443", rig.External+":20001", "S", "")).Passed("unbound")
 }
+
+// TestInboundSessionIsAsOldAsTheLastPacketOut: also where that one has opened a session of its own.
+func TestInboundSessionIsAsOldAsTheLastPacketOut(t *testing.T) {
+	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":1", "x"))
+	r.Wait(239 * time.Second)
+	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":2", "x"))
+	r.Wait(200 * time.Second)
+	r.In(UDP(rig.Peer2+":3", rig.External+":2000", "x"), UDP(rig.Peer2+":3", rig.C1+":2000", "x"))
+	r.Wait(99 * time.Second)
+	r.WantBindings("udp br0 " + rig.C1 + ":2000 " + rig.External + ":2000 2")
+	r.Wait(2 * time.Second)
+	r.WantBindings()
+}
