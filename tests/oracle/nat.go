@@ -3,7 +3,6 @@
 package oracle
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,7 +16,8 @@ type NAT struct {
 	sessions []*Session
 	claims   []*claim
 	firsts   map[datagram]first
-	held     map[netip.AddrPort]time.Duration // UDP: external endpoints that nobody gets yet, and since when
+	held     map[netip.AddrPort]bool // UDP: external endpoints that nobody gets yet
+	waiting  []hold                  // in the order in which they were held
 }
 
 // Result is what becomes of a packet. Packet is set where it was translated; where Choice is not nil, its external port is
@@ -41,7 +41,7 @@ func (r Result) Translated() Packet {
 
 // New gives a NAT without bindings.
 func New(c Config) *NAT {
-	return &NAT{config: c, firsts: map[datagram]first{}, held: map[netip.AddrPort]time.Duration{}}
+	return &NAT{config: c, firsts: map[datagram]first{}, held: map[netip.AddrPort]bool{}}
 }
 
 // Bindings are those that live, in the order in which they were made; a static one may have displaced others, whose
@@ -68,7 +68,7 @@ func (n *NAT) Wait(d time.Duration) {
 	n.now += d
 	n.sessions = slices.DeleteFunc(n.sessions, func(s *Session) bool { return n.now-n.refreshed(s) > n.lifetime(s) })
 	n.bindings = slices.DeleteFunc(n.bindings, n.ended)
-	maps.DeleteFunc(n.held, func(_ netip.AddrPort, since time.Duration) bool { return n.now-since > portHold })
+	n.release()
 	n.claims = slices.DeleteFunc(n.claims, func(c *claim) bool { return n.now-c.last > n.claimLifetime(c) })
 }
 
@@ -78,7 +78,8 @@ func (n *NAT) ended(b *Binding) bool {
 		return false
 	}
 	if b.Protocol == UDP && !b.retired && n.config.filtering(b) == EndpointIndependent {
-		n.held[b.External] = n.now
+		n.held[b.External] = true
+		n.waiting = append(n.waiting, hold{b.External, n.now})
 	}
 	return true
 }

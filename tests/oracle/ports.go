@@ -58,11 +58,23 @@ func (n *NAT) choosePort(b *Binding) (*Choice, Reason) {
 	return c, ""
 }
 
-// isHeld: nobody gets it yet.
-func (n *NAT) isHeld(p Protocol, external netip.AddrPort) bool {
-	_, held := n.held[external]
-	return held && p == UDP
+// hold is a port's time of waiting. One that is taken meanwhile, by a static binding or an import, and held once more, waits for
+// what was left of its first time.
+type hold struct {
+	external netip.AddrPort
+	since    time.Duration
 }
+
+// release ends the times that are over.
+func (n *NAT) release() {
+	for len(n.waiting) > 0 && n.now-n.waiting[0].since > portHold {
+		delete(n.held, n.waiting[0].external)
+		n.waiting = n.waiting[1:]
+	}
+}
+
+// isHeld: nobody gets it yet.
+func (n *NAT) isHeld(p Protocol, external netip.AddrPort) bool { return p == UDP && n.held[external] }
 
 // unhold: somebody who asks for just this endpoint gets it all the same.
 func (n *NAT) unhold(p Protocol, external netip.AddrPort) {

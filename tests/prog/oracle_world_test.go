@@ -275,14 +275,22 @@ func (d *duel) change() {
 	case "path":
 		s.stack = !s.stack
 	}
-	d.Logf("change: %v", s)
+	before := d.setup.external
+	d.Logf("change: %+v", s)
 	d.must("configure", d.configure(s))
 	d.must("sweep", d.world.wait(0))
+	moved := s.external != before
 	d.nat.Configure(d.oracle())
+	if moved { // what has waited for a port of the address that was waits for nothing
+		d.pass(121 * time.Second)
+	}
 }
 
 func (d *duel) passTime() {
-	by := pick(d.T, "for", waits)
+	d.pass(pick(d.T, "for", waits))
+}
+
+func (d *duel) pass(by time.Duration) {
 	d.Logf("wait %v", by)
 	d.nat.Wait(by)
 	d.must("wait", d.world.wait(by))
