@@ -21,6 +21,9 @@ type (
 	Claim         = natClaim4
 	PermissionKey = natPermissionKey4
 	FragmentKey   = natFragmentKey4
+	Fragment      = natFragment4
+	OriginKey     = natOriginKey4
+	Origin        = natNatOrigin
 	Pool          = natNatPool
 	Event         = natNatEvent
 	Request       = natNatRequest4
@@ -34,9 +37,10 @@ type (
 // Reason is the index of a packet's counter (enum nat_reason).
 type Reason = natNatReason
 
-// The bounds that divide the reasons into translated, passed and dropped.
+// The bounds that divide the reasons into translated, diverted, passed and dropped.
 const (
 	ReasonLastTranslated = natNatReasonREASON_LAST_TRANSLATED
+	ReasonLastDiverted   = natNatReasonREASON_LAST_DIVERTED
 	ReasonLastPassed     = natNatReasonREASON_LAST_PASSED
 	ReasonCount          = natNatReasonREASON_COUNT
 	ReasonQuota          = natNatReasonREASON_DROPPED_QUOTA
@@ -51,6 +55,9 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_TRANSLATED_ICMP_ERROR:    "translated_icmp_error",
 	natNatReasonREASON_TRANSLATED_STACK:         "translated_stack",
 	natNatReasonREASON_TRANSLATED_HOST:          "translated_host",
+	natNatReasonREASON_DIVERTED_FRAGMENT:        "diverted_fragment",
+	natNatReasonREASON_DIVERTED_TOO_BIG:         "diverted_too_big",
+	natNatReasonREASON_DIVERTED_BACK:            "diverted_back",
 	natNatReasonREASON_PASSED_NO_LINK:           "passed_no_link",
 	natNatReasonREASON_PASSED_NOT_IPV4:          "passed_not_ipv4",
 	natNatReasonREASON_PASSED_BRIDGED:           "passed_bridged",
@@ -175,6 +182,14 @@ const (
 	AnswerFailed     = natNatAnswerANSWER_FAILED
 )
 
+// Which way a datagram's fragments go (enum nat_fragment_way).
+const (
+	FragmentTranslate = uint8(natNatFragmentWayFRAGMENT_TRANSLATE)
+	FragmentPass      = uint8(natNatFragmentWayFRAGMENT_PASS)
+	FragmentDrop      = uint8(natNatFragmentWayFRAGMENT_DROP)
+	FragmentReorder   = uint8(natNatFragmentWayFRAGMENT_REORDER)
+)
+
 // Pools (enum nat_pool_id).
 const (
 	PoolSessions = uint32(natNatPoolIdPOOL_SESSIONS)
@@ -245,6 +260,7 @@ const (
 	ProgramInside         = natProgNatInside
 	ProgramOutsideIngress = natProgNatOutsideIngress
 	ProgramOutsideEgress  = natProgNatOutsideEgress
+	ProgramFragments      = natProgNatFragments
 	ProgramControl        = natProgNatControl
 
 	ConstFIBSkipNeigh   = natVarFibSkipNeigh

@@ -64,8 +64,9 @@ enum nat_behavior {
 
 /*
  * Why a packet got its verdict: the index of its counter. Up to
- * REASON_LAST_TRANSLATED the packet was translated, up to REASON_LAST_PASSED it
- * went on untouched, the others were dropped.
+ * REASON_LAST_TRANSLATED the packet was translated, up to REASON_LAST_DIVERTED it
+ * went to the namespace of reorder.h or came from there and is seen once more, up
+ * to REASON_LAST_PASSED it went on untouched, the others were dropped.
  */
 enum nat_reason {
 	REASON_NONE,
@@ -76,6 +77,11 @@ enum nat_reason {
 	REASON_TRANSLATED_STACK, /* on the kernel's way, in or out */
 	REASON_TRANSLATED_HOST, /* the host's own, its port being bound */
 	REASON_LAST_TRANSLATED = REASON_TRANSLATED_HOST,
+
+	REASON_DIVERTED_FRAGMENT, /* to be put in order */
+	REASON_DIVERTED_TOO_BIG, /* to be cut to the inside MTU */
+	REASON_DIVERTED_BACK, /* from there to where it came from */
+	REASON_LAST_DIVERTED = REASON_DIVERTED_BACK,
 
 	REASON_PASSED_NO_LINK, /* no entry for the interface */
 	REASON_PASSED_NOT_IPV4,
@@ -109,7 +115,7 @@ enum nat_reason {
 	REASON_DROPPED_NETWORK_PORTS,
 	REASON_DROPPED_NETWORK_SESSIONS,
 	REASON_DROPPED_TCP_NO_SESSION, /* not a SYN, and of no session */
-	REASON_DROPPED_FRAGMENT, /* later fragment before the first */
+	REASON_DROPPED_FRAGMENT, /* a later one whose first was dropped or is unknown */
 	REASON_DROPPED_ICMP_TYPE, /* neither query nor error */
 	REASON_DROPPED_ICMP_CHECKSUM, /* RFC 5508 REQ-3 */
 	REASON_DROPPED_ICMP_NO_SESSION, /* RFC 5508 REQ-4 */
@@ -170,6 +176,8 @@ struct nat_config {
 	__u32 max_sessions;
 	__u32 max_bindings;
 	__u64 netns; /* inode of the network namespace it serves */
+	__u32 reorder_ifindex; /* this end of the veth to reorder.h's; 0: none */
+	__u32 pad;
 };
 
 enum nat_link_kind {
@@ -452,15 +460,45 @@ struct fragment_key4 {
 	__be16 id;
 	__u16 zone;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 egress; /* at the outside egress hook: the kernel may not reassemble */
+	__u8 pad[2];
+};
+
+/* Which way the fragments of a datagram go, from the first one that comes. */
+enum nat_fragment_way {
+	FRAGMENT_TRANSLATE, /* the one with the ports came first */
+	FRAGMENT_PASS, /* the same, and it went the kernel's way */
+	FRAGMENT_DROP, /* the same, and it was dropped */
+	FRAGMENT_REORDER, /* another came first: to the namespace */
 };
 
 struct fragment4 {
-	struct session_key4 session;
-	__u32 last_seen;
-	__u8 stack; /* the first one went the kernel's way */
+	struct session_key4 session; /* FRAGMENT_TRANSLATE */
+	__u32 last_seen; /* tick */
+	__u8 way; /* enum nat_fragment_way */
 	__u8 pad;
 	__be16 id; /* of the translated datagram; 0: its own */
+	__u16 next; /* offset of the next one that comes in order: 8 bytes */
+	__u16 pad2;
+};
+
+/* As the defragmenter tells datagrams apart. */
+struct origin_key4 {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 id;
+	__u8 proto;
+	__u8 pad;
+};
+
+/* Where a datagram came from that is in the namespace of reorder.h. */
+struct nat_origin {
+	__u32 ifindex;
+	__u32 mark;
+	__u32 last_seen; /* tick */
+	__u16 zone;
+	__u8 mac[12]; /* destination and source; layer 3: unused */
+	__u8 pad[2];
 };
 
 /* A bump counter; what is given back goes through a queue. */
@@ -566,11 +604,13 @@ _Static_assert(sizeof(struct claim_key4) == 8, "claim_key4");
 _Static_assert(sizeof(struct claim4) == 16, "claim4");
 _Static_assert(sizeof(struct permission_key4) == 12, "permission_key4");
 _Static_assert(sizeof(struct fragment_key4) == 16, "fragment_key4");
-_Static_assert(sizeof(struct fragment4) == 24, "fragment4");
+_Static_assert(sizeof(struct fragment4) == 28, "fragment4");
+_Static_assert(sizeof(struct origin_key4) == 12, "origin_key4");
+_Static_assert(sizeof(struct nat_origin) == 28, "nat_origin");
 _Static_assert(sizeof(struct nat_pool) == 64, "nat_pool");
 _Static_assert(sizeof(struct nat_event) == 88, "nat_event");
 _Static_assert(sizeof(struct nat_request4) == 44, "nat_request4");
-_Static_assert(sizeof(struct nat_config) == 64, "nat_config");
+_Static_assert(sizeof(struct nat_config) == 72, "nat_config");
 _Static_assert(sizeof(struct nat_zone4) == 160, "nat_zone4");
 _Static_assert(sizeof(struct owner_key4) == 8, "owner_key4");
 _Static_assert(sizeof(struct block_key4) == 8, "block_key4");

@@ -69,8 +69,10 @@ func TestEveryReasonHasAName(t *testing.T) {
 			want = "none"
 		case r > ReasonLastPassed:
 			want = "dropped_"
-		case r > ReasonLastTranslated:
+		case r > ReasonLastDiverted:
 			want = "passed_"
+		case r > ReasonLastTranslated:
+			want = "diverted_"
 		}
 		if name := ReasonName(r); !strings.HasPrefix(name, want) {
 			t.Errorf("reason %d is named %q, want %q…", r, name, want)

@@ -33,6 +33,7 @@ typedef __be32 nat_addr;
 #define permission_key permission_key4
 #define fragment_key fragment_key4
 #define nat_fragment fragment4
+#define origin_key origin_key4
 #define nat_prefix nat_prefix4
 #define nat_zone nat_zone4
 #define nat_realm nat_realm4
@@ -49,6 +50,7 @@ typedef __be32 nat_addr;
 #define claims claims4
 #define permissions permissions4
 #define fragments fragments4
+#define origins origins4
 #define zones zones4
 #define realms realms4
 #define addresses addresses4

@@ -1,65 +1,114 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Fragments that come in order: the first one has the ports and leaves behind
- * which session its datagram belongs to; the later ones look there. Out of
- * order they need the kernel's defragmenter (docs/decisions).
+ * Later fragments, which have no ports: they go as their datagram's first one has
+ * gone, which leaves behind what that was (reorder.h). One that comes before it
+ * waits for it in the namespace there.
  */
 #ifndef CONENAT_FRAGMENT_H
 #define CONENAT_FRAGMENT_H
 
+#include "owner.h"
 #include "session.h"
 
-#define FRAGMENT_TICKS 1800 /* 30 s: the kernel's ipfrag_time */
-
-static __always_inline void fragment_key_of(const struct nat *n,
-					    struct fragment_key *key)
+/*
+ * Whether it is the last one, of those that came in order: the identification is
+ * free, and the next datagram that has it may come in any.
+ */
+static __always_inline bool fragment_completes(struct __sk_buff *skb,
+					       const struct packet *p,
+					       struct nat_fragment *f)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	key->saddr = n->p.saddr;
-	key->daddr = n->p.daddr;
-	key->id = n->p.id;
-	key->zone = n->zone;
-	key->proto = n->p.proto;
+	__u32 at = p->l3 + __builtin_offsetof(struct iphdr, frag_off);
+	__be16 field = 0;
+
+	if (bpf_skb_load_bytes(skb, at, &field, sizeof(field)) < 0 ||
+	    (bpf_ntohs(field) & IP_OFFSET) != f->next)
+		return false;
+	f->next += fragment_units(p);
+	return !(field & bpf_htons(IP_MF));
 }
 
-/* Called with the verdict of a datagram's first fragment. */
-static __noinline int fragment_remember(const struct nat *n,
-					const struct session_key *session,
-					int rc)
+/* What the first one has left behind; -LOOK_AGAIN: it has not come. */
+NAT_GLOBAL int fragment_first_of(struct __sk_buff *skb, const struct packet *p,
+				 __u32 zone, bool egress,
+				 struct nat_fragment *first)
 {
-	struct nat_fragment f = {
-		.session = *session,
-		.last_seen = n->tick,
-		.stack = -rc > REASON_LAST_TRANSLATED,
-		.id = n->id,
-	};
-	struct fragment_key key;
-
-	if (-rc > REASON_LAST_PASSED)
-		return 0;
-	fragment_key_of(n, &key);
-	bpf_map_update_elem(&fragments, &key, &f, BPF_ANY);
-	return 0;
-}
-
-/* A later fragment: of a known session, the kernel's, or of no known first. */
-static __noinline int fragment_forward(struct nat *n, int unknown)
-{
-	struct session_half *half;
 	struct nat_fragment *f;
 	struct fragment_key key;
 
-	fragment_key_of(n, &key);
+	if (!p || !first)
+		return -LOOK_AGAIN;
+	fragment_key_of(p, zone, egress, &key);
 	f = bpf_map_lookup_elem(&fragments, &key);
-	if (!f || tick_diff(n->tick, f->last_seen) > FRAGMENT_TICKS)
-		return unknown;
-	if (f->stack && !n->egress)
-		return -REASON_PASSED_STACK;
-	half = session_find(&f->session);
+	if (!f || !is_recent(f->last_seen) || f->way == FRAGMENT_REORDER)
+		return -LOOK_AGAIN;
+	*first = *f;
+	if (fragment_completes(skb, p, f))
+		bpf_map_delete_elem(&fragments, &key);
+	return 0;
+}
+
+static __always_inline int fragment_translate(struct nat *n,
+					      const struct nat_fragment *first)
+{
+	struct session_half *half = session_find(&first->session);
+	int rc;
+
+	if (n->p.flags & PACKET_SHORT) /* ports that nobody has translated */
+		return -REASON_DROPPED_MALFORMED;
 	if (!half)
-		return unknown;
-	n->id = f->id;
-	return session_translate(n, half);
+		return -REASON_DROPPED_FRAGMENT;
+	n->id = first->id;
+	rc = session_limits(n, half);
+	return rc < 0 ? rc : session_translate(n, half);
+}
+
+static __noinline int fragment_follow(struct nat *n,
+				      const struct nat_fragment *first)
+{
+	switch (first->way) {
+	case FRAGMENT_TRANSLATE:
+		return fragment_translate(n, first);
+	case FRAGMENT_PASS:
+		return -REASON_PASSED_STACK;
+	}
+	return -REASON_DROPPED_FRAGMENT;
+}
+
+/*
+ * otherwise is its reason where nothing can put it in order. -LOOK_AGAIN: on another
+ * CPU the first one has come by now.
+ */
+static __noinline int fragment_early(struct nat *n, int otherwise)
+{
+	struct nat_config *cfg = config_get();
+	int rc = 0;
+
+	if (!cfg || !cfg->reorder_ifindex)
+		return otherwise;
+	if (n->zone != NAT_ZONE_OUTSIDE)
+		rc = source_admitted(n);
+	if (rc < 0)
+		return rc;
+	rc = fragment_claim(n, NULL, FRAGMENT_REORDER);
+	return rc == 0 ? -REASON_DROPPED_FRAGMENT : rc;
+}
+
+/* A later fragment; early says what to do with one that comes before the first. */
+static __always_inline int fragment_forward(struct nat *n,
+					    int (*early)(struct nat *n))
+{
+	struct nat_fragment first = {};
+	int rc = fragment_first_of(n->skb, &n->p, n->zone, n->egress, &first);
+
+	if (rc < 0) {
+		rc = early(n);
+		if (rc != -LOOK_AGAIN)
+			return rc;
+		rc = fragment_first_of(n->skb, &n->p, n->zone, n->egress,
+				       &first);
+	}
+	return rc < 0 ? -REASON_DROPPED_RACE : fragment_follow(n, &first);
 }
 
 #endif /* CONENAT_FRAGMENT_H */

@@ -2,7 +2,7 @@
 /*
  * The maps. All of them are pinned; max_entries of those that hold sessions and
  * bindings are set by package dataplane before they are made. None of them
- * evicts but fragments, which is a cache.
+ * evicts but fragments and origins, which are caches.
  */
 #ifndef CONENAT_MAPS_H
 #define CONENAT_MAPS_H
@@ -76,14 +76,18 @@ MAP_ARRAY(block_words, struct nat_block_words, NAT_ADDRESSES);
 MAP_ARRAY(held, struct nat_ports, NAT_ADDRESSES);
 MAP_QUEUE(held_ports, struct nat_held, NAT_HELD_PORTS);
 
-/* A cache: a lost entry costs the rest of one datagram. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-	__type(key, struct fragment_key);
-	__type(value, struct nat_fragment);
-} fragments SEC(".maps");
+/* Caches: a lost entry costs the rest of one datagram. */
+#define MAP_CACHE(name_, key_, value_)               \
+	struct {                                     \
+		__uint(type, BPF_MAP_TYPE_LRU_HASH); \
+		__uint(max_entries, 8192);           \
+		__uint(pinning, LIBBPF_PIN_BY_NAME); \
+		__type(key, key_);                   \
+		__type(value, value_);               \
+	} name_ SEC(".maps")
+
+MAP_CACHE(fragments, struct fragment_key, struct nat_fragment);
+MAP_CACHE(origins, struct origin_key, struct nat_origin);
 
 struct sweeper {
 	struct bpf_timer timer;

@@ -26,6 +26,7 @@ struct nat_abi {
 	enum nat_command command;
 	enum nat_answer answer;
 	enum nat_pool_id pool;
+	enum nat_fragment_way way;
 	enum session_target target;
 	struct nat_request4 request;
 	struct nat_event event;
@@ -65,13 +66,15 @@ static __always_inline int translate_inside(struct nat *n)
 		if (rc < 0)
 			goto out;
 		half = session_find(&key);
-		if (!half)
-			return -REASON_DROPPED_CONFLICT;
+		if (!half) {
+			rc = -REASON_DROPPED_CONFLICT;
+			goto out;
+		}
 	}
 	rc = session_forward(n, &key, half);
 out:
 	if (n->p.flags & PACKET_FIRST_FRAGMENT)
-		fragment_remember(n, &key, rc);
+		rc = fragment_settle(n, rc);
 	return rc;
 }
 
@@ -86,17 +89,21 @@ static __always_inline int translate_outside(struct nat *n)
 	if (!half) {
 		rc = inbound_miss(n);
 		if (rc < 0)
-			return rc;
+			goto out;
 		half = session_find(&key);
-		if (!half)
-			return -REASON_DROPPED_CONFLICT;
+		if (!half) {
+			rc = -REASON_DROPPED_CONFLICT;
+			goto out;
+		}
 	} else if (inbound_is_netfilters(n, half)) {
 		session_touch(n, &key, half);
-		return -REASON_PASSED_CONNTRACK;
+		rc = -REASON_PASSED_CONNTRACK;
+		goto out;
 	}
 	rc = session_forward(n, &key, half);
+out:
 	if (n->p.flags & PACKET_FIRST_FRAGMENT)
-		fragment_remember(n, &key, rc);
+		rc = fragment_settle(n, rc);
 	return rc;
 }
 
@@ -120,11 +127,26 @@ static __noinline int inside_unknown(const struct nat *n, int outside)
 		       outside;
 }
 
+/*
+ * A later fragment that comes before the first: what might be translated, a hairpin
+ * too, is put in order.
+ */
+static __noinline int inside_early(struct nat *n)
+{
+	int rc;
+
+	if (bpf_map_lookup_elem(&addresses, &n->p.daddr))
+		return fragment_early(n, n->stack ? -REASON_PASSED_STACK :
+						    -REASON_PASSED_LOCAL);
+	rc = inside_unknown(n, -LOOK_AGAIN);
+	return rc == -LOOK_AGAIN ? fragment_early(n, -REASON_DROPPED_FRAGMENT) :
+				   rc;
+}
+
 static __always_inline int inside_packet(struct nat *n)
 {
 	if (n->p.flags & PACKET_LATER_FRAGMENT)
-		return fragment_forward(
-			n, inside_unknown(n, -REASON_DROPPED_FRAGMENT));
+		return fragment_forward(n, inside_early);
 	if (n->p.flags & PACKET_ERROR)
 		return error_forward(
 			n, inside_unknown(n, -REASON_DROPPED_ICMP_NO_SESSION));
@@ -188,6 +210,14 @@ int nat_inside(struct __sk_buff *skb)
 	return verdict(&n, rc);
 }
 
+/* The same from outside: the stack path's is the host's defragmenter. */
+static __noinline int outside_early(struct nat *n)
+{
+	if (n->stack || !bpf_map_lookup_elem(&addresses, &n->p.daddr))
+		return -REASON_PASSED_UNBOUND;
+	return fragment_early(n, -REASON_PASSED_UNBOUND);
+}
+
 SEC("tc")
 int nat_outside_ingress(struct __sk_buff *skb)
 {
@@ -205,7 +235,7 @@ int nat_outside_ingress(struct __sk_buff *skb)
 	if (rc <= -REASON_DROPPED_MALFORMED)
 		rc = -REASON_PASSED_MALFORMED;
 	else if (rc == 0 && n.p.flags & PACKET_LATER_FRAGMENT)
-		rc = fragment_forward(&n, -REASON_PASSED_UNBOUND);
+		rc = fragment_forward(&n, outside_early);
 	else if (rc == 0 && n.p.flags & PACKET_ERROR)
 		rc = error_forward(&n, -REASON_PASSED_UNBOUND);
 	else if (rc == 0 && n.p.flags & PACKET_OTHER_ICMP)
@@ -213,6 +243,12 @@ int nat_outside_ingress(struct __sk_buff *skb)
 	else if (rc == 0)
 		rc = translate_outside(&n);
 	return verdict(&n, rc);
+}
+
+/* The kernel forwards what comes in order by conenat, or is reassembled. */
+static __always_inline int egress_early(struct nat *n)
+{
+	return -REASON_DROPPED_FRAGMENT;
 }
 
 /* What is not just the host's; -LOOK_AGAIN: it is, or of a NAT of its own. */
@@ -233,7 +269,7 @@ static __always_inline int egress_forwarded(struct nat *n)
 	if (!address_in_zone(n->zone, n->p.saddr))
 		return -REASON_PASSED_NOT_OUTSIDE;
 	if (n->p.flags & PACKET_LATER_FRAGMENT)
-		return fragment_forward(n, -REASON_DROPPED_FRAGMENT);
+		return fragment_forward(n, egress_early);
 	if (n->p.flags & PACKET_ERROR)
 		return error_forward(n, -REASON_DROPPED_ICMP_NO_SESSION);
 	if (n->p.flags & PACKET_OTHER_ICMP)
@@ -277,6 +313,16 @@ int nat_outside_egress(struct __sk_buff *skb)
 	else if (rc == 0)
 		rc = egress_packet(&n);
 	return verdict(&n, rc);
+}
+
+/* What comes from the namespace of reorder.h, and nothing of it to the host. */
+SEC("tc")
+int nat_fragments(struct __sk_buff *skb)
+{
+	struct nat n = { .skb = skb, .action = TC_ACT_SHOT };
+
+	n.tick = clock_tick();
+	return verdict(&n, reorder_return(&n));
 }
 
 SEC("tc")

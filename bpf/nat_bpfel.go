@@ -79,19 +79,22 @@ type natFragment4 struct {
 	_        structs.HostLayout
 	Session  natSessionKey4
 	LastSeen uint32
-	Stack    uint8
+	Way      uint8
 	Pad      uint8
 	Id       uint16
+	Next     uint16
+	Pad2     uint16
 }
 
 type natFragmentKey4 struct {
-	_     structs.HostLayout
-	Saddr uint32
-	Daddr uint32
-	Id    uint16
-	Zone  uint16
-	Proto uint8
-	Pad   [3]uint8
+	_      structs.HostLayout
+	Saddr  uint32
+	Daddr  uint32
+	Id     uint16
+	Zone   uint16
+	Proto  uint8
+	Egress uint8
+	Pad    [2]uint8
 }
 
 type natNatAddress struct {
@@ -157,6 +160,8 @@ type natNatConfig struct {
 	MaxSessions        uint32
 	MaxBindings        uint32
 	Netns              uint64
+	ReorderIfindex     uint32
+	Pad                uint32
 }
 
 type natNatEvent struct {
@@ -200,6 +205,15 @@ const (
 	natNatEventTypeEVENT_BLOCK_RELEASED   natNatEventType = 11
 )
 
+type natNatFragmentWay uint32
+
+const (
+	natNatFragmentWayFRAGMENT_TRANSLATE natNatFragmentWay = 0
+	natNatFragmentWayFRAGMENT_PASS      natNatFragmentWay = 1
+	natNatFragmentWayFRAGMENT_DROP      natNatFragmentWay = 2
+	natNatFragmentWayFRAGMENT_REORDER   natNatFragmentWay = 3
+)
+
 type natNatHeld struct {
 	_     structs.HostLayout
 	Slot  uint16
@@ -233,6 +247,16 @@ const (
 	natNatLinkKindLINK_INSIDE_PORT   natNatLinkKind = 2
 	natNatLinkKindLINK_OUTSIDE       natNatLinkKind = 3
 )
+
+type natNatOrigin struct {
+	_        structs.HostLayout
+	Ifindex  uint32
+	Mark     uint32
+	LastSeen uint32
+	Zone     uint16
+	Mac      [12]uint8
+	Pad      [2]uint8
+}
 
 type natNatOwner struct {
 	_         structs.HostLayout
@@ -281,49 +305,53 @@ const (
 	natNatReasonREASON_TRANSLATED_STACK         natNatReason = 5
 	natNatReasonREASON_TRANSLATED_HOST          natNatReason = 6
 	natNatReasonREASON_LAST_TRANSLATED          natNatReason = 6
-	natNatReasonREASON_PASSED_NO_LINK           natNatReason = 7
-	natNatReasonREASON_PASSED_NOT_IPV4          natNatReason = 8
-	natNatReasonREASON_PASSED_BRIDGED           natNatReason = 9
-	natNatReasonREASON_PASSED_LOCAL             natNatReason = 10
-	natNatReasonREASON_PASSED_NOT_OUTSIDE       natNatReason = 11
-	natNatReasonREASON_PASSED_NO_ROUTE          natNatReason = 12
-	natNatReasonREASON_PASSED_PROTOCOL          natNatReason = 13
-	natNatReasonREASON_PASSED_UNBOUND           natNatReason = 14
-	natNatReasonREASON_PASSED_HOST              natNatReason = 15
-	natNatReasonREASON_PASSED_CONNTRACK         natNatReason = 16
-	natNatReasonREASON_PASSED_TTL               natNatReason = 17
-	natNatReasonREASON_PASSED_TOO_BIG           natNatReason = 18
-	natNatReasonREASON_PASSED_STACK             natNatReason = 19
-	natNatReasonREASON_PASSED_TRANSLATED        natNatReason = 20
-	natNatReasonREASON_PASSED_EXCLUDED          natNatReason = 21
-	natNatReasonREASON_PASSED_MALFORMED         natNatReason = 22
-	natNatReasonREASON_LAST_PASSED              natNatReason = 22
-	natNatReasonREASON_DROPPED_MALFORMED        natNatReason = 23
-	natNatReasonREASON_DROPPED_SPOOFED          natNatReason = 24
-	natNatReasonREASON_DROPPED_FILTERED         natNatReason = 25
-	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 26
-	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 27
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 28
-	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 29
-	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 30
-	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 31
-	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 32
-	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 33
-	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 34
-	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 35
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 36
-	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 37
-	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 38
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 39
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 40
-	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 41
-	natNatReasonREASON_DROPPED_TTL              natNatReason = 42
-	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 43
-	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 44
-	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 45
-	natNatReasonREASON_DROPPED_RACE             natNatReason = 46
-	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 47
-	natNatReasonREASON_COUNT                    natNatReason = 48
+	natNatReasonREASON_DIVERTED_FRAGMENT        natNatReason = 7
+	natNatReasonREASON_DIVERTED_TOO_BIG         natNatReason = 8
+	natNatReasonREASON_DIVERTED_BACK            natNatReason = 9
+	natNatReasonREASON_LAST_DIVERTED            natNatReason = 9
+	natNatReasonREASON_PASSED_NO_LINK           natNatReason = 10
+	natNatReasonREASON_PASSED_NOT_IPV4          natNatReason = 11
+	natNatReasonREASON_PASSED_BRIDGED           natNatReason = 12
+	natNatReasonREASON_PASSED_LOCAL             natNatReason = 13
+	natNatReasonREASON_PASSED_NOT_OUTSIDE       natNatReason = 14
+	natNatReasonREASON_PASSED_NO_ROUTE          natNatReason = 15
+	natNatReasonREASON_PASSED_PROTOCOL          natNatReason = 16
+	natNatReasonREASON_PASSED_UNBOUND           natNatReason = 17
+	natNatReasonREASON_PASSED_HOST              natNatReason = 18
+	natNatReasonREASON_PASSED_CONNTRACK         natNatReason = 19
+	natNatReasonREASON_PASSED_TTL               natNatReason = 20
+	natNatReasonREASON_PASSED_TOO_BIG           natNatReason = 21
+	natNatReasonREASON_PASSED_STACK             natNatReason = 22
+	natNatReasonREASON_PASSED_TRANSLATED        natNatReason = 23
+	natNatReasonREASON_PASSED_EXCLUDED          natNatReason = 24
+	natNatReasonREASON_PASSED_MALFORMED         natNatReason = 25
+	natNatReasonREASON_LAST_PASSED              natNatReason = 25
+	natNatReasonREASON_DROPPED_MALFORMED        natNatReason = 26
+	natNatReasonREASON_DROPPED_SPOOFED          natNatReason = 27
+	natNatReasonREASON_DROPPED_FILTERED         natNatReason = 28
+	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 29
+	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 30
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 31
+	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 32
+	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 33
+	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 34
+	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 35
+	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 36
+	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 37
+	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 38
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 39
+	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 40
+	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 41
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 42
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 43
+	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 44
+	natNatReasonREASON_DROPPED_TTL              natNatReason = 45
+	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 46
+	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 47
+	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 48
+	natNatReasonREASON_DROPPED_RACE             natNatReason = 49
+	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 50
+	natNatReasonREASON_COUNT                    natNatReason = 51
 )
 
 type natNatRequest4 struct {
@@ -410,6 +438,15 @@ type natNatZone4 struct {
 	}
 	Block uint32
 	Pad2  uint32
+}
+
+type natOriginKey4 struct {
+	_     structs.HostLayout
+	Saddr uint32
+	Daddr uint32
+	Id    uint16
+	Proto uint8
+	Pad   uint8
 }
 
 type natOwnerKey4 struct {
@@ -516,6 +553,7 @@ const (
 	natMapInternals4         = "internals4"
 	natMapLinks              = "links"
 	natMapLinksOverflow      = "links_overflow"
+	natMapOrigins4           = "origins4"
 	natMapOwners4            = "owners4"
 	natMapPermissions4       = "permissions4"
 	natMapPools              = "pools"
@@ -530,6 +568,7 @@ const (
 	natMapZoneUsage          = "zone_usage"
 	natMapZones4             = "zones4"
 	natProgNatControl        = "nat_control"
+	natProgNatFragments      = "nat_fragments"
 	natProgNatInside         = "nat_inside"
 	natProgNatOutsideEgress  = "nat_outside_egress"
 	natProgNatOutsideIngress = "nat_outside_ingress"
@@ -583,6 +622,7 @@ type natSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type natProgramSpecs struct {
 	NatControl        *ebpf.ProgramSpec `ebpf:"nat_control"`
+	NatFragments      *ebpf.ProgramSpec `ebpf:"nat_fragments"`
 	NatInside         *ebpf.ProgramSpec `ebpf:"nat_inside"`
 	NatOutsideEgress  *ebpf.ProgramSpec `ebpf:"nat_outside_egress"`
 	NatOutsideIngress *ebpf.ProgramSpec `ebpf:"nat_outside_ingress"`
@@ -610,6 +650,7 @@ type natMapSpecs struct {
 	Internals4      *ebpf.MapSpec `ebpf:"internals4"`
 	Links           *ebpf.MapSpec `ebpf:"links"`
 	LinksOverflow   *ebpf.MapSpec `ebpf:"links_overflow"`
+	Origins4        *ebpf.MapSpec `ebpf:"origins4"`
 	Owners4         *ebpf.MapSpec `ebpf:"owners4"`
 	Permissions4    *ebpf.MapSpec `ebpf:"permissions4"`
 	Pools           *ebpf.MapSpec `ebpf:"pools"`
@@ -674,6 +715,7 @@ type natMaps struct {
 	Internals4      *ebpf.Map `ebpf:"internals4"`
 	Links           *ebpf.Map `ebpf:"links"`
 	LinksOverflow   *ebpf.Map `ebpf:"links_overflow"`
+	Origins4        *ebpf.Map `ebpf:"origins4"`
 	Owners4         *ebpf.Map `ebpf:"owners4"`
 	Permissions4    *ebpf.Map `ebpf:"permissions4"`
 	Pools           *ebpf.Map `ebpf:"pools"`
@@ -709,6 +751,7 @@ func (m *natMaps) Close() error {
 		m.Internals4,
 		m.Links,
 		m.LinksOverflow,
+		m.Origins4,
 		m.Owners4,
 		m.Permissions4,
 		m.Pools,
@@ -741,6 +784,7 @@ type natVariables struct {
 // It can be passed to loadNatObjects or ebpf.CollectionSpec.LoadAndAssign.
 type natPrograms struct {
 	NatControl        *ebpf.Program `ebpf:"nat_control"`
+	NatFragments      *ebpf.Program `ebpf:"nat_fragments"`
 	NatInside         *ebpf.Program `ebpf:"nat_inside"`
 	NatOutsideEgress  *ebpf.Program `ebpf:"nat_outside_egress"`
 	NatOutsideIngress *ebpf.Program `ebpf:"nat_outside_ingress"`
@@ -749,6 +793,7 @@ type natPrograms struct {
 func (p *natPrograms) Close() error {
 	return _NatClose(
 		p.NatControl,
+		p.NatFragments,
 		p.NatInside,
 		p.NatOutsideEgress,
 		p.NatOutsideIngress,

@@ -47,6 +47,8 @@ enum icmp_type { /* IANA */
 #define PACKET_REPLY (1 << 5) /* the answer to one */
 #define PACKET_ERROR (1 << 6) /* ICMP error: no ports */
 #define PACKET_OTHER_ICMP (1 << 7) /* neither query, reply nor error */
+#define PACKET_SHORT (1 << 8) /* the first one, and yet no transport header */
+#define PACKET_CUT (1 << 9) /* to be cut to the inside MTU */
 
 struct packet {
 	nat_addr saddr;
@@ -173,7 +175,9 @@ static __always_inline int parse_tcp(struct __sk_buff *skb,
 
 	if ((void *)(tcp + 1) > end)
 		return -REASON_DROPPED_MALFORMED;
-	if (tcp->doff < 5 || !transport_fits(p, tcp->doff * 4))
+	/* Of a first fragment the options may be in the next one. */
+	if (tcp->doff < 5 || (!(p->flags & PACKET_FIRST_FRAGMENT) &&
+			      !transport_fits(p, tcp->doff * 4)))
 		return -REASON_DROPPED_MALFORMED;
 	p->sport = tcp->source;
 	p->dport = tcp->dest;
@@ -225,6 +229,16 @@ static __always_inline int parse_transport(struct __sk_buff *skb,
 		return parse_icmp(cursor, end, p);
 	}
 	return -REASON_PASSED_PROTOCOL;
+}
+
+/*
+ * A first fragment of 8 or 16 bytes has no whole TCP header (RFC 1858), and goes
+ * as those without any. UDP's and ICMP's fit the smallest there is.
+ */
+static __always_inline bool packet_is_short(const struct packet *p)
+{
+	return p->flags & PACKET_FIRST_FRAGMENT && p->proto == IPPROTO_TCP &&
+	       !transport_fits(p, sizeof(struct tcphdr));
 }
 
 /* PACKET_* of the IPv4 header, whose length is header. */
@@ -290,6 +304,9 @@ static __always_inline int packet_parse(struct __sk_buff *skb, __u32 l3,
 	rc = packet_addresses(skb, ip, p);
 	if (rc < 0)
 		return rc;
+	if (packet_is_short(p))
+		p->flags ^= PACKET_FIRST_FRAGMENT | PACKET_LATER_FRAGMENT |
+			    PACKET_SHORT;
 	if (p->flags & PACKET_LATER_FRAGMENT)
 		return l4_index(p->proto) < 0 ? -REASON_PASSED_PROTOCOL : 0;
 	return parse_transport(skb, &cursor, end, p);

@@ -10,6 +10,7 @@
 #include "filter.h"
 #include "identification.h"
 #include "mss.h"
+#include "reorder.h"
 #include "slot.h"
 #include "translate.h"
 #include "verdict.h"
@@ -537,7 +538,7 @@ static __noinline int inbound_too_big(struct nat *n, struct session_half *half)
 		return 0;
 	n->p.mtu = half->mtu;
 	return n->p.flags & PACKET_DF ? -REASON_DROPPED_TOO_BIG :
-					-REASON_DROPPED_UNCUT;
+					reorder_cut(n, -REASON_DROPPED_UNCUT);
 }
 
 /*
@@ -547,6 +548,8 @@ static __noinline int inbound_too_big(struct nat *n, struct session_half *half)
 static __always_inline int session_limits(struct nat *n,
 					  struct session_half *half)
 {
+	if (!session_routes(n, half))
+		return 0;
 	if (n->p.ttl <= 1)
 		return -REASON_DROPPED_TTL;
 	if (half->target == TARGET_DEVICE && half->mtu &&
@@ -559,7 +562,7 @@ static __always_inline int session_limits(struct nat *n,
 static __always_inline void session_identify(struct nat *n, struct rewrite *to)
 {
 	if (!packet_is_atomic(&n->p) && !addr_equal(to->saddr, n->p.saddr) &&
-	    !(n->p.flags & PACKET_LATER_FRAGMENT))
+	    !(n->p.flags & PACKET_LATER_FRAGMENT) && !n->id)
 		n->id = identification(n->skb, to->saddr, to->daddr,
 				       n->p.proto);
 	to->id = n->id;
@@ -605,11 +608,6 @@ static __always_inline int session_translate(struct nat *n,
 	};
 	int rc;
 
-	if (to.decrement_ttl) {
-		rc = session_limits(n, half);
-		if (rc < 0)
-			return rc;
-	}
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
 	session_identify(n, &to);
@@ -678,6 +676,17 @@ static __always_inline int session_check_port(const struct nat *n,
 	return session_port_changed(key, half, port);
 }
 
+/* A first fragment: the later ones are to know of it before it goes. */
+static __always_inline int session_first(struct nat *n,
+					 const struct session_key *key,
+					 const struct session_half *half)
+{
+	struct rewrite to = { .saddr = half->saddr, .daddr = half->daddr };
+
+	session_identify(n, &to);
+	return fragment_claim(n, key, FRAGMENT_TRANSLATE);
+}
+
 /* A packet of a known session. */
 static __always_inline int session_forward(struct nat *n,
 					   const struct session_key *key,
@@ -700,7 +709,10 @@ static __always_inline int session_forward(struct nat *n,
 	if (rc < 0)
 		return rc;
 	session_touch(n, key, half);
-	return session_translate(n, half);
+	rc = session_limits(n, half);
+	if (rc == 0 && n->p.flags & PACKET_FIRST_FRAGMENT)
+		rc = session_first(n, key, half);
+	return rc < 0 ? rc : session_translate(n, half);
 }
 
 static __always_inline void half_ref(const struct session_half *half,

@@ -18,7 +18,7 @@ static __always_inline int verdict(const struct nat *n, int rc)
 
 	if (counter)
 		(*counter)++;
-	if (reason <= REASON_LAST_TRANSLATED)
+	if (reason <= REASON_LAST_DIVERTED)
 		return n->action;
 	if (reason <= REASON_LAST_PASSED)
 		return VERDICT_NEXT;

@@ -40,8 +40,12 @@ type hook struct {
 
 func (d *Dataplane) hooksOf(k LinkKind) []hook {
 	ingress := hook{attach: ebpf.AttachTCXIngress, parent: netlink.HANDLE_MIN_INGRESS, name: "ingress"}
-	if k != OutsideLink {
+	switch k {
+	case InsideDevice, InsidePort:
 		ingress.program = d.objs.NatInside
+		return []hook{ingress}
+	case fragmentsLink:
+		ingress.program = d.objs.NatFragments
 		return []hook{ingress}
 	}
 	ingress.program = d.objs.NatOutsideIngress

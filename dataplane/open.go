@@ -42,6 +42,8 @@ type Dataplane struct {
 	events *eventReader
 	writes writeLock
 
+	reordering reordering // under writes
+
 	knownMu sync.Mutex
 	known   *names               // nil: to be read
 	linked  map[uint32]*bpf.Link // what the tables of links hold, by index; nil: to be read

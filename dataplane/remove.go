@@ -12,6 +12,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/bpf"
 )
 
 // RemoveReport counts what Remove took away.
@@ -34,10 +36,13 @@ func Remove(stateDir string, before ...func() error) (RemoveReport, error) {
 	}
 	m := hostMounts()
 	lock, dir, err := m.lockExisting(stateDir)
+	if errors.Is(err, ErrNotFound) { // somebody has removed the pins by hand
+		err = errors.Join(err, removeReordering(stateDir, bpf.Config{}))
+	}
 	if err != nil {
 		return RemoveReport{}, err
 	}
-	report, err := removeServed(dir, before)
+	report, err := removeServed(stateDir, dir, before)
 	lock.Close()
 	if err != nil {
 		return report, fmt.Errorf("detach %s: %w", stateDir, err)
@@ -64,8 +69,10 @@ func (m mounts) lockExisting(stateDir string) (lock *os.File, dir string, err er
 	return lock, dir, err
 }
 
-func removeServed(dir string, before []func() error) (RemoveReport, error) {
-	if err := checkServed(pinDir(dir)); err != nil {
+// removeServed is given the state directory's name and its path by way of the host's mounts.
+func removeServed(stateDir, dir string, before []func() error) (RemoveReport, error) {
+	cfg, err := checkServed(pinDir(dir))
+	if err != nil {
 		return RemoveReport{}, err
 	}
 	for _, f := range before {
@@ -73,27 +80,41 @@ func removeServed(dir string, before []func() error) (RemoveReport, error) {
 			return RemoveReport{}, err
 		}
 	}
-	return removeAll(dir)
+	report, err := removeAll(dir)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return report, err
+	}
+	return report, errors.Join(err, removeReordering(stateDir, cfg))
+}
+
+// removeReordering takes the namespace of the fragments away, last of all: until the hooks are off, fragments go there.
+func removeReordering(stateDir string, cfg bpf.Config) (err error) {
+	if cfg.Netns == 0 {
+		if cfg.Netns, err = networkNamespace(); err != nil {
+			return err
+		}
+	}
+	return placeOf(stateDir, cfg.Netns).remove()
 }
 
 // checkServed refuses to take hooks off from another network namespace than theirs: clsact filters could not
 // be found, nor the nft table. Of a namespace that is gone, only pins are left.
-func checkServed(pins string) error {
+func checkServed(pins string) (bpf.Config, error) {
 	cfg, err := pinnedConfig(pins)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return bpf.Config{}, nil
 	}
 	if err != nil {
-		return err
+		return cfg, err
 	}
 	here, err := networkNamespace()
 	if err != nil || cfg.Netns == here {
-		return err
+		return cfg, err
 	}
 	if path := findNetworkNamespace(cfg.Netns); path != "" {
-		return fmt.Errorf("%w: run `nsenter --net=%s conenat detach …`", ErrOtherNamespace, path)
+		return cfg, fmt.Errorf("%w: run `nsenter --net=%s conenat detach …`", ErrOtherNamespace, path)
 	}
-	return nil
+	return cfg, nil
 }
 
 // findNetworkNamespace looks for a namespace by its inode among the named ones and the processes'; "" when it

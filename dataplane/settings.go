@@ -118,7 +118,7 @@ func (d *Dataplane) Configure(s Settings) error {
 		return err
 	}
 	c := configOf(s)
-	c.Netns, c.MaxSessions, c.MaxBindings = old.Netns, old.MaxSessions, old.MaxBindings
+	c.Netns, c.MaxSessions, c.MaxBindings, c.ReorderIfindex = old.Netns, old.MaxSessions, old.MaxBindings, old.ReorderIfindex
 	return d.putConfig(c)
 }
 

@@ -149,7 +149,7 @@ func sumPerCPU(m *ebpf.Map, key uint32) (uint64, error) {
 // Counter is how many packets got their verdict for a reason, since the maps were made.
 type Counter struct {
 	Name    string // as "translated_outbound"
-	Verdict string // translated, passed or dropped
+	Verdict string // translated, diverted (and seen once more), passed or dropped
 	Packets uint64
 }
 
@@ -178,6 +178,8 @@ func verdictOf(r bpf.Reason) string {
 	switch {
 	case r <= bpf.ReasonLastTranslated:
 		return "translated"
+	case r <= bpf.ReasonLastDiverted:
+		return "diverted"
 	case r <= bpf.ReasonLastPassed:
 		return "passed"
 	}

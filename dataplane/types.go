@@ -193,9 +193,10 @@ type LinkKind uint8
 
 // The kinds of links.
 const (
-	InsideDevice LinkKind = iota + 1 // a bridge or plain interface: ingress
-	InsidePort                       // a bridge port: ingress
-	OutsideLink                      // ingress and egress
+	InsideDevice  LinkKind = iota + 1 // a bridge or plain interface: ingress
+	InsidePort                        // a bridge port: ingress
+	OutsideLink                       // ingress and egress
+	fragmentsLink                     // ingress, of the end of a veth to where fragments are put in order
 )
 
 // String names the kind.

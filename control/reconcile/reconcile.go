@@ -37,6 +37,7 @@ type Dataplane interface {
 	Detach(ifindex int) error
 	Links() ([]dataplane.Link, error)
 	Unhooked() ([]int, error)
+	EnsureReordering(mtu int) error
 	PutOwner(dataplane.Owner) error
 	RemoveOwner(network string, address netip.Addr) error
 	ForgetOwner(network string, address netip.Addr) error
@@ -123,6 +124,7 @@ type Reconciler struct {
 	reserved  []netip.Addr                 // external addresses that the host's ports were reserved on
 	seen      hostnet.Snapshot             // the pass's
 	guard     guard
+	unordered unordered
 	settings  configured
 	pass      passState
 
@@ -311,7 +313,34 @@ func (r *Reconciler) reconcile(all bool) {
 		r.index()
 	}
 	r.ensureExceptions()
+	r.ensureReordering(t.Networks)
 	r.publish(host, t)
+}
+
+// ensureReordering has fragments put in order, and cut to what all inside networks take.
+func (r *Reconciler) ensureReordering(networks []dataplane.Network) {
+	mtu := 0
+	for _, n := range networks {
+		if l, there := r.seen.LinkAt(n.IfIndex); there && (mtu == 0 || l.MTU < mtu) {
+			mtu = l.MTU
+		}
+	}
+	if mtu == 0 {
+		return // nothing comes from inside, nor goes there
+	}
+	// Trying changes the host's links, which makes a pass: not each of them is to try again.
+	if r.unordered.err == nil || time.Since(r.unordered.at) > retryLast {
+		r.unordered = unordered{r.dp.EnsureReordering(mtu), time.Now()}
+	}
+	if r.unordered.err != nil {
+		r.fail("pass fragments that arrive out of order", r.unordered.err, false)
+	}
+}
+
+// unordered is why fragments cannot be put in order, and when that was tried.
+type unordered struct {
+	err error
+	at  time.Time
 }
 
 // endsForwards are the actions that may take static bindings along: these are made anew, or it shows why they

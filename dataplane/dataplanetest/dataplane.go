@@ -253,6 +253,14 @@ func (d *Dataplane) Unhooked() (out []int, err error) {
 	return out, nil
 }
 
+// EnsureReordering is no change that a test looks for, and is not in the log.
+func (d *Dataplane) EnsureReordering(mtu int) error {
+	if d.Fail == nil {
+		return nil
+	}
+	return d.Fail(fmt.Sprintf("ensure reordering %d", mtu))
+}
+
 // TakeHooks is somebody else who takes an interface's hooks away.
 func (d *Dataplane) TakeHooks(ifindex int) {
 	d.mu.Lock()

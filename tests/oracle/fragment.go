@@ -19,9 +19,9 @@ type datagram struct {
 
 // first is what became of a first fragment.
 type first struct {
-	flow   flow
-	at     time.Duration
-	passed bool
+	flow flow
+	at   time.Duration
+	why  Reason
 }
 
 // fragmentTime is how long the later ones may take: the kernel's own.
@@ -32,23 +32,25 @@ func (p Packet) datagram(place Place) datagram {
 }
 
 func (n *NAT) remember(place Place, p Packet, why Reason) {
-	if p.Piece == First && !why.Dropped() {
-		n.firsts[p.datagram(place)] = first{p.flow(), n.now, !why.Translated()}
+	if p.Piece == First {
+		n.firsts[p.datagram(place)] = first{p.flow(), n.now, why}
 	}
 }
 
 // laterFragment goes the way of its datagram's first one; without it nobody can say whose it is.
 func (n *NAT) laterFragment(place Place, p Packet, unknown Reason) Result {
 	f, ok := n.firsts[p.datagram(place)]
-	if !ok || n.now-f.at > fragmentTime {
+	switch {
+	case !ok || n.now-f.at > fragmentTime:
 		return Result{Reason: unknown}
-	}
-	if f.passed {
+	case f.why.Dropped():
+		return Result{Reason: DroppedFragment}
+	case !f.why.Translated():
 		return Result{Reason: PassedStack}
 	}
 	d, ok := n.lookup(place, p.Protocol, f.flow)
 	if !ok {
-		return Result{Reason: unknown}
+		return Result{Reason: DroppedFragment}
 	}
 	return n.rewrite(d, p)
 }

@@ -275,9 +275,7 @@ func (n *NAT) FromOutside(p Packet) Result {
 		return Result{Reason: PassedUnbound}
 	}
 	r := n.outsideKnown(p)
-	if _, known := n.lookup(Outside, p.Protocol, p.flow()); known {
-		n.remember(Outside, p, r.Reason)
-	}
+	n.remember(Outside, p, r.Reason)
 	return r
 }
 

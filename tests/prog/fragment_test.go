@@ -84,6 +84,6 @@ func TestLaterFragmentAlone(t *testing.T) {
 
 	r.Inside(UDP(rig.C1+":3000", rig.Peer1+":53", "x"))
 	r.Send(o.NatOutsideIngress, "eth0", first(rig.FromOutside(UDP(rig.Peer2+":53", rig.External+":3000", long))), nil).Dropped("filtered")
-	r.Send(o.NatOutsideIngress, "eth0", later(rig.FromOutside(UDP(rig.Peer2+":53", rig.External+":3000", long))), nil).Passed("unbound")
+	r.Send(o.NatOutsideIngress, "eth0", later(rig.FromOutside(UDP(rig.Peer2+":53", rig.External+":3000", long))), nil).Dropped("fragment")
 	r.Send(o.NatInside, "p1", first(rig.FromContainer(UDP("172.19.0.1:2000", rig.Peer1+":53", long))), nil).Dropped("spoofed")
 }

@@ -85,6 +85,10 @@ func createNetns(path string) error {
 }
 
 func removeNetns(path string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err == nil {
+		defer removeFragmentNetns(st.Ino)
+	}
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}
@@ -92,6 +96,16 @@ func removeNetns(path string) error {
 		return err
 	}
 	return nil
+}
+
+// removeFragmentNetns takes away what a conenat that nobody detached has left of a namespace outside of it: another one, where
+// fragments were put in order.
+func removeFragmentNetns(host uint64) {
+	left, _ := filepath.Glob(fmt.Sprintf("/run/conenat/fragments-%d-*", host)) // the error is for a bad pattern
+	for _, path := range left {
+		_ = unix.Unmount(path, unix.MNT_DETACH)
+		_ = os.Remove(path)
+	}
 }
 
 // onThread runs fn on an OS thread that no other goroutine uses and puts the thread back into the network

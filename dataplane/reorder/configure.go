@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reorder
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// sysctls make a router of one interface. The memory that fragments take is the namespace's own, not the host's: its limits are the
+// kernel's defaults, said here so that no host's changed defaults are inherited. ipfrag_max_dist would drop a datagram
+// when 64 others of its source have begun meanwhile; a source may be a NAT with many hosts behind it.
+var sysctls = []struct{ name, value string }{
+	{"ip_forward", "1"},
+	{"conf/all/rp_filter", "0"},
+	{"conf/" + inner + "/rp_filter", "0"},
+	{"conf/" + inner + "/accept_local", "1"},
+	{"conf/" + inner + "/forwarding", "1"},
+	{"conf/all/send_redirects", "0"},
+	{"conf/" + inner + "/send_redirects", "0"},
+	{"ipfrag_high_thresh", "4194304"},
+	{"ipfrag_low_thresh", "3145728"},
+	{"ipfrag_max_dist", "0"},
+	{"ipfrag_time", "30"},
+}
+
+// Configure makes the namespace send back what comes in: what has skb->mark 1 in pieces of at most mtu bytes, all else in those
+// that it came in. It may be called again; packets that pass meanwhile are not lost.
+func (n *Namespace) Configure(mtu int) error {
+	host, err := netlink.LinkByIndex(n.IfIndex)
+	if err != nil {
+		return fmt.Errorf("look for %s: %w", n.name, err)
+	}
+	err = n.do(func() error {
+		link, err := netlink.LinkByName(inner)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(setSysctls(), setUp("lo"), setUp(inner)); err != nil {
+			return err
+		}
+		if err := addRoutes(link.Attrs().Index, host.Attrs().HardwareAddr, mtu); err != nil {
+			return err
+		}
+		return addTable()
+	})
+	if err != nil {
+		return fmt.Errorf("configure the namespace of %s: %w", n.name, err)
+	}
+	return nil
+}
+
+// setUp is for loopback, too: without any address at all a namespace takes no route with a gateway.
+func setUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("set %s up: %w", name, err)
+	}
+	return nil
+}
+
+func setSysctls() error {
+	for _, s := range sysctls {
+		if err := os.WriteFile("/proc/sys/net/ipv4/"+s.name, []byte(s.value), 0); err != nil {
+			return fmt.Errorf("set net.ipv4.%s: %w", s.name, err)
+		}
+	}
+	const noIPv6 = "/proc/sys/net/ipv6/conf/" + inner + "/disable_ipv6"
+	if err := os.WriteFile(noIPv6, []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+const (
+	cutMark  = 1 // REORDER_CUT of reorder.h
+	cutTable = 1
+)
+
+// addRoutes sends everything to the other end. A neighbour that is known for good saves address resolution, which
+// nobody would answer.
+func addRoutes(link int, to net.HardwareAddr, mtu int) error {
+	gateway := net.IPv4(169, 254, 0, 1)
+	err := netlink.NeighSet(&netlink.Neigh{LinkIndex: link, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: to})
+	if err != nil {
+		return fmt.Errorf("add the neighbour: %w", err)
+	}
+	for _, r := range []netlink.Route{{}, {Table: cutTable, MTU: mtu, MTULock: true}} {
+		r.LinkIndex, r.Gw, r.Flags = link, gateway, int(netlink.FLAG_ONLINK)
+		r.Dst = &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+		if err := netlink.RouteReplace(&r); err != nil {
+			return fmt.Errorf("add the route with MTU %d: %w", r.MTU, err)
+		}
+	}
+	rule := netlink.NewRule()
+	rule.Family, rule.Mark, rule.Table = unix.AF_INET, cutMark, cutTable
+	if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add the rule for what is to be cut: %w", err)
+	}
+	return nil
+}
+
+// addTable is
+//
+//	chain prerouting { type filter hook prerouting priority raw
+//	    notrack
+//	    ct state untracked
+//	}
+//	chain postrouting { type filter hook postrouting priority filter
+//	    meta l4proto tcp @th,152,8 set @th,152,8
+//	}
+//
+// Any expression of ct turns the defragmenter on, and conntrack with it. Writing the last byte of a TCP header puts it all into the
+// first fragment: the kernel else sends the fragments as they came, be the first one too short for it.
+func addTable() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table := &nftables.Table{Name: "conenat", Family: nftables.TableFamilyIPv4}
+	conn.AddTable(table)
+	conn.DelTable(table) // adding it first makes deleting it succeed in any case
+	conn.AddTable(table)
+	before := conn.AddChain(&nftables.Chain{Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+	after := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityFilter})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: before, Exprs: []expr.Any{&expr.Notrack{}}})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: before, Exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(expr.CtStateBitUNTRACKED)},
+	}})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: after, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 19, Len: 1},
+		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1,
+			Base: expr.PayloadBaseTransportHeader, Offset: 19, Len: 1},
+	}})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("write the nftables table: %w", err)
+	}
+	return nil
+}
