@@ -16,6 +16,7 @@ type Binding struct {
 	External netip.AddrPort
 	Static   bool
 
+	counted   bool           // it began as a dynamic one: its host\'s limit counts it
 	published bool           // static, and Docker's
 	retired   bool           // a static one has its external endpoint; its sessions go on
 	hidden    bool           // its internal endpoint had another one when it came, or got one that came first: what opens there leaves by that
@@ -85,7 +86,10 @@ func (n *NAT) obtain(place Place, p Protocol, internal, remote netip.AddrPort) (
 	if len(n.bindings) >= n.config.Bindings {
 		return nil, false, nil, DroppedBindingsFull
 	}
-	b = &Binding{Protocol: p, Network: place, Internal: internal, remote: n.mappingRemote(place, p, remote), lastOut: n.now,
+	if why := n.limitPorts(place, internal.Addr()); why != "" {
+		return nil, false, nil, why
+	}
+	b = &Binding{counted: true, Protocol: p, Network: place, Internal: internal, remote: n.mappingRemote(place, p, remote), lastOut: n.now,
 		External: netip.AddrPortFrom(n.config.External, 0)}
 	c, why = n.choosePort(b)
 	return b, true, c, why
@@ -95,6 +99,48 @@ func (n *NAT) obtain(place Place, p Protocol, internal, remote netip.AddrPort) (
 func (n *NAT) quota(b *Binding) Reason {
 	if n.SessionsOf(b) >= n.config.SessionsPerBinding {
 		return DroppedQuota
+	}
+	return ""
+}
+
+// limitPorts is why a host gets no port more; the network's limit comes first.
+func (n *NAT) limitPorts(place Place, host netip.Addr) Reason {
+	var all, own int
+	for _, b := range n.bindings {
+		if b.counted && b.Network == place {
+			all++
+			if b.Internal.Addr() == host {
+				own++
+			}
+		}
+	}
+	network := n.config.Networks[place]
+	switch {
+	case network.All.Ports > 0 && all >= network.All.Ports:
+		return DroppedNetworkPorts
+	case network.Host.Ports > 0 && own >= network.Host.Ports:
+		return DroppedHostPorts
+	}
+	return ""
+}
+
+// limitSessions is the same for sessions, which are those of the host whose binding opened them.
+func (n *NAT) limitSessions(of *Binding) Reason {
+	var all, own int
+	for _, s := range n.sessions {
+		if s.Binding.Network == of.Network {
+			all++
+			if s.Binding.Internal.Addr() == of.Internal.Addr() {
+				own++
+			}
+		}
+	}
+	network := n.config.Networks[of.Network]
+	switch {
+	case network.All.Sessions > 0 && all >= network.All.Sessions:
+		return DroppedNetworkSessions
+	case network.Host.Sessions > 0 && own >= network.Host.Sessions:
+		return DroppedHostSessions
 	}
 	return ""
 }

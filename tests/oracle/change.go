@@ -141,12 +141,12 @@ func (n *NAT) Import(place Place, p Protocol, internal, external, remote netip.A
 		if n.unhold(p, external); len(n.bindings) >= n.config.Bindings {
 			return false
 		}
-		b, fresh = &Binding{Protocol: p, Network: place, Internal: internal, External: external, lastOut: n.now,
+		b, fresh = &Binding{counted: true, Protocol: p, Network: place, Internal: internal, External: external, lastOut: n.now,
 			remote: n.mappingRemote(place, p, remote)}, true
 		b.hidden = n.indexed(place, p, internal, b.remote) != nil
 	}
 	s.Binding = b
-	why := n.open(s, newOnes(b, fresh)...)
+	why := n.add(s, newOnes(b, fresh)...)
 	if why == "" && !b.Static {
 		b.lastOut = n.now
 	}

@@ -44,7 +44,12 @@ type Network struct {
 	Filtering map[Protocol]Behavior // absent: endpoint-independent
 	Isolated  bool                  // its hosts do not reach each other, by hairpin neither
 	Owners    map[netip.Addr]Owner  // inside hosts that somebody vouches for
+	Host      Limit                 // what one host may have
+	All       Limit                 // what all of them together may
 }
+
+// Limit is how many external ports and sessions (RFC 6888 REQ-4 and 5); 0: any number.
+type Limit struct{ Ports, Sessions int }
 
 // Owner is what is known of an inside host.
 type Owner struct {

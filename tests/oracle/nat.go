@@ -96,8 +96,16 @@ func (n *NAT) claimLifetime(c *claim) time.Duration {
 	return n.config.TCPEstablishedTimeout
 }
 
-// open adds a session whose bindings are obtained; a binding that is new comes with it.
+// open adds a session whose bindings are obtained, if its host may have one more; a binding that is new comes with it.
 func (n *NAT) open(s *Session, fresh ...*Binding) Reason {
+	if why := n.limitSessions(s.Binding); why != "" {
+		return why
+	}
+	return n.add(s, fresh...)
+}
+
+// add is open whatever the limits.
+func (n *NAT) add(s *Session, fresh ...*Binding) Reason {
 	if len(n.sessions)+len(n.claims) >= n.config.Sessions {
 		return DroppedSessionsFull
 	}

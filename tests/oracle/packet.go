@@ -125,6 +125,12 @@ const (
 	DroppedBindingsFull  Reason = "dropped_bindings_full"
 	DroppedSessionsFull  Reason = "dropped_sessions_full"
 	DroppedQuota         Reason = "dropped_quota"
+
+	DroppedHostPorts       Reason = "dropped_host_ports"
+	DroppedHostSessions    Reason = "dropped_host_sessions"
+	DroppedNetworkPorts    Reason = "dropped_network_ports"
+	DroppedNetworkSessions Reason = "dropped_network_sessions"
+
 	DroppedTCPNoSession  Reason = "dropped_tcp_no_session"
 	DroppedICMPType      Reason = "dropped_icmp_type"
 	DroppedICMPChecksum  Reason = "dropped_icmp_checksum"
@@ -139,6 +145,6 @@ var Reasons = []Reason{
 	TranslatedOutbound, TranslatedInbound, TranslatedHairpin, TranslatedICMPError, TranslatedHost, TranslatedStack,
 	PassedNoLink, PassedLocal, PassedNotOutside, PassedUnbound, PassedHost, PassedTTL, PassedStack, PassedExcluded,
 	DroppedSpoofed, DroppedFiltered, DroppedIsolated, DroppedNoAddress, DroppedPortExhausted, DroppedBindingsFull,
-	DroppedSessionsFull, DroppedQuota, DroppedTCPNoSession, DroppedICMPType, DroppedICMPChecksum, DroppedICMPNoSession,
+	DroppedSessionsFull, DroppedHostPorts, DroppedHostSessions, DroppedNetworkPorts, DroppedNetworkSessions, DroppedQuota, DroppedTCPNoSession, DroppedICMPType, DroppedICMPChecksum, DroppedICMPNoSession,
 	DroppedFragment, DroppedTTL, DroppedConflict,
 }

@@ -104,7 +104,8 @@ func (d *duel) run(t *trip) {
 func (d *duel) mayTell(t *trip) bool {
 	switch t.want.Reason {
 	case oracle.DroppedTTL:
-	case oracle.DroppedPortExhausted, oracle.DroppedBindingsFull, oracle.DroppedSessionsFull, oracle.DroppedQuota:
+	case oracle.DroppedPortExhausted, oracle.DroppedBindingsFull, oracle.DroppedSessionsFull, oracle.DroppedQuota,
+		oracle.DroppedHostPorts, oracle.DroppedHostSessions, oracle.DroppedNetworkPorts, oracle.DroppedNetworkSessions:
 		if d.setup.refusal == dataplane.RefuseSilently || t.program == d.rig.DP.Objects().NatOutsideIngress {
 			return false
 		}

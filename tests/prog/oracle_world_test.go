@@ -29,6 +29,7 @@ type setup struct {
 	second    bool       // whether the second network is there
 	stack     bool       // the path
 	refusal   dataplane.Refusal
+	limits    dataplane.Limits
 }
 
 // world is a rig, and what it is set to now. It outlives sequences.
@@ -80,8 +81,17 @@ func drawSetup(t *rapid.T) setup {
 	}
 	s.settings.SessionsPerBinding = pick(t, "sessions per binding", []uint32{3, 1000})
 	s.stack = rapid.IntRange(0, 3).Draw(t, "path") == 3
+	s.limits = drawLimits(t)
 	s.refusal = dataplane.Refusal(rapid.IntRange(0, 2).Draw(t, "refusal"))
 	return s
+}
+
+func drawLimits(t *rapid.T) dataplane.Limits {
+	draw := func(what string, least uint32) uint32 { // most have none
+		return pick(t, what, []uint32{0, 0, 0, 0, least, 2 * least})
+	}
+	return dataplane.Limits{HostPorts: draw("ports of a host", 2), HostSessions: draw("sessions of a host", 2),
+		NetworkPorts: draw("ports of a network", 3), NetworkSessions: draw("sessions of a network", 4)}
 }
 
 // oracle is the configuration that the model has to have.
@@ -100,6 +110,8 @@ func (w *world) oracle() oracle.Config {
 			continue
 		}
 		network := oracle.Network{Prefixes: n.Prefixes, Isolated: n.Name == "br0" && w.setup.isolated, Owners: map[netip.Addr]oracle.Owner{},
+			Host:    oracle.Limit{Ports: int(w.setup.limits.HostPorts), Sessions: int(w.setup.limits.HostSessions)},
+			All:     oracle.Limit{Ports: int(w.setup.limits.NetworkPorts), Sessions: int(w.setup.limits.NetworkSessions)},
 			Mapping: behaviorsOf(w.setup.mapping), Filtering: behaviorsOf(w.setup.filtering)}
 		for addr, o := range w.owners {
 			if n.Name == "br0" {
@@ -149,7 +161,7 @@ func (w *world) configure(s setup) error {
 }
 
 func (w *world) network(n dataplane.Network, s setup) dataplane.Network {
-	n.IfIndex, n.Mapping, n.Filtering, n.Refusal = w.rig.Ports[n.Name], s.mapping, s.filtering, s.refusal
+	n.IfIndex, n.Mapping, n.Filtering, n.Refusal, n.Limits = w.rig.Ports[n.Name], s.mapping, s.filtering, s.refusal, s.limits
 	n.Isolated = n.Name == "br0" && s.isolated
 	return n
 }
@@ -251,7 +263,7 @@ func (w *world) nothingLeft() error {
 // change is a change of the configuration, or of the host.
 func (d *duel) change() {
 	s := d.setup
-	switch pick(d.T, "what changes", []string{"mapping", "filtering", "isolated", "timeouts", "ports", "sessions per binding", "address", "network", "path"}) {
+	switch pick(d.T, "what changes", []string{"mapping", "filtering", "isolated", "timeouts", "ports", "sessions per binding", "limits", "address", "network", "path"}) {
 	case "mapping":
 		s.mapping = drawBehaviors(d.T, "mapping", behaviors)
 	case "filtering":
@@ -268,6 +280,8 @@ func (d *duel) change() {
 		s.settings.PortHigh = s.settings.PortLow + pick(d.T, "and as many above it", []uint16{0, 3, 1000})
 	case "sessions per binding":
 		s.settings.SessionsPerBinding = pick(d.T, "sessions per binding", []uint32{1, 3, 1000})
+	case "limits":
+		s.limits = drawLimits(d.T)
 	case "address":
 		s.external = pick(d.T, "external address", append(slices.Clone(externals), netip.Addr{}))
 	case "network":
