@@ -100,6 +100,11 @@ func fragmentsPass(l *line) {
 // fragmentFlood: many fragments that are never completed, of one host and from outside; then others' fragments in order,
 // and packets that are none, pass as before.
 func fragmentFlood(l *line) {
+	l.part("hooks", floodedHooks)
+	l.part("kernels", floodedKernels)
+}
+
+func floodedHooks(l *line) {
 	r := l.rig()
 	long := strings.Repeat("x", 960)
 	r.Inside(UDP(at(l.c2, 20000), at(l.peer2, 53), "x"))
@@ -118,4 +123,27 @@ func fragmentFlood(l *line) {
 	r.In(UDP(at(l.peer1, 53), at(l.external, 3000), "x"), UDP(at(l.peer1, 53), at(l.c1, 3000), "x"))
 	r.Fragments(r.Hooks()[0], rig.FromContainer(UDP(at(l.c1, 3000), at(l.peer2, 53), long)), UDP(at(l.external, 3000), at(l.peer2, 53), long).Hop(), "translated_outbound")
 	r.Fragments(r.Hooks()[1], rig.FromOutside(UDP(at(l.peer2, 53), at(l.external, 3000), long)), UDP(at(l.peer2, 53), at(l.c1, 3000), long).Hop(), "translated_inbound")
+}
+
+// floodedKernels: whatever of a kernel's takes fragments out of order is full of them.
+func floodedKernels(l *line) {
+	lab := l.lab(topo.Figure3Config{Containers: 2}, "")
+	there, text := at(topo.Peer1Addr.String(), 20000), strings.Repeat("0123456789abcdef", 40)
+	inside, peer := lab.opened(20000)
+	flooder, outsider, first := lab.wire(lab.Containers[1]), lab.wire(lab.Peer1), lab.wire(lab.Containers[0])
+	for id := range uint16(20000) {
+		number := func(s *Spec) { s.ID = id + 1 }
+		flooder.send(pieces(UDP(at(l.c2, 20001), there, text).With(number), 240)[1])
+		outsider.send(pieces(UDP(there, at(l.external, 20000), text).With(number), 240)[1])
+	}
+	for _, part := range pieces(UDP(at(l.c1, 20000), there, text).With(func(s *Spec) { s.ID = 30000 }), 240) {
+		first.send(part)
+	}
+	lab.Receives(peer, text)
+	for _, part := range pieces(UDP(there, at(l.external, 20000), text).With(func(s *Spec) { s.ID = 30000 }), 240) {
+		outsider.send(part)
+	}
+	lab.Receives(inside, text)
+	lab.Send(inside, netip.AddrPortFrom(topo.Peer1Addr, 20000), "no fragment")
+	lab.Receives(peer, "no fragment")
 }
