@@ -19,7 +19,7 @@ type Choice struct {
 	binding   *Binding
 }
 
-// Allows: of the class, of the parity if that is still to be had, and free.
+// Allows says whether a port may be chosen: of the class, of the parity if that is still to be had, and free.
 func (c *Choice) Allows(port uint16) bool {
 	return port >= c.low && port <= c.high && !c.taken[port] && (c.parity == nil || c.parity(port))
 }

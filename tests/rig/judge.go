@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/packets"
 )
 
 const (
@@ -36,9 +36,9 @@ func (r *Rig) Untouched(h Hook, frame []byte) {
 // OpenAll makes the sessions of wellFormed.
 func (r *Rig) OpenAll() {
 	r.T.Helper()
-	r.Inside(UDP(C1+":2000", Peer1+":53", "x"))
-	r.Inside(TCP(C1+":2000", Peer1+":80", "S", ""))
-	r.Inside(Ping(C1+":2000", Peer1))
+	r.Inside(packets.UDP(C1+":2000", Peer1+":53", "x"))
+	r.Inside(packets.TCP(C1+":2000", Peer1+":80", "S", ""))
+	r.Inside(packets.Ping(C1+":2000", Peer1))
 }
 
 // Renumbered is want with the ID that its datagram got on its way from in to out, where it was due one that nobody can
@@ -53,7 +53,7 @@ func Renumbered(in, want, out []byte) []byte {
 	}
 	want = bytes.Clone(want)
 	copy(want[L3+4:], id)
-	FixIPChecksum(want[L3:])
+	packets.FixIPChecksum(want[L3:])
 	return want
 }
 
@@ -78,7 +78,7 @@ func sumOK(frame []byte) (ip bool, transport int) {
 	if ihl < 20 || total < ihl || total > len(b) {
 		return false, -1
 	}
-	ip = Checksum(b[:ihl]) == 0
+	ip = packets.Checksum(b[:ihl]) == 0
 	if binary.BigEndian.Uint16(b[6:])&0x3fff != 0 {
 		return ip, -1
 	}
@@ -92,7 +92,7 @@ func sumOK(frame []byte) (ip bool, transport int) {
 	default:
 		return ip, -1
 	}
-	if Checksum(body) != 0 {
+	if packets.Checksum(body) != 0 {
 		return ip, 0
 	}
 	return ip, 1
@@ -123,14 +123,14 @@ func (res result) judge() string {
 		return fmt.Sprintf("verdict %d for %s", int32(res.Verdict), res.Reason)
 	case kind != "translated":
 		if string(res.out) != string(frame) {
-			return res.Reason + ", and changed to\n" + Dump(res.out)
+			return res.Reason + ", and changed to\n" + packets.Dump(res.out)
 		}
 		return ""
 	}
 	ip, transport := sumOK(frame)
 	ipAfter, transportAfter := sumOK(res.out)
 	if ip != ipAfter || transport != transportAfter {
-		return fmt.Sprintf("%s: checksums right before: %v %d, after: %v %d\n%s", res.Reason, ip, transport, ipAfter, transportAfter, Dump(res.out))
+		return fmt.Sprintf("%s: checksums right before: %v %d, after: %v %d\n%s", res.Reason, ip, transport, ipAfter, transportAfter, packets.Dump(res.out))
 	}
 	return ""
 }

@@ -23,8 +23,9 @@ func (r *Rig) Consistent() {
 	})
 }
 
-// CheckMaps: every claim's binding names the claim, every port bit has a claim and every claim a bit, every internal endpoint
-// leads to its binding, every half's other half leads back, every session has its slot, and references are the sessions there are.
+// CheckMaps says what is wrong with the maps: every claim's binding is to name the claim, every port bit to have a claim and
+// every claim a bit, every internal endpoint to lead to its binding, every half's other half to lead back, every session to
+// have its slot, and references to be the sessions that there are.
 func CheckMaps(o *bpf.Objects) error {
 	var errs []error
 	references := map[uint32]int{}

@@ -18,7 +18,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
-	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/packets"
 )
 
 // Tables are bindings (without counts) and sessions, as the maps have them.
@@ -49,27 +49,27 @@ func (r *Rig) Anything(rnd *rand.Rand) {
 	flags := pick("S", "S", "A", "FA", "R", "SA")
 	switch rnd.IntN(8) {
 	case 0, 1:
-		r.Inside(UDP(in, remote, "x"))
+		r.Inside(packets.UDP(in, remote, "x"))
 	case 2, 3:
-		r.Inside(TCP(in, remote, flags, "x"))
+		r.Inside(packets.TCP(in, remote, flags, "x"))
 	case 4:
-		r.Outside(TCP(remote, ext, flags, "x"))
+		r.Outside(packets.TCP(remote, ext, flags, "x"))
 	case 5:
-		r.Outside(UDP(remote, ext, "x"))
+		r.Outside(packets.UDP(remote, ext, "x"))
 	case 6:
-		r.Inside(pickSpec(rnd, UDP(in, ext, "x"), TCP(in, ext, flags, "x")))
+		r.Inside(pickSpec(rnd, packets.UDP(in, ext, "x"), packets.TCP(in, ext, flags, "x")))
 	case 7:
-		r.Egress("", pickSpec(rnd, UDP(ext, remote, "x"), TCP(ext, remote, flags, "x"), Ping(ext, Peer1)))
+		r.Egress("", pickSpec(rnd, packets.UDP(ext, remote, "x"), packets.TCP(ext, remote, flags, "x"), packets.Ping(ext, Peer1)))
 	}
 }
 
-func pickSpec(rnd *rand.Rand, of ...Spec) Spec { return of[rnd.IntN(len(of))] }
+func pickSpec(rnd *rand.Rand, of ...packets.Spec) packets.Spec { return of[rnd.IntN(len(of))] }
 
 // The targets of abi.h, in the order of enum session_target.
 var targets = []string{"TARGET_OUTSIDE", "TARGET_DEVICE", "TARGET_PORT", "TARGET_HOST"}
 
 // WantTarget checks where the session half of a packet from outside leads.
-func (r *Rig) WantTarget(s Spec, want string) {
+func (r *Rig) WantTarget(s packets.Spec, want string) {
 	r.T.Helper()
 	r.Must("look up session", func() error {
 		var key bpf.SessionKey
@@ -88,7 +88,7 @@ func (r *Rig) WantTarget(s Spec, want string) {
 }
 
 func rawPortOf(endpoint string) uint16 {
-	p := Endpoint(endpoint).Port()
+	p := packets.Endpoint(endpoint).Port()
 	return p<<8 | p>>8 // the tests run on little-endian machines alone
 }
 
@@ -177,10 +177,10 @@ func (r *Rig) Empty() {
 	})
 }
 
-func Identified(s Spec) Spec { return s.With(func(s *Spec) { s.ID = 0x1234 }) }
+func Identified(s packets.Spec) packets.Spec { return s.With(func(s *packets.Spec) { s.ID = 0x1234 }) }
 
 // Fragments sends a packet cut into pieces and checks that each comes out as a piece of want.
-func (r *Rig) Fragments(h Hook, in, want Spec, reason string) {
+func (r *Rig) Fragments(h Hook, in, want packets.Spec, reason string) {
 	r.T.Helper()
 	want.DstMAC, want.SrcMAC = in.DstMAC, in.SrcMAC
 	wanted := Identified(want).Fragments(320)
@@ -194,7 +194,7 @@ func (r *Rig) Fragments(h Hook, in, want Spec, reason string) {
 }
 
 // Hairpin checks a packet that goes from inside to inside.
-func (r *Rig) Hairpin(dev string, in, want Spec) {
+func (r *Rig) Hairpin(dev string, in, want packets.Spec) {
 	r.T.Helper()
 	r.From(dev, in).Translated("translated_hairpin", want.Hop())
 }
@@ -202,7 +202,7 @@ func (r *Rig) Hairpin(dev string, in, want Spec) {
 func (r *Rig) Imported(p dataplane.Protocol, state, in, ext, remote string) error {
 	return r.Do(func() error {
 		return r.DP.ImportSession(dataplane.Session{Protocol: p, Network: "br0", State: state,
-			Internal: Endpoint(in), External: Endpoint(ext), Remote: Endpoint(remote)})
+			Internal: packets.Endpoint(in), External: packets.Endpoint(ext), Remote: packets.Endpoint(remote)})
 	})
 }
 
@@ -217,7 +217,7 @@ func (r *Rig) MustImport(p dataplane.Protocol, state, in, ext, remote string) {
 func (r *Rig) Publish(p dataplane.Protocol, ext, in string) {
 	r.T.Helper()
 	r.Must("publish", func() error {
-		_, err := r.DP.AddForward(dataplane.Forward{Protocol: p, External: Endpoint(ext), Internal: Endpoint(in), OverHostSocket: true, Published: true})
+		_, err := r.DP.AddForward(dataplane.Forward{Protocol: p, External: packets.Endpoint(ext), Internal: packets.Endpoint(in), OverHostSocket: true, Published: true})
 		return err
 	})
 }
@@ -251,7 +251,7 @@ func (r *Rig) TakePath(stack bool) {
 
 // Enters checks a packet from outside on the stack path: its destination address stays, and the mark has the inside
 // address, as it lies in memory.
-func (r *Rig) Enters(in, want Spec, inside string) {
+func (r *Rig) Enters(in, want packets.Spec, inside string) {
 	r.T.Helper()
 	ctx, after := SKB{Ifindex: uint32(r.Ports["eth0"])}, SKB{}
 	frame := FromOutside(in).Bytes()
@@ -265,8 +265,8 @@ func (r *Rig) Enters(in, want Spec, inside string) {
 		}
 		return err
 	})
-	Same(r.T, out, FromOutside(want).Bytes())
-	address := Endpoint(inside + ":1").Addr().As4()
+	packets.Same(r.T, out, FromOutside(want).Bytes())
+	address := packets.Endpoint(inside + ":1").Addr().As4()
 	if got := binary.NativeEndian.AppendUint32(nil, after.Mark); string(got) != string(address[:]) {
 		r.T.Errorf("mark %v, want %v", got, address)
 	}
@@ -275,12 +275,12 @@ func (r *Rig) Enters(in, want Spec, inside string) {
 // Opened sends a first packet of a protocol and gives the external port that it got.
 func (r *Rig) Opened(proto, internal string) int {
 	r.T.Helper()
-	s := UDP(internal, Peer1+":3478", "x")
+	s := packets.UDP(internal, Peer1+":3478", "x")
 	switch proto {
 	case "tcp":
-		s = TCP(internal, Peer1+":3478", "S", "")
+		s = packets.TCP(internal, Peer1+":3478", "S", "")
 	case "icmp":
-		s = Ping(internal, Peer1)
+		s = packets.Ping(internal, Peer1)
 	}
 	if res := r.Inside(s); res.Reason != "translated_outbound" {
 		r.T.Fatalf("%s from %s: %s", proto, internal, res.Reason)
@@ -306,7 +306,7 @@ func (r *Rig) HostListens(addr string) {
 	})
 }
 
-// second is the address of a second uplink.
+// Second is the address of a second uplink.
 const Second = "192.0.2.1"
 
 func (r *Rig) SecondUplink() error {
@@ -331,9 +331,9 @@ func (r *Rig) Segments(sequence string) {
 	r.T.Helper()
 	for _, step := range strings.Fields(sequence) {
 		if step[0] == '>' {
-			r.Out(TCP(TcpInside, TcpRemote, step[1:], "x"), TCP(TcpOutside, TcpRemote, step[1:], "x"))
+			r.Out(packets.TCP(TcpInside, TcpRemote, step[1:], "x"), packets.TCP(TcpOutside, TcpRemote, step[1:], "x"))
 			continue
 		}
-		r.In(TCP(TcpRemote, TcpOutside, step[1:], "x"), TCP(TcpRemote, TcpInside, step[1:], "x"))
+		r.In(packets.TCP(TcpRemote, TcpOutside, step[1:], "x"), packets.TCP(TcpRemote, TcpInside, step[1:], "x"))
 	}
 }
