@@ -69,7 +69,15 @@ MAP_HASH(hosts, struct owner_key, struct nat_usage, 1);
 MAP_ARRAY(zone_usage, struct nat_usage, NAT_ZONES);
 
 /* Blocks of ports: the hosts', and which words of the bitmaps they take. */
-MAP_HASH(blocks, struct block_key, struct nat_blocks, 1);
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct block_key);
+	__type(value, struct nat_blocks);
+} blocks SEC(".maps");
+
 MAP_ARRAY(block_words, struct nat_block_words, NAT_ADDRESSES);
 
 /* UDP ports that wait after their binding's end; in the order of their time. */
