@@ -27,6 +27,6 @@ var rfc4787 = Document{"RFC 4787", "UDP (BCP 127)", []Requirement{
 	{"REQ-12b", Recommended, "supports ICMP Destination Unreachable", Holds, ""},
 	{"REQ-13", Must, "DF=1 and larger than the link: ICMP \"fragmentation needed\" to the sender", Holds, "the kernel answers, from the network's gateway"},
 	{"REQ-13a", Must, "DF=0 and larger than the link: fragmented, and the fragments are sent in order", Holds, "the kernel fragments"},
-	{"REQ-14", Must, "passes fragments that come in order and out of order", Later, "issue 5: out of order"},
+	{"REQ-14", Must, "passes fragments that come in order and out of order", Holds, "those out of order by a namespace of its own, whose kernel puts them in order"},
 	{"REQ-14a", Must, "floods of fragments do not hurt fragments in order nor packets that are none", Holds, ""},
 }}
