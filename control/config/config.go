@@ -205,10 +205,22 @@ func (b *builder) refusal(v Value) dataplane.Refusal {
 }
 
 func (b *builder) mss(v Value) bool {
-	if v.Given() && v.Text != "clamp" && v.Text != "keep" {
-		b.refuse(v, "mss %q: want clamp or keep", v.Text)
+	if !v.Given() {
+		return false
 	}
-	return v.Text == "clamp"
+	clamp, err := ParseMSS(v.Text)
+	if err != nil {
+		b.refuse(v, "%w", err)
+	}
+	return clamp
+}
+
+// ParseMSS says whether a SYN's MSS option is to be clamped, or kept.
+func ParseMSS(s string) (clamp bool, err error) {
+	if s != "clamp" && s != "keep" {
+		err = fmt.Errorf("mss %q: want clamp or keep", s)
+	}
+	return s == "clamp", err
 }
 
 func (b *builder) path(v Value, otherwise string) string {

@@ -23,6 +23,8 @@ type labels struct {
 	filtering *behaviors
 	limits    LimitsOver
 	blockSize *uint32
+	refusal   *dataplane.Refusal
+	mssClamp  *bool
 }
 
 // LimitsOver has nil for what a label does not name.
@@ -73,7 +75,7 @@ func parseLabels(object string, all map[string]string) (l labels, problems []str
 	return l, problems
 }
 
-// ofNetworks are the labels of limits and blocks, which are a network's, for each of its containers.
+// ofNetworks are the labels of limits, blocks and what hosts are told, which are a network's, for each of its containers.
 func (l *labels) ofNetworks() (given []string) {
 	if l.limits.HostPorts != nil || l.limits.NetworkPorts != nil {
 		given = append(given, "conenat.max-ports")
@@ -83,6 +85,12 @@ func (l *labels) ofNetworks() (given []string) {
 	}
 	if l.blockSize != nil {
 		given = append(given, "conenat.block-size")
+	}
+	if l.refusal != nil {
+		given = append(given, "conenat.refusal")
+	}
+	if l.mssClamp != nil {
+		given = append(given, "conenat.mss")
 	}
 	return given
 }
@@ -116,10 +124,22 @@ func (l *labels) parse(key, value string) error {
 			return err
 		}
 		l.blockSize = &size
+	case "conenat.refusal":
+		refusal, err := dataplane.ParseRefusal(value)
+		if err != nil {
+			return err
+		}
+		l.refusal = &refusal
+	case "conenat.mss":
+		clamp, err := config.ParseMSS(value)
+		if err != nil {
+			return err
+		}
+		l.mssClamp = &clamp
 	case "conenat.external":
 		return fmt.Errorf("external addresses of one object arrive with a later version")
 	default:
-		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size or conenat.external")
+		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss or conenat.external")
 	}
 	return nil
 }

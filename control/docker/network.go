@@ -34,6 +34,7 @@ func newNetwork(n network.Summary, mapping, filtering [3]dataplane.Behavior) (Ne
 		w.Filtering = l.filtering.over(filtering)
 	}
 	w.Limits, w.BlockSize = l.limits, l.blockSize
+	w.Refusal, w.MSSClamp = l.refusal, l.mssClamp
 	w.LeftAlone = leftAlone(n, w, l)
 	return w, problems
 }

@@ -70,7 +70,7 @@ func TestLabels(t *testing.T) {
 		},
 		{
 			name: "typo", key: "conenat.filterin", value: "a",
-			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size or conenat.external`,
+			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss or conenat.external`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -268,5 +268,24 @@ func TestBlockSizeLabel(t *testing.T) {
 	l, problems = parseLabels("network n", map[string]string{"conenat.block-size": "500"})
 	if l.blockSize != nil || len(problems) != 1 || !strings.Contains(problems[0], "want a power of two from 64 to 4096") {
 		t.Errorf("%v %q", l.blockSize, problems)
+	}
+}
+
+// TestReplyLabels: what a network's containers are told, and their SYNs.
+func TestReplyLabels(t *testing.T) {
+	n, problems := newNetwork(network.Summary{ID: "0123456789abcdef", Driver: "bridge", Labels: map[string]string{
+		"conenat.refusal": "admin-prohibited", "conenat.mss": "keep"}}, base, base)
+	if n.Refusal == nil || *n.Refusal != dataplane.RefuseAdminProhibited || n.MSSClamp == nil || *n.MSSClamp || problems != nil {
+		t.Errorf("%v %v %q", n.Refusal, n.MSSClamp, problems)
+	}
+	l, problems := parseLabels("network n", map[string]string{"conenat.refusal": "rst", "conenat.mss": "1400"})
+	want := []string{`network n: ignore label conenat.mss="1400": mss "1400": want clamp or keep`,
+		`network n: ignore label conenat.refusal="rst": unknown refusal "rst": want silent, host-unreachable or admin-prohibited`}
+	if diff := cmp.Diff(want, problems); diff != "" || l.refusal != nil || l.mssClamp != nil {
+		t.Error(diff)
+	}
+	l, _ = parseLabels("container x", map[string]string{"conenat.refusal": "silent", "conenat.mss": "clamp"})
+	if diff := cmp.Diff([]string{"conenat.refusal", "conenat.mss"}, l.ofNetworks()); diff != "" {
+		t.Error(diff)
 	}
 }

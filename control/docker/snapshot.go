@@ -35,6 +35,8 @@ type Network struct {
 	Filtering *[3]dataplane.Behavior // label conenat.filtering, the same
 	Limits    LimitsOver             // labels conenat.max-ports and conenat.max-sessions
 	BlockSize *uint32                // label conenat.block-size; nil: the daemon's
+	Refusal   *dataplane.Refusal     // label conenat.refusal, the same
+	MSSClamp  *bool                  // label conenat.mss, the same
 	Endpoints []Endpoint             // by container name
 }
 

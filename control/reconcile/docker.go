@@ -101,6 +101,12 @@ func (in inputs) insideOf(n docker.Network, others []inside) inside {
 	if n.Filtering != nil {
 		i.filtering = *n.Filtering
 	}
+	if n.Refusal != nil {
+		i.refusal = *n.Refusal
+	}
+	if n.MSSClamp != nil {
+		i.mssClamp = *n.MSSClamp
+	}
 	return i
 }
 

@@ -102,6 +102,23 @@ func TestFollowsDocker(t *testing.T) {
 	}
 }
 
+// TestLabelledReplies: a network's labels come before the configuration.
+func TestLabelledReplies(t *testing.T) {
+	w, engine := dockerWorld(config.Config{Refusal: dataplane.RefuseHostUnreachable}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	refusal, clamp := dataplane.RefuseAdminProhibited, true
+	engine.picture.Networks[0].Refusal, engine.picture.Networks[0].MSSClamp = &refusal, &clamp
+	w.again()
+	if n, _ := w.dp.Networks(); n[0].Refusal != refusal || !n[0].MSSClamp {
+		t.Errorf("%+v", n[0])
+	}
+	engine.picture.Networks[0].Refusal, engine.picture.Networks[0].MSSClamp = nil, nil
+	w.again()
+	if n, _ := w.dp.Networks(); n[0].Refusal != dataplane.RefuseHostUnreachable || n[0].MSSClamp {
+		t.Errorf("without labels: %+v", n[0])
+	}
+}
+
 // TestLabelledMapping: the label's mapping is the network's, a warning says which RFCs it is against, and a label that comes or
 // goes is followed.
 func TestLabelledMapping(t *testing.T) {

@@ -152,7 +152,7 @@ func TestDockerLabelsRefused(t *testing.T) {
 	want := []string{
 		`container web: ignore label conenat.enable="no": want true or false`,
 		`container web: ignore label conenat.external="198.51.100.7": external addresses of one object arrive with a later version`,
-		`container web: ignore label conenat.filter="none": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size or conenat.external`,
+		`container web: ignore label conenat.filter="none": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss or conenat.external`,
 		`container web: ignore label conenat.filtering="udp=open": unknown behaviour "open": want endpoint-independent, address-dependent or address-and-port-dependent`,
 		`container web: ignore label conenat.mapping="address-dependent": mapping is a network's: give the label to the network`,
 		`network user: ignore label conenat.mapping="banana": unknown behaviour "banana": want endpoint-independent, address-dependent or address-and-port-dependent`,

@@ -21,10 +21,12 @@ import (
 const gateway = "172.17.0.1" // of br0, and the host's address there
 
 // refusing gives br0 a router that tells its hosts of refusals.
-func refusing(refusal dataplane.Refusal) rig.Option {
+func refusing(refusal dataplane.Refusal) rig.Option { return refusingOver(refusal, dataplane.Limits{}) }
+
+func refusingOver(refusal dataplane.Refusal, limits dataplane.Limits) rig.Option {
 	return rig.WithNetworks(func(n *dataplane.Network) {
 		if n.Name == "br0" {
-			n.Address, n.Refusal = netip.MustParseAddr(gateway), refusal
+			n.Address, n.Refusal, n.Limits = netip.MustParseAddr(gateway), refusal, limits
 		}
 	})
 }
@@ -87,6 +89,27 @@ func full(t *testing.T, options ...rig.Option) *rig.Rig {
 		r.Opened(proto, rig.C2+":5001")
 	}
 	return r
+}
+
+// TestRefusalsByLimits: those of a host and of a network count as any.
+func TestRefusalsByLimits(t *testing.T) {
+	s := UDP(rig.C1+":5000", rig.Peer1+":99", "x")
+	for reason, c := range map[string]struct {
+		limits dataplane.Limits
+		fill   func(r *rig.Rig)
+	}{
+		"host_ports":       {dataplane.Limits{HostPorts: 1}, func(r *rig.Rig) { r.Opened("udp", rig.C1+":5001") }},
+		"network_ports":    {dataplane.Limits{NetworkPorts: 1}, func(r *rig.Rig) { r.Opened("udp", rig.C2+":5001") }},
+		"host_sessions":    {dataplane.Limits{HostSessions: 2}, func(r *rig.Rig) { openSessions(r, rig.C1+":5000", 2) }},
+		"network_sessions": {dataplane.Limits{NetworkSessions: 2}, func(r *rig.Rig) { openSessions(r, rig.C2+":5000", 2) }},
+	} {
+		t.Run(reason, func(t *testing.T) {
+			r := rig.New(t, refusingOver(dataplane.RefuseHostUnreachable, c.limits))
+			c.fill(r)
+			r.Inside(s).Told(reason, Told(gateway, 3, 1, 0, s))
+			r.Egress("br0", s).Told(reason, Told(gateway, 3, 1, 0, s))
+		})
+	}
 }
 
 // TestRefusalsOfOutsiders: only inside hosts are told (RFC 5508 REQ-8 speaks of no others).
