@@ -7,7 +7,7 @@ TESTFLAGS ?=
 # For test-vm: a kernel of `bin/vmtest list`, packages, and pairs of network cards.
 KERNEL    ?= 6.12
 VMTESTS   ?= ./bpf ./dataplane/... ./control/... ./cmd/... \
-	$(addprefix ./tests/,require topo probe docker rig prog rfc drivers figure3 demo e2e)
+	$(addprefix ./tests/,require topo probe docker rig prog fuzz rfc drivers figure3 demo judges e2e)
 WIRES     ?= virtio-net-pci virtio-net-pci
 
 # Packages whose tests need no root, or skip what does.
@@ -67,7 +67,7 @@ verifier-budget: vm-programs ## have each kernel verify the programs, and write 
 vm-programs: ## build what runs in a virtual machine: a guest in software emulation compiles very slowly
 	@.ci/install-packages test vm
 	@go build -o bin/vmtest ./vmtest
-	@CGO_ENABLED=0 go build -o bin/vm/ ./cmd/conenat ./tests/cmd/cnprobe ./tests/demo
+	@CGO_ENABLED=0 go build -o bin/vm/ ./cmd/conenat ./tests/cmd/... ./tests/demo github.com/pion/stun/v2/cmd/stun-nat-behaviour
 
 build: ## build bin/conenat
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/conenat ./cmd/conenat
