@@ -42,15 +42,16 @@ static __always_inline int origin_put(const struct packet *p,
 		.id = p->id,
 		.proto = p->proto,
 	};
+	int rc;
 
-	if (bpf_map_update_elem(&origins, &key, o, BPF_NOEXIST) == 0)
+	rc = bpf_map_update_elem(&origins, &key, o, BPF_NOEXIST);
+	if (rc == 0)
 		return 0;
 	old = bpf_map_lookup_elem(&origins, &key);
 	if (old && old->zone != o->zone && is_recent(old->last_seen))
 		return -REASON_DROPPED_FRAGMENT;
-	if (bpf_map_update_elem(&origins, &key, o, BPF_ANY) < 0)
-		return -REASON_DROPPED_REWRITE;
-	return 0;
+	rc = bpf_map_update_elem(&origins, &key, o, BPF_ANY);
+	return rc < 0 ? -REASON_DROPPED_REWRITE : 0;
 }
 
 static __always_inline int origin_remember(struct __sk_buff *skb,
@@ -189,37 +190,53 @@ static __always_inline void fragment_key_of(const struct packet *p, __u32 zone,
 }
 
 /*
+ * The way of a fragment that finds what another of its datagram has left: that one's,
+ * if it has gone to be put in order. -LOOK_AGAIN: it has not, and is the first one.
+ */
+static __always_inline int fragment_joins(const struct __sk_buff *skb,
+					  const struct packet *p,
+					  const struct nat_fragment *f,
+					  const struct nat_fragment *old)
+{
+	if (!old || !is_recent(old->last_seen) || old->way == f->way)
+		return f->way;
+	if (p->flags & PACKET_LATER_FRAGMENT)
+		return -LOOK_AGAIN;
+	if (old->way == FRAGMENT_REORDER && f->way != FRAGMENT_DROP &&
+	    skb->tc_index != REORDERED_MARK)
+		return FRAGMENT_REORDER;
+	return f->way;
+}
+
+/*
  * A fragment about to go the way that f says. 0: it may, and those that follow it go
- * with it. A first one that finds that another was faster goes where that is. (Of two
- * datagrams with one identification within 30 s, a fragment may be lost between
- * CPUs.)
+ * with it; else as reorder_send. (Of two datagrams with one identification within
+ * 30 s, a fragment may be lost between CPUs.)
  */
 NAT_GLOBAL int fragment_put(struct __sk_buff *skb, const struct packet *p,
 			    __u32 zone, bool egress,
 			    const struct nat_fragment *f)
 {
-	struct nat_fragment value, *old;
+	struct nat_fragment value;
 	struct fragment_key key;
-	bool reorder;
+	int rc, way;
 
 	if (!p || !f)
 		return -REASON_DROPPED_FRAGMENT;
 	value = *f;
+	way = f->way;
 	fragment_key_of(p, zone, egress, &key);
-	reorder = f->way == FRAGMENT_REORDER;
-	if (bpf_map_update_elem(&fragments, &key, &value, BPF_NOEXIST) < 0) {
-		old = bpf_map_lookup_elem(&fragments, &key);
-		if (old && is_recent(old->last_seen) &&
-		    reorder != (old->way == FRAGMENT_REORDER)) {
-			if (p->flags & PACKET_LATER_FRAGMENT)
-				return -LOOK_AGAIN;
-			reorder |= f->way != FRAGMENT_DROP &&
-				   skb->tc_index != REORDERED_MARK;
-		}
-		if (!reorder || f->way == FRAGMENT_REORDER)
+	rc = bpf_map_update_elem(&fragments, &key, &value, BPF_NOEXIST);
+	if (rc < 0) {
+		way = fragment_joins(skb, p, f,
+				     bpf_map_lookup_elem(&fragments, &key));
+		if (way < 0)
+			return way;
+		if (way == f->way)
 			bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
 	}
-	return reorder && !egress ? reorder_send(skb, p, zone) : 0;
+	return way == FRAGMENT_REORDER && !egress ? reorder_send(skb, p, zone) :
+						    0;
 }
 
 /* The length of a fragment's payload, in the unit of offsets. */

@@ -106,6 +106,7 @@ func addRoutes(link int, to net.HardwareAddr, mtu int) error {
 	}
 	rule := netlink.NewRule()
 	rule.Family, rule.Mark, rule.Table = unix.AF_INET, cutMark, cutTable
+	rule.Priority = cutTable // else each call would add one
 	if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add the rule for what is to be cut: %w", err)
 	}
