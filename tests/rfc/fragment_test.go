@@ -103,7 +103,7 @@ func fragmentFlood(l *line) {
 func floodedHooks(l *line) {
 	r := l.rig()
 	long := strings.Repeat("x", 960)
-	r.Inside(UDP(at(l.c2, 20000), at(l.peer2, 53), "x"))
+	r.Inside(UDP(at(l.c2, 20000), at(l.peer1, 53), "x"))
 	flood := func(h rig.Hook, s Spec) {
 		for id := range 20000 {
 			frames := s.With(func(s *Spec) { s.ID = uint16(id) }).Fragments(320)
@@ -114,7 +114,7 @@ func floodedHooks(l *line) {
 		}
 	}
 	flood(r.Hooks()[0], rig.FromContainer(UDP(at(l.c1, 20001), at(l.peer1, 53), long)))
-	flood(r.Hooks()[1], rig.FromOutside(UDP(at(l.peer2, 53), at(l.external, 20000), long)))
+	flood(r.Hooks()[1], rig.FromOutside(UDP(at(l.peer1, 53), at(l.external, 20000), long)))
 	out(r, UDP(at(l.c1, 3000), at(l.peer1, 53), "x"), UDP(at(l.external, 3000), at(l.peer1, 53), "x"))
 	r.In(UDP(at(l.peer1, 53), at(l.external, 3000), "x"), UDP(at(l.peer1, 53), at(l.c1, 3000), "x"))
 	r.Fragments(r.Hooks()[0], rig.FromContainer(UDP(at(l.c1, 3000), at(l.peer2, 53), long)), UDP(at(l.external, 3000), at(l.peer2, 53), long).Hop(), "translated_outbound")
