@@ -152,12 +152,14 @@ func (p place) remove() error {
 	if err := reorder.Remove(p.link); err != nil {
 		return err
 	}
-	err := p.mounts.do(p.path, func(path string) error { return unix.Unmount(path, unix.MNT_DETACH) })
-	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // no mount
-		return fmt.Errorf("unmount %s: %w", p.path, err)
-	}
-	if err := os.Remove(p.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the namespace's place: %w", err)
+	err := p.mounts.do(p.path, func(path string) error {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // no mount
+			return fmt.Errorf("unmount: %w", err)
+		}
+		return os.Remove(path) // here, too: private mounts may still have the namespace mounted there, and find it busy
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the place of the fragments' namespace, %s: %w", p.path, err)
 	}
 	_ = os.Remove(filepath.Dir(p.path)) // if nothing else is there
 	return nil

@@ -4,6 +4,7 @@ package dataplane_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -313,6 +314,36 @@ func TestWhatIsThereAlready(t *testing.T) {
 	}
 	if diff := cmp.Diff(others, tree(t, dir)); diff != "" {
 		t.Errorf("what is not conenat's (-before +after):\n%s", diff)
+	}
+}
+
+// TestRemoveNothing: of a daemon that was killed before it pinned anything the directory goes, too. What could not be taken away is
+// no nothing.
+func TestRemoveNothing(t *testing.T) {
+	f, dir := lab(t)
+	remove := func() error {
+		return f.Host.Do(func() error { _, err := dataplane.Remove(dir); return err })
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := remove(); !errors.Is(err, dataplane.ErrNotFound) {
+		t.Errorf("remove an empty directory: %v, want %v", err, dataplane.ErrNotFound)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there: %v", dir, err)
+	}
+	var host unix.Stat_t
+	if err := unix.Stat(f.Host.Path, &host); err != nil {
+		t.Fatal(err)
+	}
+	place := fmt.Sprintf("/run/conenat/fragments-%d-%.4x", host.Ino, sha256.Sum256([]byte(dir)))
+	if err := os.MkdirAll(filepath.Join(place, "not ours"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(place) })
+	if err := remove(); err == nil || errors.Is(err, dataplane.ErrNotFound) || !strings.Contains(err.Error(), place) {
+		t.Errorf("remove with %s in the way: %v", place, err)
 	}
 }
 

@@ -37,17 +37,22 @@ func Remove(stateDir string, before ...func() error) (RemoveReport, error) {
 	m := hostMounts()
 	lock, dir, err := m.lockExisting(stateDir)
 	if errors.Is(err, ErrNotFound) { // somebody has removed the pins by hand
-		err = errors.Join(err, removeReordering(stateDir, bpf.Config{}))
+		if failed := removeReordering(stateDir, bpf.Config{}); failed != nil {
+			err = fmt.Errorf("detach %s: %w", stateDir, failed)
+		}
 	}
 	if err != nil {
 		return RemoveReport{}, err
 	}
 	report, err := removeServed(stateDir, dir, before)
 	lock.Close()
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		return report, fmt.Errorf("detach %s: %w", stateDir, err)
 	}
-	return report, m.removeStateDir(dir)
+	if failed := m.removeStateDir(dir); failed != nil {
+		return report, failed
+	}
+	return report, err
 }
 
 // lockExisting locks a state directory that is there already; dir is its path by way of m.
@@ -84,7 +89,10 @@ func removeServed(stateDir, dir string, before []func() error) (RemoveReport, er
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return report, err
 	}
-	return report, errors.Join(err, removeReordering(stateDir, cfg))
+	if failed := removeReordering(stateDir, cfg); failed != nil {
+		return report, failed
+	}
+	return report, err
 }
 
 // removeReordering takes the namespace of the fragments away, last of all: until the hooks are off, fragments go there.

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
@@ -113,6 +115,13 @@ func TestPrivateMounts(t *testing.T) {
 	c.Detach()
 	if _, err := os.Stat(c.StateDir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s is still there: %v", c.StateDir, err)
+	}
+	var host unix.Stat_t
+	if err := unix.Stat(f.Host.Path, &host); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(fmt.Sprintf("/run/conenat/fragments-%d-*", host.Ino)); len(left) > 0 {
+		t.Errorf("%v are still there", left)
 	}
 }
 

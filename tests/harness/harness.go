@@ -38,7 +38,7 @@ type Conenat struct {
 	args     []string
 	process  *topo.Process
 	log      *topo.Log
-	// PrivateMounts starts the daemon by `ip netns exec`, which gives it mounts of its own.
+	// PrivateMounts starts everything by `ip netns exec`, which gives it mounts of its own.
 	PrivateMounts bool
 }
 
@@ -84,15 +84,18 @@ func (c *Conenat) RunArgs() []string {
 // Run starts the daemon and waits for the line that says it is ready.
 func (c *Conenat) Run() {
 	c.t.Helper()
-	cmd := c.host.Command(context.Background(), c.binary, c.RunArgs()...)
-	if c.PrivateMounts {
-		cmd = exec.Command("ip", append([]string{"netns", "exec", c.host.Name, c.binary}, c.RunArgs()...)...)
-	}
 	var err error
-	c.process, c.log, err = c.topo.StartReady(context.Background(), "conenat run", cmd, readyWithin)
+	c.process, c.log, err = c.topo.StartReady(context.Background(), "conenat run", c.command(c.RunArgs()), readyWithin)
 	if err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+func (c *Conenat) command(args []string) *exec.Cmd {
+	if c.PrivateMounts {
+		return exec.Command("ip", append([]string{"netns", "exec", c.host.Name, c.binary}, args...)...)
+	}
+	return c.host.Command(context.Background(), c.binary, args...)
 }
 
 // Kill is kill -9: what is pinned stays. It may be called when no daemon runs.
@@ -130,7 +133,7 @@ func (c *Conenat) Log() string {
 // Try runs a client command as given and returns what it printed and its exit code.
 func (c *Conenat) Try(args ...string) (string, int) {
 	c.t.Helper()
-	out, err := c.host.Command(context.Background(), c.binary, args...).CombinedOutput()
+	out, err := c.command(args).CombinedOutput()
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
