@@ -21,6 +21,7 @@ var rules = []struct {
 	{"LicenceLine", licenceLine},
 	{"TopLevelEntries", topLevelEntries},
 	{"OutsidePaths", outsidePaths},
+	{"Conflicts", conflicts},
 	{"Makefile", makefile},
 	{"Imports", imports},
 	{"PackageComments", packageComments},
@@ -82,6 +83,12 @@ func TestRules(t *testing.T) {
 				`wrong.go:1: the first line must be a comment with "SPDX-License-Identifier: Apache-2.0"`,
 				`wrong.h:1: the first line must be a comment with "SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause"`,
 			},
+		},
+		"conflicts": {
+			check: conflicts,
+			good:  tree{"a.md": "a\n=======\nb\n", "b.go": "x := 1 <<" + "<<<<< y\n"},
+			bad:   tree{"a.md": "a\n<<<" + "<<<< HEAD\nb\n=======\nc\n>>>" + ">>>> 12345 (d)\n"},
+			want:  []string{"a.md:2: a merge conflict that nobody has resolved"},
 		},
 		"top level": {
 			check: topLevelEntries,

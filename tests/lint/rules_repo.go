@@ -66,6 +66,19 @@ func outsidePaths(t tree) (problems []string) {
 	return problems
 }
 
+// A line of seven and a blank, as git writes them; in two halves, so that this file has none.
+var conflictMarker = regexp.MustCompile(`(?m)^(<<<` + `<<<< |>>>` + `>>>> )`)
+
+// conflicts: nothing that a merge left undecided is committed.
+func conflicts(t tree) (problems []string) {
+	for p, content := range t {
+		if at := conflictMarker.FindStringIndex(content); at != nil {
+			problems = append(problems, fmt.Sprintf("%s:%d: a merge conflict that nobody has resolved", p, lineOf(content, at[0])))
+		}
+	}
+	return problems
+}
+
 const makefileLines = 100
 
 var (
