@@ -399,16 +399,19 @@ func TestTables(t *testing.T) {
 	w.dp.SetCounters(dataplane.Counter{Name: "translated_outbound", Verdict: "translated", Packets: 7}, dataplane.Counter{Name: "spoofed", Verdict: "dropped"})
 	w.daemon(t)
 	traffic(t, w)
+	w.dp.OpenBinding(dataplane.Binding{Protocol: dataplane.UDP, Network: "br0", Internal: netip.MustParseAddrPort("172.17.0.2:5001"),
+		External: netip.MustParseAddrPort("198.51.100.1:7777"), Remote: netip.MustParseAddrPort("203.0.113.1:0"), ExpiresIn: 5 * time.Minute})
 	tests := []struct{ args, want string }{
-		{"bindings", `NETWORK  PROTOCOL  INTERNAL         EXTERNAL           KIND     SESSIONS  EXPIRES IN
-br0      tcp       172.17.0.2:80    198.51.100.1:80    static   0         never
-br0      udp       172.17.0.2:5000  198.51.100.1:5000  dynamic  1         5m0s
+		{"bindings", `NETWORK  PROTOCOL  INTERNAL         EXTERNAL           REMOTE       KIND     SESSIONS  EXPIRES IN
+br0      tcp       172.17.0.2:80    198.51.100.1:80    any          static   0         never
+br0      udp       172.17.0.2:5000  198.51.100.1:5000  any          dynamic  1         5m0s
+br0      udp       172.17.0.2:5001  198.51.100.1:7777  203.0.113.1  dynamic  0         5m0s
 `},
 		{"sessions", `NETWORK  PROTOCOL  INTERNAL         EXTERNAL           REMOTE         STATE   EXPIRES IN
 br0      udp       172.17.0.2:5000  198.51.100.1:5000  203.0.113.1:9  active  4m59s
 `},
 		{"networks", `NAME  INTERFACE  DRIVER  STATE   PREFIXES       PORTS  OUTSIDE  MAPPING               FILTERING          USED PORTS  SESSIONS  PER HOST
-br0   br0        bridge  active  172.17.0.0/16  veth0  eth0     endpoint-independent  address-dependent  1           1         16384 ports, 65536 sessions
+br0   br0        bridge  active  172.17.0.0/16  veth0  eth0     endpoint-independent  address-dependent  2           1         16384 ports, 65536 sessions
 `},
 		{"forward list", `ID                   NETWORK  INTERNAL       STATE
 tcp/198.51.100.1:80  br0      172.17.0.2:80  active
@@ -421,7 +424,7 @@ tcp/198.51.100.1:80  br0      172.17.0.2:80  active
 		}
 	}
 	_, status, _ := w.client("status")
-	for _, want := range []string{"outside      eth0 (index 2), external address 198.51.100.1, active\n", "bindings     2 of 512\n", "translated  translated_outbound  7\n"} {
+	for _, want := range []string{"outside      eth0 (index 2), external address 198.51.100.1, active\n", "bindings     3 of 512\n", "translated  translated_outbound  7\n"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("status without %q:\n%s", want, status)
 		}

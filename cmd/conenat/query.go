@@ -100,13 +100,13 @@ func networksCommand(e env) *cobra.Command {
 }
 
 func bindingsTable(w io.Writer, list []api.Binding) {
-	fmt.Fprintln(w, "NETWORK\tPROTOCOL\tINTERNAL\tEXTERNAL\tKIND\tSESSIONS\tEXPIRES IN")
+	fmt.Fprintln(w, "NETWORK\tPROTOCOL\tINTERNAL\tEXTERNAL\tREMOTE\tKIND\tSESSIONS\tEXPIRES IN")
 	for _, b := range list {
 		kind, expires := "dynamic", seconds(b.ExpiresInS)
 		if b.Static {
 			kind, expires = "static", "never"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", b.Network, b.Protocol, b.Internal, b.External, kind, b.Sessions, expires)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", b.Network, b.Protocol, b.Internal, b.External, cmp.Or(b.Remote, "any"), kind, b.Sessions, expires)
 	}
 }
 

@@ -38,6 +38,7 @@ func runCommand(e env) *cobra.Command {
 		Example: "  conenat run --docker\n" +
 			"  conenat run --inside docker0\n" +
 			"  conenat run --inside docker0 --inside br-web --outside eth0 --external 198.51.100.1 --filtering endpoint-independent\n" +
+			"  conenat run --docker --mapping address-and-port-dependent    # a symmetric NAT, to try what comes of it\n" +
 			"  conenat run --config /etc/conenat.yaml",
 		Args: cobra.NoArgs,
 	}

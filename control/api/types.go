@@ -91,6 +91,8 @@ type Network struct {
 	Filtering  Behaviors `json:"filtering"`
 	Limits     Limits    `json:"limits"`
 	BlockSize  uint32    `json:"block_size"` // ports of a block of one host; 0: its hosts have no blocks
+	Refusal    string    `json:"refusal"`    // as in the configuration file
+	MSS        string    `json:"mss"`        // the same
 	Usage      Usage     `json:"usage"`
 	Hosts      []HostUse `json:"hosts"` // those that have bindings or sessions, by address
 	Outside    []string  `json:"outside"`
@@ -124,7 +126,7 @@ type NetworkUse struct {
 	Limits  Limits  `json:"limits"`
 	Usage   Usage   `json:"usage"`
 	Hosts   int     `json:"hosts"`   // that use any of it
-	Busiest HostUse `json:"busiest"` // the one with most ports; no address: none
+	Busiest HostUse `json:"busiest"` // the one nearest to a limit, else with most ports; no address: none
 }
 
 // Behaviors are a mapping or filtering behaviour for each protocol.

@@ -321,7 +321,6 @@ func (b *builder) limits(l Limits, c dataplane.Capacity) dataplane.Limits {
 	}
 }
 
-// blockSize: at least one block has to lie within the range of ports.
 func (b *builder) blockSize(v Value, s dataplane.Settings) uint32 {
 	if !v.Given() {
 		return 0
@@ -331,10 +330,18 @@ func (b *builder) blockSize(v Value, s dataplane.Settings) uint32 {
 		b.refuse(v, "%w", err)
 		return 0
 	}
-	if first := (uint32(s.PortLow) + size - 1) &^ (size - 1); size > 0 && first+size > uint32(s.PortHigh)+1 {
-		b.refuse(v, "no block of %d ports lies within the ports %d-%d: a block begins at a multiple of its size", size, s.PortLow, s.PortHigh)
+	if err := CheckBlocks(size, s); err != nil {
+		b.refuse(v, "%w", err)
 	}
 	return size
+}
+
+// CheckBlocks refuses a size of which no block lies within the range of ports: its hosts would get no port at all.
+func CheckBlocks(size uint32, s dataplane.Settings) error {
+	if first := (uint32(s.PortLow) + size - 1) &^ (size - 1); size > 0 && first+size > uint32(s.PortHigh)+1 {
+		return fmt.Errorf("no block of %d ports lies within the ports %d-%d: a block begins at a multiple of its size", size, s.PortLow, s.PortHigh)
+	}
+	return nil
 }
 
 // ParseBlockSize takes the ports of a block of one host; 0: no blocks.

@@ -186,7 +186,10 @@ func (d *daemon) Networks() ([]api.Network, error) {
 func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
 	shown := api.Network{Name: n.Shown(), Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
 		Prefixes: []string{}, Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering),
-		Limits: limitsOf(n.Limits), BlockSize: n.BlockSize, Outside: outside}
+		Limits: limitsOf(n.Limits), BlockSize: n.BlockSize, Refusal: n.Refusal.String(), MSS: "keep", Outside: outside}
+	if n.MSSClamp {
+		shown.MSS = "clamp"
+	}
 	l, there := host.LinkAt(n.IfIndex)
 	switch {
 	case !there:

@@ -56,7 +56,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{dp: dataplanetest.New(), exc: &fakeExceptions{}}
-	w.cfg = config.Config{Inside: []string{"br0"}, Settings: dataplane.DefaultSettings(),
+	w.cfg = config.Config{Inside: []string{"br0"}, Refusal: dataplane.RefuseAdminProhibited, MSSClamp: true, Settings: dataplane.DefaultSettings(),
 		Socket: filepath.Join(t.TempDir(), "conenat.sock"), StateDir: "/sys/fs/bpf/test", Warnings: []string{"a short timeout"}}
 	w.deps = Deps{
 		Version: "v1", Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Exceptions: w.exc,
@@ -123,7 +123,8 @@ func TestStatusAndNetworks(t *testing.T) {
 	const name = "endpoint-independent"
 	ei := api.Behaviors{UDP: name, TCP: name, ICMP: name}
 	wantNetworks := []api.Network{{Name: "br0", Interface: "br0", IfIndex: 3, Driver: "bridge", State: "active", Prefixes: []string{"172.17.0.0/16"},
-		GatewayMAC: "02:00:00:00:00:01", Ports: []string{"veth0"}, Mapping: ei, Filtering: ei, Hosts: []api.HostUse{}, Outside: []string{"eth0"}}}
+		GatewayMAC: "02:00:00:00:00:01", Ports: []string{"veth0"}, Mapping: ei, Filtering: ei, Hosts: []api.HostUse{}, Outside: []string{"eth0"},
+		Refusal: "admin-prohibited", MSS: "clamp"}}
 	if diff := cmp.Diff(wantNetworks, networks); diff != "" {
 		t.Error(diff)
 	}

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,7 +27,7 @@ func (d *daemon) networkUses() ([]api.NetworkUse, error) {
 		u := usages[n.Name]
 		use := api.NetworkUse{Name: n.Shown(), Limits: limitsOf(n.Limits), Usage: usageOf(u), Hosts: len(u.Hosts), Busiest: api.HostUse{Blocks: []string{}}}
 		if len(u.Hosts) > 0 {
-			use.Busiest = hostOf(slices.MaxFunc(u.Hosts, func(a, b dataplane.HostUsage) int { return int(a.Ports) - int(b.Ports) }))
+			use.Busiest = hostOf(busiest(u.Hosts, n.Limits))
 		}
 		out = append(out, use)
 	}
@@ -34,11 +35,29 @@ func (d *daemon) networkUses() ([]api.NetworkUse, error) {
 	return out, nil
 }
 
+// busiest is the host that is nearest to one of its limits, and of those that are as near the one with most ports.
+func busiest(hosts []dataplane.HostUsage, l dataplane.Limits) dataplane.HostUsage {
+	near := func(h dataplane.HostUsage) float64 {
+		return max(share(h.Ports, l.HostPorts), share(h.Sessions, l.HostSessions))
+	}
+	return slices.MaxFunc(hosts, func(a, b dataplane.HostUsage) int {
+		return cmp.Or(cmp.Compare(near(a), near(b)), cmp.Compare(a.Ports, b.Ports), cmp.Compare(a.Sessions, b.Sessions))
+	})
+}
+
+func share(has, limit uint32) float64 {
+	if limit == 0 {
+		return 0
+	}
+	return float64(has) / float64(limit)
+}
+
 // limitWarnings name the networks, and of each the busiest host, that will soon get no more.
 func limitWarnings(networks []api.NetworkUse) (out []string) {
 	warn := func(who, what, setting string, has, limit uint32) {
 		if limit > 0 && uint64(has)*100 >= uint64(limit)*nearlyFull {
-			out = append(out, fmt.Sprintf("%s has %d of %d %s: look at what it does, or raise limits.%s", who, has, limit, what, setting))
+			out = append(out, fmt.Sprintf("%s has %d of %d %s: look at what it does, or raise limits.%s (or the network's label conenat.max-%s)",
+				who, has, limit, what, setting, what))
 		}
 	}
 	for _, n := range networks {

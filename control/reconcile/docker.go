@@ -50,8 +50,8 @@ func (in inputs) insides(t *target) (list []inside) {
 	for _, n := range in.docker.Networks {
 		named := slices.IndexFunc(list, func(i inside) bool { return i.name == n.Interface && n.Interface != "" })
 		reason := in.leftAlone(n)
-		if n.Mapping != nil && reason == "" {
-			t.problems = append(t.problems, config.MappingWarnings("network "+n.Name+": label conenat.mapping", *n.Mapping)...)
+		if reason == "" {
+			in.checkLabels(t, &n)
 		}
 		switch {
 		case reason != "" && named < 0:
@@ -63,6 +63,20 @@ func (in inputs) insides(t *target) (list []inside) {
 		}
 	}
 	return list
+}
+
+// checkLabels tells what a network's labels ask for and should not, and takes away what cannot be.
+func (in inputs) checkLabels(t *target, n *docker.Network) {
+	if n.Mapping != nil {
+		t.problems = append(t.problems, config.MappingWarnings("network "+n.Name+": label conenat.mapping", *n.Mapping)...)
+	}
+	if n.BlockSize == nil {
+		return
+	}
+	if err := config.CheckBlocks(*n.BlockSize, in.cfg.Settings); err != nil {
+		t.problem("network %s: ignore label conenat.block-size=\"%d\": %v", n.Name, *n.BlockSize, err)
+		n.BlockSize = nil
+	}
 }
 
 // inside is a network that has what the configuration says for all.

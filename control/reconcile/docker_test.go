@@ -140,6 +140,26 @@ func TestLabelledMapping(t *testing.T) {
 	}
 }
 
+// TestLabelledBlocks: a block that the range of ports has no room for would leave the network without any port: its label is ignored.
+func TestLabelledBlocks(t *testing.T) {
+	settings := dataplane.DefaultSettings()
+	settings.PortLow, settings.PortHigh = 20000, 22000
+	w, engine := dockerWorld(config.Config{Settings: settings}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	problem := `network bridge: ignore label conenat.block-size="4096": no block of 4096 ports lies within the ports 20000-22000: a block begins at a multiple of its size`
+	for size, want := range map[uint32]uint32{4096: 0, 512: 512} {
+		engine.picture.Networks[0].BlockSize = &size
+		w.again()
+		n, _ := w.dp.Networks()
+		if n[0].BlockSize != want || slices.Contains(w.View().Problems, problem) != (want == 0) {
+			t.Errorf("%d: %+v %q", size, n, w.View().Problems)
+		}
+		if *engine.picture.Networks[0].BlockSize != size {
+			t.Error("the picture, which is others', too, was changed")
+		}
+	}
+}
+
 // Docker is gone: what it had stays, but for containers whose port is gone, too.
 func TestDockerGone(t *testing.T) {
 	w, engine := dockerWorld(config.Config{}, dataplanetest.New(), picture(web()))

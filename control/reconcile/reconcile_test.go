@@ -106,7 +106,9 @@ func worldOf(cfg config.Config, host *fakeHost, dp *dataplanetest.Dataplane) *wo
 	if cfg.Inside == nil {
 		cfg.Inside = []string{"docker0"}
 	}
-	cfg.Settings = dataplane.DefaultSettings()
+	if cfg.Settings == (dataplane.Settings{}) {
+		cfg.Settings = dataplane.DefaultSettings()
+	}
 	w := &world{host: host, dp: dp, exc: &fakeExceptions{}}
 	w.Reconciler = New(cfg, World{Dataplane: dp, Host: host, Exceptions: w.exc, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	return w
