@@ -103,15 +103,16 @@ func (d *Dataplane) reorder(p place, mtu int) error {
 	return nil
 }
 
-// commence has the hook on before anything can come back.
+// commence has the hook on before anything can come back. The namespace's own end is set up last: with the other one up it sends at
+// once; else it would drop what it sends until the kernel gets to tell it of its carrier, up to a second later.
 func (d *Dataplane) commence(ns *reorder.Namespace, mtu int) error {
-	if err := ns.Configure(mtu); err != nil {
-		return err
-	}
 	if err := d.attachHooks(Link{IfIndex: ns.IfIndex, Kind: fragmentsLink}); err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
-	return ns.Up()
+	if err := ns.Up(); err != nil {
+		return err
+	}
+	return ns.Configure(mtu)
 }
 
 // setReorderLink tells the packet path where to send fragments; 0: nowhere. The hook of the interface before goes with it.
