@@ -118,7 +118,7 @@ func (v *Value) UnmarshalYAML(node ast.Node) error {
 	return nil
 }
 
-// UnmarshalYAML takes "filtering: BEHAVIOUR", or a behaviour under each protocol's name.
+// UnmarshalYAML takes one behaviour, as in "filtering: address-dependent", or a behaviour under each protocol's name.
 func (b *Behaviors) UnmarshalYAML(node ast.Node) error {
 	if _, scalar := node.(ast.ScalarNode); scalar {
 		return b.All.UnmarshalYAML(node)
