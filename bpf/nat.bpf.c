@@ -145,8 +145,9 @@ static __noinline int inside_early(struct nat *n)
 
 static __always_inline int inside_packet(struct nat *n)
 {
-	if (n->p.flags & PACKET_LATER_FRAGMENT)
-		return fragment_forward(n, inside_early);
+	if (n->p.flags & PACKET_LATER_FRAGMENT) /* no session to check it */
+		return source_is_stolen(n) ? -REASON_DROPPED_SPOOFED :
+					     fragment_forward(n, inside_early);
 	if (n->p.flags & PACKET_ERROR)
 		return error_forward(
 			n, inside_unknown(n, -REASON_DROPPED_ICMP_NO_SESSION));

@@ -9,6 +9,7 @@
 #ifndef CONENAT_REORDER_H
 #define CONENAT_REORDER_H
 
+#include "owner.h"
 #include "translate.h"
 #include "verdict.h"
 
@@ -263,13 +264,16 @@ static __always_inline int fragment_claim(struct nat *n,
 	return reorder_reason(n, rc, -REASON_DIVERTED_FRAGMENT, 0);
 }
 
-/* The reason of a first fragment, from which its later ones' follows. */
+/*
+ * The reason of a first fragment, from which its later ones' follows. A spoofer's says
+ * nothing of the datagrams of whom it pretends to be.
+ */
 static __noinline int fragment_settle(struct nat *n, int rc)
 {
 	bool passed = -rc <= REASON_LAST_PASSED;
 	int diverted;
 
-	if (-rc <= REASON_LAST_DIVERTED)
+	if (-rc <= REASON_LAST_DIVERTED || source_is_stolen(n))
 		return rc;
 	diverted = fragment_claim(n, NULL,
 				  passed ? FRAGMENT_PASS : FRAGMENT_DROP);

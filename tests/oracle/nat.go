@@ -128,7 +128,10 @@ func (n *NAT) FromInside(place Place, p Packet) Result {
 	if _, known := n.config.Networks[place]; !known {
 		return Result{Reason: PassedNoLink}
 	}
+	stolen := n.config.steals(place, p)
 	switch {
+	case p.Piece == Later && stolen:
+		return Result{Reason: DroppedSpoofed}
 	case p.Piece == Later:
 		return n.laterFragment(place, p, n.insideUnknown(place, p, DroppedFragment))
 	case p.Kind == Error:
@@ -137,7 +140,9 @@ func (n *NAT) FromInside(place Place, p Packet) Result {
 		return Result{Reason: n.insideUnknown(place, p, DroppedICMPType)}
 	}
 	r := n.insideKnown(place, p)
-	n.remember(place, p, r.Reason)
+	if !stolen { // a spoofer's says nothing of the datagrams of whom it pretends to be
+		n.remember(place, p, r.Reason)
+	}
 	return r
 }
 

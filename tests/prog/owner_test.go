@@ -36,6 +36,35 @@ func TestOwnerSpoofed(t *testing.T) {
 	r.From("br0", s).Passed("stack") // nobody knows the port there
 }
 
+// TestOwnerSpoofedFragments: another port's container puts nothing into its neighbour's datagrams, and does not lead them astray, whatever
+// first or later fragment it forges.
+func TestOwnerSpoofedFragments(t *testing.T) {
+	r := rig.New(t)
+	r.Owner(rig.C1, "p1", nil)
+	s := rig.FromContainer(UDP(rig.C1+":2000", rig.Peer1+":53", long))
+	f := rig.Identified(s).Fragments(320)
+	expiring := rig.Identified(s.With(func(s *Spec) { s.TTL = 1 })).Fragments(320)
+	from := func(dev string, frame []byte, want string) {
+		t.Helper()
+		if got := r.Send(r.DP.Objects().NatInside, dev, frame, nil).Reason; got != want {
+			t.Errorf("from %s: %s, want %s", dev, got, want)
+		}
+	}
+	from("p2", f[1], "dropped_spoofed")
+	from("p1", f[0], "translated_outbound")
+	for _, later := range f[1:] {
+		from("p2", f[0], "dropped_spoofed")
+		from("p2", expiring[0], "passed_ttl") // as a whole packet: nothing is translated
+		from("p2", later, "dropped_spoofed")
+		from("p1", later, "translated_outbound")
+	}
+	r.TakePath(true)
+	defer r.TakePath(false)
+	from("p1", f[0], "passed_stack")
+	from("p2", f[1], "dropped_spoofed")
+	from("p1", f[1], "passed_stack")
+}
+
 // TestOwnerPortGone: the owner's port is gone, and a new container has the address: no daemon has told yet.
 func TestOwnerPortGone(t *testing.T) {
 	r := rig.New(t)
