@@ -85,6 +85,9 @@ NAT_GLOBAL int mss_clamp(struct __sk_buff *skb, const struct packet *p,
 		return -REASON_DROPPED_REWRITE;
 	walk.at = p->l4 + sizeof(struct tcphdr);
 	walk.end = p->l4 + (offset >> 4) * 4;
+	/* Of a first fragment some may be in the next one; padding is no option. */
+	if (walk.end > (__u32)p->l3 + p->total)
+		walk.end = (__u32)p->l3 + p->total;
 	bpf_loop(TCP_OPTIONS_MAX, mss_step, &walk, 0);
 	if (!walk.mss || bpf_ntohs(walk.mss) <= mtu - MSS_HEADERS)
 		return 0;

@@ -121,3 +121,22 @@ func TestMSSClampWays(t *testing.T) {
 		r.Hairpin("p2", syn(rig.C2+":3000", outside, 1460), syn(rig.External+":3000", inside, 1460))
 	})
 }
+
+// TestMSSClampFirstFragment: an option that is in it, and not one whose end is what the frame has behind the datagram.
+func TestMSSClampFirstFragment(t *testing.T) {
+	const mtu, fits = 1400, 1360
+	first := func(src string, hops uint8, behind []byte, options ...[]byte) []byte {
+		s := rig.FromContainer(withOptions(src, rig.Peer1+":80", "S", options...)).With(func(s *Spec) { s.TTL = 64 - hops })
+		return append(rig.Identified(s).Fragments(24)[0], behind...)
+	}
+	inside, outside, value := rig.C1+":2000", rig.External+":2000", mss(1460)[2:]
+	for name, c := range map[string]struct{ in, want []byte }{
+		"Whole": {first(inside, 0, nil, mss(1460), timestamps), first(outside, 1, nil, mss(fits), timestamps)},
+		"Cut":   {first(inside, 0, value, nop, nop, mss(1460)), first(outside, 1, value, nop, nop, mss(1460))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := rig.New(t, rig.WithMTU(mtu), rig.WithNetworks(clamping))
+			r.Send(r.DP.Objects().NatInside, "p1", c.in, nil).Check(rig.Redirect, "translated_outbound", c.want)
+		})
+	}
+}
