@@ -52,6 +52,7 @@ static __always_inline int fragment_translate(struct nat *n,
 					      const struct nat_fragment *first)
 {
 	struct session_half *half = session_find(&first->session);
+	bool routed;
 	int rc;
 
 	if (n->p.flags & PACKET_SHORT) /* ports that nobody has translated */
@@ -59,8 +60,9 @@ static __always_inline int fragment_translate(struct nat *n,
 	if (!half)
 		return -REASON_DROPPED_FRAGMENT;
 	n->id = first->id;
-	rc = session_limits(n, half);
-	return rc < 0 ? rc : session_translate(n, half);
+	routed = session_routes(n, half);
+	rc = session_limits(n, half, routed);
+	return rc < 0 ? rc : session_translate(n, half, routed);
 }
 
 static __noinline int fragment_follow(struct nat *n,

@@ -248,7 +248,9 @@ static __always_inline int error_outer(struct nat *n,
 		to.saddr = half->saddr;
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
-	session_identify(n, &to);
+	if (!packet_is_atomic(&n->p))
+		session_identify(n, to.saddr, to.daddr);
+	to.id = n->id;
 	return rewrite_packet(n->skb, &n->p, &to);
 }
 

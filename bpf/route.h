@@ -25,13 +25,13 @@ struct nat {
 	struct __sk_buff *skb;
 	struct packet p;
 	__u32 tick;
-	__u32 zone; /* that it comes from */
+	__u16 zone; /* that it comes from */
+	__be16 id; /* of the datagram from here on; 0: its own */
 	int action; /* for a packet that was translated */
 	__u8 egress; /* at the outside egress hook */
 	__u8 stack; /* the interface's packets go the kernel's way */
 	__u8 stack_egress; /* at egress of an interface whose path is the stack */
 	__u8 from_port; /* at a bridge port: the sender's own */
-	__be16 id; /* of the datagram from here on; 0: its own */
 };
 
 static __always_inline int route_error(int rc)

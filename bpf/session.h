@@ -546,9 +546,10 @@ static __noinline int inbound_too_big(struct nat *n, struct session_half *half)
  * bpf_redirect_peer delivers it whole.
  */
 static __always_inline int session_limits(struct nat *n,
-					  struct session_half *half)
+					  struct session_half *half,
+					  bool routed)
 {
-	if (!session_routes(n, half))
+	if (!routed)
 		return 0;
 	if (n->p.ttl <= 1)
 		return -REASON_DROPPED_TTL;
@@ -559,13 +560,11 @@ static __always_inline int session_limits(struct nat *n,
 }
 
 /* What gets another source and is no atomic datagram gets an ID, too. */
-static __always_inline void session_identify(struct nat *n, struct rewrite *to)
+static __always_inline void session_identify(struct nat *n, nat_addr saddr,
+					     nat_addr daddr)
 {
-	if (!packet_is_atomic(&n->p) && !addr_equal(to->saddr, n->p.saddr) &&
-	    !(n->p.flags & PACKET_LATER_FRAGMENT) && !n->id)
-		n->id = identification(n->skb, to->saddr, to->daddr,
-				       n->p.proto);
-	to->id = n->id;
+	if (!addr_equal(saddr, n->p.saddr))
+		n->id = identification(n->skb, saddr, daddr, n->p.proto);
 }
 
 /* The MTU of the way outside, as far as it is known at a packet of either way. */
@@ -597,20 +596,21 @@ static __noinline int session_clamp(const struct nat *n,
 
 /* Rewrites a packet as its half says and sends it on. */
 static __always_inline int session_translate(struct nat *n,
-					     struct session_half *half)
+					     const struct session_half *half,
+					     bool routed)
 {
 	struct rewrite to = {
 		.saddr = half->saddr,
 		.daddr = half->daddr,
 		.sport = half->sport,
 		.dport = half->dport,
-		.decrement_ttl = session_routes(n, half),
+		.decrement_ttl = routed,
+		.id = n->id,
 	};
 	int rc;
 
 	if (session_enters(n, half))
 		rewrite_for_stack(n, &to);
-	session_identify(n, &to);
 	rc = rewrite_packet(n->skb, &n->p, &to);
 	if (rc == 0 && n->p.tcp & TCP_SYN)
 		rc = session_clamp(n, half);
@@ -666,25 +666,27 @@ static __always_inline int session_check_port(const struct nat *n,
 					      const struct session_key *key,
 					      struct session_half *half)
 {
-	__u32 port = n->from_port ? n->skb->ifindex : 0;
+	__u32 port;
 
-	if (n->zone == NAT_ZONE_OUTSIDE || n->egress ||
-	    half->port_ifindex == port)
+	if (n->zone == NAT_ZONE_OUTSIDE || n->egress)
+		return 0;
+	port = n->from_port ? n->skb->ifindex : 0;
+	if (half->port_ifindex == port)
 		return 0;
 	if (source_is_stolen(n))
 		return -REASON_DROPPED_SPOOFED;
 	return session_port_changed(key, half, port);
 }
 
-/* A first fragment: the later ones are to know of it before it goes. */
-static __always_inline int session_first(struct nat *n,
-					 const struct session_key *key,
-					 const struct session_half *half)
+/* What may be cut, or was: of a first fragment, the later ones are to know. */
+static __always_inline int session_datagram(struct nat *n,
+					    const struct session_key *key,
+					    const struct session_half *half)
 {
-	struct rewrite to = { .saddr = half->saddr, .daddr = half->daddr };
-
-	session_identify(n, &to);
-	return fragment_claim(n, key, FRAGMENT_TRANSLATE);
+	session_identify(n, half->saddr, half->daddr);
+	return n->p.flags & PACKET_FIRST_FRAGMENT ?
+		       fragment_claim(n, key, FRAGMENT_TRANSLATE) :
+		       0;
 }
 
 /* A packet of a known session. */
@@ -692,6 +694,7 @@ static __always_inline int session_forward(struct nat *n,
 					   const struct session_key *key,
 					   struct session_half *half)
 {
+	bool routed = session_routes(n, half);
 	int rc;
 
 	if (half->target == TARGET_OUTSIDE) {
@@ -709,10 +712,10 @@ static __always_inline int session_forward(struct nat *n,
 	if (rc < 0)
 		return rc;
 	session_touch(n, key, half);
-	rc = session_limits(n, half);
-	if (rc == 0 && n->p.flags & PACKET_FIRST_FRAGMENT)
-		rc = session_first(n, key, half);
-	return rc < 0 ? rc : session_translate(n, half);
+	rc = session_limits(n, half, routed);
+	if (rc == 0 && !packet_is_atomic(&n->p))
+		rc = session_datagram(n, key, half);
+	return rc < 0 ? rc : session_translate(n, half, routed);
 }
 
 static __always_inline void half_ref(const struct session_half *half,
