@@ -359,7 +359,9 @@ static __always_inline __s32 binding_port(struct __sk_buff *skb,
 
 	if (port < 0)
 		return port;
-	port = port_allocate(skb, want);
+	port = usage_room(want->zone, want->internal);
+	if (port == 0)
+		port = port_allocate(skb, want);
 	if (port < 0)
 		usage_give(want->zone, want->internal, USAGE_PORT);
 	return port;

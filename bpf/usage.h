@@ -131,6 +131,28 @@ NAT_GLOBAL int usage_take(__u32 zone, nat_addr address, __u64 one,
 	return rc;
 }
 
+/*
+ * Whether an inside host may have one more session: else it gets no binding for one,
+ * which would begin and end, with its events, at each packet that is refused.
+ * 0 or -REASON_DROPPED_*.
+ */
+NAT_GLOBAL int usage_room(__u32 zone, nat_addr address)
+{
+	struct nat_usage *u = bpf_map_lookup_elem(&zone_usage, &zone);
+	struct nat_zone *z = zone_get(zone);
+	struct owner_key key;
+
+	if (!usage_counts(zone) || !u || !z)
+		return 0;
+	if (usage_is_over(u->word, USAGE_SESSION, z->limits.zone_sessions))
+		return -REASON_DROPPED_NETWORK_SESSIONS;
+	usage_host_key(zone, address, &key);
+	u = bpf_map_lookup_elem(&hosts, &key);
+	if (u && usage_is_over(u->word, USAGE_SESSION, z->limits.host_sessions))
+		return -REASON_DROPPED_HOST_SESSIONS;
+	return 0;
+}
+
 NAT_GLOBAL int usage_give(__u32 zone, nat_addr address, __u64 one)
 {
 	struct nat_usage *all = bpf_map_lookup_elem(&zone_usage, &zone);

@@ -91,6 +91,9 @@ func (n *NAT) obtain(place Place, p Protocol, internal, remote netip.AddrPort) (
 	}
 	b = &Binding{counted: true, Protocol: p, Network: place, Internal: internal, remote: n.mappingRemote(place, p, remote), lastOut: n.now,
 		External: netip.AddrPortFrom(n.config.External, 0)}
+	if why := n.limitSessions(b); why != "" {
+		return nil, false, nil, why
+	}
 	c, why = n.choosePort(b)
 	return b, true, c, why
 }

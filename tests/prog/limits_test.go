@@ -123,7 +123,9 @@ func TestLimitOfSessions(t *testing.T) {
 			r.Inside(UDP(rig.C1+":5000", rig.Peer2+":9", "x")).Dropped(c.reason)
 			r.WantEvents("quota.exceeded udp br0 " + rig.C1 + ":5000 " + rig.External + ":5000 " + rig.Peer2 + ":9 x1 " + c.reason)
 			r.Outside(UDP(rig.Peer2+":2", rig.External+":5000", "x")).Dropped(c.reason)
-			r.Inside(UDP(rig.C1+":6000", rig.Peer2+":9", "x")).Dropped(c.reason) // and leaves no binding behind
+			r.Forget()
+			r.Inside(UDP(rig.C1+":6000", rig.Peer2+":9", "x")).Dropped(c.reason) // and makes no binding, nor its events
+			r.WantEvents()
 			wantUsed(r, "2 3", map[string]string{rig.C1: "2 3"})
 			r.In(UDP(rig.Peer2+":1", rig.External+":5000", "x"), UDP(rig.Peer2+":1", rig.C1+":5000", "x"))
 			r.Wait(301 * time.Second)
