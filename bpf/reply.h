@@ -236,13 +236,19 @@ NAT_GLOBAL int reply(struct __sk_buff *skb, const struct packet *p,
 		     __u32 zone_id, __u32 reason, bool egress)
 {
 	struct nat_zone *zone = zone_get(zone_id);
+	__u32 by = skb->ifindex;
 	struct reply_headers h = {};
 	nat_addr from;
 
 	if (!p || !zone || !reply_of(p, zone_id, zone, reason, &h.icmp))
 		return TC_ACT_SHOT;
-	from = zone_id == NAT_ZONE_OUTSIDE ? p->daddr : zone->gateway;
+	from = p->daddr;
+	if (zone_id != NAT_ZONE_OUTSIDE) {
+		from = zone->gateway;
+		by = zone->ifindex;
+	}
 	if (!from || !reply_is_due(skb, p) || !reply_is_allowed(zone_id) ||
+	    !address_is_remote(skb, p->saddr, by) ||
 	    reply_make(skb, p, from, &h) < 0)
 		return TC_ACT_SHOT;
 	return reply_send(skb, p, zone_id, zone, egress);

@@ -148,23 +148,46 @@ NAT_GLOBAL int route_by_realm(struct __sk_buff *skb, const struct packet *p,
 	return 0;
 }
 
-/* The zone that the kernel's routing finds an address in; else the outside's. */
-NAT_GLOBAL __u32 zone_of_route(struct __sk_buff *skb, nat_addr addr)
+/* BPF_FIB_LKUP_RET_* of what comes by an interface for an address; *ifindex: where to. */
+static __always_inline int route_towards(struct __sk_buff *skb, nat_addr addr,
+					 __u32 *ifindex)
 {
 	struct bpf_fib_lookup fib = {
 		.family = NAT_FAMILY,
-		.ifindex = skb->ifindex,
+		.ifindex = *ifindex,
 		.ipv4_dst = addr,
 	};
 	__u32 flags = fib_skip_neigh ? BPF_FIB_LOOKUP_SKIP_NEIGH : 0;
+	int rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
+
+	*ifindex = fib.ifindex;
+	return rc;
+}
+
+/* The zone that the kernel's routing finds an address in; else the outside's. */
+NAT_GLOBAL __u32 zone_of_route(struct __sk_buff *skb, nat_addr addr)
+{
+	__u32 ifindex = skb->ifindex;
 	struct nat_link *link;
 	int rc;
 
-	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
+	rc = route_towards(skb, addr, &ifindex);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NAT_ZONE_OUTSIDE;
-	link = link_get(fib.ifindex);
+	link = link_get(ifindex);
 	return link_is_inside(link) ? link->owner : NAT_ZONE_OUTSIDE;
+}
+
+/*
+ * Whether routing takes an address that was sent from for another host's: it is no
+ * network's broadcast address, and none of the host's own.
+ */
+NAT_GLOBAL bool address_is_remote(struct __sk_buff *skb, nat_addr addr,
+				  __u32 ifindex)
+{
+	int rc = route_towards(skb, addr, &ifindex);
+
+	return rc >= 0 && rc != BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
 #endif /* CONENAT_ROUTE_H */

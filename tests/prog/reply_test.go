@@ -210,6 +210,19 @@ func TestNoReply(t *testing.T) {
 	}
 }
 
+// TestNoReplyToBroadcast: nor to a source that is a network's broadcast address, or the host's own.
+func TestNoReplyToBroadcast(t *testing.T) {
+	r := rig.New(t, refusing(dataplane.RefuseSilently))
+	r.Forward("br0", dataplane.UDP, rig.External+":7000", rig.C1+":7000")
+	from := func(src string) Spec { return UDP(src+":53", rig.External+":7000", "x").With(lastHop) }
+	r.Outside(from("198.51.100.255")).Dropped("ttl")
+	r.Outside(from("198.51.100.254")).Told("ttl", Told(rig.External, 11, 0, 0, from("198.51.100.254")))
+	for _, src := range []string{"172.17.255.255", gateway} {
+		r.Inside(from(src)).Dropped("ttl")
+	}
+	r.From("p2", from(rig.C2)).Told("ttl", Told(gateway, 11, 0, 0, from(rig.C2)))
+}
+
 // TestExpiredHairpin: the network's own router says so.
 func TestExpiredHairpin(t *testing.T) {
 	r := rig.New(t, refusing(dataplane.RefuseSilently))
