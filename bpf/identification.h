@@ -6,7 +6,9 @@
  * NAT's. Atomic datagrams (DF, and no fragment) need none: theirs stays.
  *
  * As in the kernel, a counter for each of many hashes of addresses and protocol,
- * shared by the CPUs: split between them, each would come round so much sooner.
+ * shared by the CPUs: split between them, each would come round so much sooner. A
+ * secret is in the hash: nobody computes which addresses share a counter with his own,
+ * to foresee their IDs.
  */
 #ifndef CONENAT_IDENTIFICATION_H
 #define CONENAT_IDENTIFICATION_H
@@ -19,21 +21,31 @@ static __always_inline bool packet_is_atomic(const struct packet *p)
 			    PACKET_LATER_FRAGMENT)) == PACKET_DF;
 }
 
+/* An element, random to begin with: nobody knows where it does. */
+static __always_inline __u32 *identification_at(__u32 index)
+{
+	__u32 *e = bpf_map_lookup_elem(&identifications, &index);
+
+	if (e && !*e)
+		__sync_val_compare_and_swap(e, 0, bpf_get_prandom_u32() | 1);
+	return e;
+}
+
 /* A new ID, never 0; a GSO packet's segments count on from it. */
 NAT_GLOBAL __u16 identification(struct __sk_buff *skb, nat_addr saddr,
 				nat_addr daddr, __u8 proto)
 {
-	__u32 hash = (daddr ^ saddr << 7 ^ proto) * 0x9e3779b1U;
-	__u32 bucket = hash >> (32 - NAT_IDENTIFICATION_BITS);
+	__u32 *secret = identification_at(IDENTIFICATION_SECRET);
 	__u32 segments = skb->gso_segs ? skb->gso_segs : 1;
-	__u32 *counter = bpf_map_lookup_elem(&identifications, &bucket);
-	__u32 first;
+	__u32 *counter, hash, first;
 
+	if (!secret)
+		return 0;
+	hash = (daddr ^ *secret) * 0x9e3779b1U;
+	hash = (hash ^ hash >> 15 ^ saddr ^ proto) * *secret;
+	counter = identification_at(hash >> (32 - NAT_IDENTIFICATION_BITS));
 	if (!counter)
 		return 0;
-	if (!*counter) /* so that nobody knows where it begins */
-		__sync_val_compare_and_swap(counter, 0,
-					    bpf_get_prandom_u32() | 1);
 	first = __sync_fetch_and_add(counter, segments);
 	if (!(__u16)first)
 		first = __sync_fetch_and_add(counter, segments);

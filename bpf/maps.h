@@ -131,9 +131,10 @@ struct {
 	__type(value, struct nat_sampler);
 } samplers SEC(".maps");
 
-/* Counters of IPv4 IDs: identification.h. */
+/* Counters of IPv4 IDs, and behind them a secret: identification.h. */
 #define NAT_IDENTIFICATION_BITS 11
-MAP_ARRAY(identifications, __u32, 1 << NAT_IDENTIFICATION_BITS);
+#define IDENTIFICATION_SECRET (1 << NAT_IDENTIFICATION_BITS)
+MAP_ARRAY(identifications, __u32, IDENTIFICATION_SECRET + 1);
 
 /* ICMP errors of the NAT's own: to the outside, and to inside hosts. */
 struct {

@@ -88,3 +88,27 @@ func oneID(r *rig.Rig, s Spec) (id uint16) {
 	}
 	return id
 }
+
+// TestIDsAreNotForeseen: which counter an address has is another one each time that the tables are made.
+func TestIDsAreNotForeseen(t *testing.T) {
+	r := rig.New(t)
+	used := map[uint32]bool{}
+	for range 8 {
+		for index, zero := uint32(0), uint32(0); index < r.DP.Objects().Identifications.MaxEntries(); index++ {
+			if err := r.DP.Objects().Identifications.Put(index, zero); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
+		var index, counter uint32
+		for it := r.DP.Objects().Identifications.Iterate(); it.Next(&index, &counter); {
+			if counter != 0 {
+				used[index] = true
+				break // behind it is the secret
+			}
+		}
+	}
+	if len(used) < 2 {
+		t.Errorf("the address counts at %v, however often the tables are made", used)
+	}
+}
