@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Later fragments, which have no ports: they go as their datagram's first one has
- * gone, which leaves behind what that was (reorder.h). One that comes before it
- * waits for it in the namespace there.
+ * gone, which leaves behind what that was (datagram.h). One that comes before it
+ * waits for it in the namespace of reorder.h.
  */
 #ifndef CONENAT_FRAGMENT_H
 #define CONENAT_FRAGMENT_H

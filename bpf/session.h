@@ -7,10 +7,10 @@
 #ifndef CONENAT_SESSION_H
 #define CONENAT_SESSION_H
 
+#include "datagram.h"
 #include "filter.h"
 #include "identification.h"
 #include "mss.h"
-#include "reorder.h"
 #include "slot.h"
 #include "translate.h"
 #include "verdict.h"
