@@ -241,6 +241,7 @@ const (
 	EventFlagHairpin = 1 << 1
 	BindOverSocket   = 1 << 0
 	BindPublished    = 1 << 1
+	ReserveForwarded = 1 << 2
 )
 
 // Names of maps and programs in the object.

@@ -437,7 +437,7 @@ struct claim4 {
 	__u32 generation; /* CLAIM_HOST: slot of the sweep array */
 	__u32 last_seen; /* CLAIM_HOST: tick */
 	__u8 closing; /* CLAIM_HOST: the host sent FIN or RST */
-	__u8 forwarded; /* CLAIM_HOST: by a packet of its own NAT's, not its own */
+	__u8 forwarded; /* CLAIM_HOST: by its own NAT, not by itself */
 	__u8 pad[2];
 };
 
@@ -560,6 +560,7 @@ enum nat_command {
 
 #define BIND_OVER_SOCKET (1 << 0) /* although the host listens there */
 #define BIND_PUBLISHED (1 << 1) /* BINDING_PUBLISHED */
+#define RESERVE_FORWARDED (1 << 2) /* of a connection of another NAT's */
 
 struct nat_request4 {
 	__u8 command;

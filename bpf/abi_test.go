@@ -27,7 +27,7 @@ func TestDefinesMatch(t *testing.T) {
 		"BIND_OVER_SOCKET": BindOverSocket, "LINK_STACK": LinkStack, "NAT_LABEL_LEN": LabelLen,
 		"ZONE_ISOLATED": ZoneIsolated, "OWNER_EXCLUDED": OwnerExcluded, "OWNER_FILTERING": OwnerFiltering,
 		"SEEN_SYN": SeenSYN, "SEEN_FIN": SeenFIN, "SEEN_RST": SeenRST, "SEEN_OTHER": SeenOther,
-		"BINDING_INDEXED": BindingIndexed, "BINDING_PUBLISHED": BindingPublished, "BINDING_RETIRED": BindingRetired, "BIND_PUBLISHED": BindPublished,
+		"BINDING_INDEXED": BindingIndexed, "BINDING_PUBLISHED": BindingPublished, "BINDING_RETIRED": BindingRetired, "BIND_PUBLISHED": BindPublished, "RESERVE_FORWARDED": ReserveForwarded,
 	} {
 		m := regexp.MustCompile(`(?m)^#define ` + name + `\s+(.+?)(?:\s*/\*.*)?$`).FindSubmatch(src)
 		if m == nil {

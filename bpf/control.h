@@ -342,9 +342,13 @@ static __always_inline int control_sweep(__u32 cursor, __u32 *next)
 	return rc < 0 ? ANSWER_FAILED : ANSWER_OK;
 }
 
-/* The host uses an endpoint, or still does. */
+/*
+ * The host uses an endpoint, or still does; or a connection of another NAT on it,
+ * which may turn out to be an inside host's, and be imported.
+ */
 static __noinline int control_reserve(const struct nat_request *r)
 {
+	bool forwarded = r->flags & RESERVE_FORWARDED;
 	struct nat_claim *claim;
 	struct claim_key key;
 
@@ -355,13 +359,14 @@ static __noinline int control_reserve(const struct nat_request *r)
 	claim_key_of(r->external, r->external_port, r->proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (!claim) {
-		host_claim(&key, clock_tick(), false);
+		host_claim(&key, clock_tick(), forwarded);
 		return ANSWER_OK;
 	}
 	if (claim->binding != CLAIM_HOST)
 		return ANSWER_TAKEN;
 	claim->last_seen = clock_tick();
-	claim->forwarded = 0;
+	if (!forwarded)
+		claim->forwarded = 0;
 	return ANSWER_OK;
 }
 

@@ -229,11 +229,22 @@ func (d *Dataplane) IndexForwards() error {
 // ReserveHost says that the host uses an endpoint: no binding takes it before the protocol's idle timeout.
 // An endpoint that is held already is no error.
 func (d *Dataplane) ReserveHost(p Protocol, external netip.AddrPort) error {
+	return d.reserve(p, external, 0)
+}
+
+// ReserveForwarded is ReserveHost for a connection of another NAT on the host. It gives way to ImportSession: the
+// connection may be one of a network that becomes known later.
+func (d *Dataplane) ReserveForwarded(p Protocol, external netip.AddrPort) error {
+	return d.reserve(p, external, bpf.ReserveForwarded)
+}
+
+func (d *Dataplane) reserve(p Protocol, external netip.AddrPort, flags uint8) error {
 	if !external.Addr().Is4() {
 		return fmt.Errorf("reserve %s/%s: not IPv4", p, external)
 	}
 	err := d.request(&bpf.Request{
 		Command:      bpf.CommandReserve,
+		Flags:        flags,
 		Proto:        uint8(p),
 		External:     rawAddr(external.Addr()),
 		ExternalPort: rawPort(external.Port()),

@@ -50,6 +50,7 @@ type Dataplane interface {
 	RemoveForwards([]dataplane.Forward) (int, error)
 	IndexForwards() error
 	ReserveHost(dataplane.Protocol, netip.AddrPort) error
+	ReserveForwarded(dataplane.Protocol, netip.AddrPort) error
 }
 
 // Host is what the loop follows.

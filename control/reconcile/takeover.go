@@ -29,8 +29,9 @@ type takeover struct {
 }
 
 type reservation struct {
-	protocol dataplane.Protocol
-	external netip.AddrPort
+	protocol  dataplane.Protocol
+	external  netip.AddrPort
+	forwarded bool // a connection of another NAT's: it may turn out to be of a network that is not known yet
 }
 
 // sortFlows is a pure function. Of the flows of one internal endpoint, those come first whose external port is the
@@ -47,7 +48,7 @@ func sortFlows(flows []conntrack.Flow, s plan.State) (out takeover) {
 		if session, ours := view.session(f); ours {
 			out.sessions, out.flows = append(out.sessions, session), append(out.flows, f)
 		} else if f.SourceNAT && view.external(f.Reply.Dst.Addr()) && view.network(f.Original.Src.Addr()) == "" {
-			out.others = append(out.others, reservation{f.Protocol, f.Reply.Dst})
+			out.others = append(out.others, reservation{f.Protocol, f.Reply.Dst, true})
 		}
 	}
 	preserved := func(s dataplane.Session) int {
@@ -189,7 +190,11 @@ func (r *Reconciler) importSessions(sessions []dataplane.Session) bool {
 // reserve keeps bindings off endpoints that the host, or another NAT on it, uses.
 func (r *Reconciler) reserve(list []reservation) bool {
 	for _, one := range list {
-		err := r.dp.ReserveHost(one.protocol, one.external)
+		keep := r.dp.ReserveHost
+		if one.forwarded {
+			keep = r.dp.ReserveForwarded
+		}
+		err := keep(one.protocol, one.external)
 		if err != nil && !errors.Is(err, dataplane.ErrNotFound) { // no external address any more
 			r.fail("reserve the host's ports", err, false)
 			return false
@@ -207,7 +212,7 @@ func (r *Reconciler) hostReservations(external []netip.Addr) (list []reservation
 	for _, s := range sockets {
 		for _, a := range external {
 			if s.Wildcard() || s.Local.Addr() == a {
-				list = append(list, reservation{s.Protocol, netip.AddrPortFrom(a, s.Local.Port())})
+				list = append(list, reservation{protocol: s.Protocol, external: netip.AddrPortFrom(a, s.Local.Port())})
 			}
 		}
 	}
@@ -227,7 +232,7 @@ func (r *Reconciler) diverted(t *target, external []netip.Addr) (list []reservat
 		for _, a := range external {
 			for port := int(d.Low); port <= int(d.High); port++ {
 				if to := netip.AddrPortFrom(a, uint16(port)); d.Covers(d.Protocol, to) {
-					list = append(list, reservation{d.Protocol, to})
+					list = append(list, reservation{protocol: d.Protocol, external: to})
 				}
 			}
 		}

@@ -40,10 +40,11 @@ type Dataplane struct {
 	queued chan struct{}
 }
 
-// Reservation is one call of ReserveHost.
+// Reservation is one call of ReserveHost, or of ReserveForwarded.
 type Reservation struct {
-	Protocol dataplane.Protocol
-	Endpoint netip.AddrPort
+	Protocol  dataplane.Protocol
+	Endpoint  netip.AddrPort
+	Forwarded bool
 }
 
 type bindingKey struct {
@@ -410,13 +411,22 @@ func (d *Dataplane) ImportSession(s dataplane.Session) error {
 
 // ReserveHost remembers the endpoint; see Reserved.
 func (d *Dataplane) ReserveHost(p dataplane.Protocol, endpoint netip.AddrPort) error {
-	return d.do(fmt.Sprintf("reserve %s/%s", p, endpoint), func() error {
-		d.reserved = append(d.reserved, Reservation{p, endpoint})
+	return d.reserve(Reservation{Protocol: p, Endpoint: endpoint})
+}
+
+// ReserveForwarded remembers the endpoint; see Reserved.
+func (d *Dataplane) ReserveForwarded(p dataplane.Protocol, endpoint netip.AddrPort) error {
+	return d.reserve(Reservation{Protocol: p, Endpoint: endpoint, Forwarded: true})
+}
+
+func (d *Dataplane) reserve(one Reservation) error {
+	return d.do(fmt.Sprintf("reserve %s/%s", one.Protocol, one.Endpoint), func() error {
+		d.reserved = append(d.reserved, one)
 		return nil
 	})
 }
 
-// Reserved is what ReserveHost was called with.
+// Reserved is what ReserveHost and ReserveForwarded were called with.
 func (d *Dataplane) Reserved() []Reservation {
 	d.mu.Lock()
 	defer d.mu.Unlock()

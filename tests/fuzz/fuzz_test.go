@@ -13,7 +13,6 @@ import (
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/rig"
-
 	. "github.com/conenat/conenat/tests/packets"
 )
 

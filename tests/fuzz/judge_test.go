@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"github.com/conenat/conenat/tests/rig"
-
 	. "github.com/conenat/conenat/tests/packets"
 )
 

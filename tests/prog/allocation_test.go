@@ -13,11 +13,10 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/require"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // allPorts has room for all ports of one protocol.

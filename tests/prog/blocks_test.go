@@ -7,12 +7,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/require"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // blocks gives br0's hosts blocks of so many ports; br1's have none.

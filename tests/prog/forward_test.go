@@ -7,10 +7,9 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestForwardRefused: every reason, and nothing half done.

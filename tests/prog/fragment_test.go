@@ -7,9 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 var long = strings.Repeat("0123456789abcdef", 60) // 960 bytes

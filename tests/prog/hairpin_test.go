@@ -6,10 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestHairpin: within one network, from the sender's external endpoint (RFC 4787 REQ-9a), whatever the

@@ -8,10 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestHold: nobody gets the port of a UDP binding for 120 s after its end, where anybody could send to it (RFC 6888 REQ-8);

@@ -7,9 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 const router = "192.0.2.99" // of the outside, and no end of any session

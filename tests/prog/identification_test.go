@@ -7,9 +7,8 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 func idOf(frame []byte) uint16 { return binary.BigEndian.Uint16(frame[rig.L3+4:]) }

@@ -6,10 +6,9 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestImport: a connection that lived in netfilter's NAT goes on in both directions with the same external endpoint,
@@ -262,4 +261,23 @@ func TestReservationRenewed(t *testing.T) {
 	if got := r.Opened("udp", rig.C1+":6000"); got == 6000 {
 		t.Error("a reserved port was given away")
 	}
+}
+
+// TestImportOverReservation: what was reserved for a connection of another NAT's is its own again when the connection
+// turns out to be a container's, whose network the daemon did not know at the time. What a socket of the host holds is not.
+func TestImportOverReservation(t *testing.T) {
+	r := rig.New(t)
+	other, socket := Endpoint(rig.External+":6000"), Endpoint(rig.External+":6001")
+	r.Must("reserve", func() error {
+		return errors.Join(r.DP.ReserveForwarded(dataplane.UDP, other), r.DP.ReserveHost(dataplane.UDP, socket),
+			r.DP.ReserveForwarded(dataplane.UDP, socket))
+	})
+	if got := r.Opened("udp", rig.C2+":6000"); got == 6000 {
+		t.Error("a port of another NAT's connection was given away")
+	}
+	r.MustImport(dataplane.UDP, "active", rig.C1+":6000", rig.External+":6000", rig.Peer1+":80")
+	if err := r.Imported(dataplane.UDP, "active", rig.C1+":6001", rig.External+":6001", rig.Peer1+":80"); err == nil {
+		t.Error("a port of the host's socket was taken over")
+	}
+	r.Consistent()
 }

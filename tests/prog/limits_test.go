@@ -9,10 +9,9 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // limited gives br0 limits.

@@ -7,9 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // shortest is the shortest frame that BPF_PROG_RUN takes as IPv4 (Linux 6.18).

@@ -6,10 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 const (

@@ -5,10 +5,9 @@ package prog
 import (
 	"testing"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestPathStack: what comes from inside is the kernel's, and translated at egress; what comes from outside has its port

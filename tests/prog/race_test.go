@@ -8,12 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/require"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // frames are prebuilt, so that what is measured against each other is the packet path.

@@ -6,10 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestSlotOfOneHeldUp: a CPU that has reserved a slot is held up for longer than a session lives. The sweeper takes the

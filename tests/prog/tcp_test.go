@@ -12,10 +12,9 @@ import (
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 
-	"github.com/conenat/conenat/tests/rig"
-
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 // The timeouts of the states (RFC 5382 REQ-5, RFC 7857 section 2.2).
