@@ -32,7 +32,7 @@ func TestSinkCounts(t *testing.T) {
 	if err := lab.Host.AddAddr("lo", "192.0.2.1/32"); err != nil {
 		t.Fatal(err)
 	}
-	sender, err := lab.Host.DialUDP(local, netip.MustParseAddrPort("192.0.2.1:9"))
+	sender, err := lab.Host.ListenUDP(local) // a connected one would report a refusal in place of the next packet
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,9 @@ func TestSinkCounts(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			_, _ = sender.Write([]byte("x")) // refused, if it is not dropped
+			if _, err := sender.WriteToUDPAddrPort([]byte("x"), netip.MustParseAddrPort("192.0.2.1:9")); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if n, err := sink.Count(); n != want || err != nil {
 			t.Errorf("%d packets to %s, want %d: %v", n, dst, want, err)

@@ -5,6 +5,8 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -229,6 +231,25 @@ func (s *streams) finish(mayLose int) {
 	if s.lost > mayLose {
 		s.t.Errorf("%d of %d datagrams are lost, want %d at the most", s.lost, sent, mayLose)
 	}
+}
+
+// TestTakeoverOfNetworkKnownLater: a daemon that cannot ask Docker yet holds its connections for another NAT's, and leaves
+// their ports alone; the next one knows the network, and takes them over all the same.
+func TestTakeoverOfNetworkKnownLater(t *testing.T) {
+	s := dockerWithStreams(t, docker.Config{}, 5, 0)
+	engine := os.Getenv("DOCKER_HOST")
+	t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(s.Dir(), "nobody.sock"))
+	s.Conenat = harness.Start(t, s.Topo, s.Host, "--docker")
+	s.Stop()
+	t.Setenv("DOCKER_HOST", engine)
+	s.Run()
+	s.excused = excuseClsact(t, s.udp)
+	s.flows("after the takeover")
+	s.known()
+	if strings.Contains(s.Log(), "cannot be taken over") {
+		t.Errorf("the daemon says: %s", s.Log())
+	}
+	s.finish(0)
 }
 
 // TestTakeover: what lives in Docker's NAT, on ports that masquerade had to change and on a published one, goes on in
