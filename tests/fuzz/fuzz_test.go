@@ -12,8 +12,8 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
-	"github.com/conenat/conenat/tests/rig"
 	. "github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/rig"
 )
 
 func TestMain(m *testing.M) { rig.Main(m) }
