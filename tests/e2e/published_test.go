@@ -53,9 +53,8 @@ func TestPublished(t *testing.T) {
 			}
 			p.fromHost()
 			p.ownPackets()
-			if w := h.followed().Warnings; len(w) != 0 {
-				t.Errorf("warnings: %q", w)
-			}
+			// A slow machine's dockerd may owe an answer; it is a warning until it comes.
+			h.eventually("no warnings", func() bool { return len(h.followed().Warnings) == 0 })
 			checkReplay(h.lab)
 		})
 	}
