@@ -112,6 +112,15 @@ NAT_GLOBAL enum nat_behavior mapping_of(__u32 zone, __u8 proto)
 	return z->mapping[l4];
 }
 
+/* An inside host: of owners, and of hosts, which counts what it has. */
+static __always_inline void owner_key_of(__u32 zone, nat_addr address,
+					 struct owner_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->address = address;
+	key->zone = zone;
+}
+
 NAT_GLOBAL bool address_in_zone(__u32 zone, nat_addr address)
 {
 	struct nat_zone *z = zone_get(zone);

@@ -11,10 +11,9 @@
 
 static __always_inline struct nat_owner *owner_of(__u32 zone, nat_addr address)
 {
-	struct owner_key key = {};
+	struct owner_key key;
 
-	key.address = address;
-	key.zone = zone;
+	owner_key_of(zone, address, &key);
 	return bpf_map_lookup_elem(&owners, &key);
 }
 

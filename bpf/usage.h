@@ -26,14 +26,6 @@ static __always_inline bool usage_is_over(__u64 word, __u64 one, __u32 limit)
 	return limit && has >= limit;
 }
 
-static __always_inline void usage_host_key(__u32 zone, nat_addr address,
-					   struct owner_key *key)
-{
-	__builtin_memset(key, 0, sizeof(*key));
-	key->address = address;
-	key->zone = zone;
-}
-
 /* One less; the last one of all takes the entry away. */
 static __noinline int usage_drop(const struct owner_key *key, __u64 one)
 {
@@ -124,7 +116,7 @@ NAT_GLOBAL int usage_take(__u32 zone, nat_addr address, __u64 one,
 		return one == USAGE_PORT ? -REASON_DROPPED_NETWORK_PORTS :
 					   -REASON_DROPPED_NETWORK_SESSIONS;
 	}
-	usage_host_key(zone, address, &key);
+	owner_key_of(zone, address, &key);
 	rc = usage_hold(&key, one, unlimited ? 0 : usage_limit(z, one, true));
 	if (rc < 0)
 		__sync_fetch_and_add(&all->word, -one);
@@ -146,7 +138,7 @@ NAT_GLOBAL int usage_room(__u32 zone, nat_addr address)
 		return 0;
 	if (usage_is_over(u->word, USAGE_SESSION, z->limits.zone_sessions))
 		return -REASON_DROPPED_NETWORK_SESSIONS;
-	usage_host_key(zone, address, &key);
+	owner_key_of(zone, address, &key);
 	u = bpf_map_lookup_elem(&hosts, &key);
 	if (u && usage_is_over(u->word, USAGE_SESSION, z->limits.host_sessions))
 		return -REASON_DROPPED_HOST_SESSIONS;
@@ -160,7 +152,7 @@ NAT_GLOBAL int usage_give(__u32 zone, nat_addr address, __u64 one)
 
 	if (!usage_counts(zone) || !all)
 		return 0;
-	usage_host_key(zone, address, &key);
+	owner_key_of(zone, address, &key);
 	usage_drop(&key, one);
 	__sync_fetch_and_add(&all->word, -one);
 	return 0;
