@@ -97,9 +97,9 @@ func TestEnsureReordering(t *testing.T) {
 	path, _, _ := strings.Cut(first.Mounts[0], ":")
 	for what, spoil := range map[string]func() error{
 		"the interface": func() error { return f.Host.IP(t.Context(), "link del "+linkName(t, f)) },
-		"the mount":     func() error { return unix.Unmount(path, 0) },
+		"the mount":     func() error { return unix.Unmount(path, unix.MNT_DETACH) },
 		"both": func() error {
-			return errors.Join(f.Host.IP(t.Context(), "link del "+linkName(t, f)), unix.Unmount(path, 0), os.Remove(path))
+			return errors.Join(f.Host.IP(t.Context(), "link del "+linkName(t, f)), unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
 		},
 	} {
 		if err := spoil(); err != nil {
@@ -152,7 +152,7 @@ func TestReorderingFails(t *testing.T) {
 	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
 	s := ensured(t, f, d, 1500)
 	path, _, _ := strings.Cut(s.Mounts[0], ":")
-	if err := errors.Join(unix.Unmount(path, 0), os.Remove(path), os.MkdirAll(filepath.Join(path, "in the way"), 0o755)); err != nil {
+	if err := errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path), os.MkdirAll(filepath.Join(path, "in the way"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(path) })
