@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package packets builds test packets from scratch, with every checksum right, so that a test can compare
-// the whole of what came out with what should have. It never parses: what it gives is what was asked for.
+// the whole of what came out with what should have. What it gives is what was asked for: builders do not look at what they have
+// built. Sums and Verify do, of any packet, and share nothing with the builders but RFC 1071's sum.
 package packets
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,31 +22,67 @@ import (
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
-// Spec is an IPv4 packet in an Ethernet frame. Endpoints are "ADDR:PORT"; for ICMP queries the port is the
-// identifier, of the source (request) or of the destination (reply).
+// Spec is an IP packet in an Ethernet frame, of the family of its addresses. Endpoints are "ADDR:PORT"; for ICMP queries the
+// port is the identifier, of the source (request) or of the destination (reply).
 type Spec struct {
-	DstMAC   net.HardwareAddr
-	SrcMAC   net.HardwareAddr
-	Src, Dst string
-	TTL      uint8 // 0: 64
-	TOS      uint8
-	ID       uint16 // IPv4 identification
-	DF       bool
-	MF       bool
-	Offset   uint16 // of a fragment, bytes
-	Options  []byte // IPv4 options, padded by the caller to 4 bytes
-	Payload  []byte
-	L4       func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer
+	DstMAC     net.HardwareAddr
+	SrcMAC     net.HardwareAddr
+	Src, Dst   string
+	TTL        uint8       // or hop limit; 0: 64
+	TOS        uint8       // or traffic class
+	ID         uint16      // IPv4 identification; IPv6: of a fragment
+	DF         bool        // IPv6 says that of every packet, and has no bit for it
+	MF         bool        // IPv6: as Offset, by a fragment header
+	Offset     uint16      // of a fragment, bytes
+	Options    []byte      // IPv4 options, padded by the caller to 4 bytes
+	Extensions []Extension // IPv6 headers before the transport's
+	Payload    []byte
+	L4         func(s *Spec, ip *Header) []gopacket.SerializableLayer
+
+	quote *quote // what the payload is of, in an ICMP error
 }
 
-// Endpoint parses "ADDR:PORT"; "ADDR" is port 0.
+// Header is the IP header that a transport header is made for.
+type Header struct {
+	Protocol layers.IPProtocol     // the transport's, which sets it
+	Network  gopacket.NetworkLayer // for gopacket's SetNetworkLayerForChecksum
+	Src, Dst netip.Addr
+}
+
+// Endpoint parses "ADDR:PORT", "[ADDR]:PORT" or "ADDR", whose port is 0.
 func Endpoint(s string) netip.AddrPort {
 	if e, err := netip.ParseAddrPort(s); err == nil {
 		return e
 	}
-	return netip.AddrPortFrom(netip.MustParseAddr(s), 0)
+	return netip.AddrPortFrom(netip.MustParseAddr(strings.Trim(s, "[]")), 0)
+}
+
+// Family is the packet's.
+func (s Spec) Family() family.Family { return family.Of(Endpoint(s.Src).Addr()) }
+
+// In is the same packet in a family: between the same places, and about the same packet, if it is an ICMP error. What is asked for
+// IPv4 alone (options, timestamps) cannot be built in IPv6. A payload that was quoted and then changed cannot follow: say In first.
+func (s Spec) In(f family.Family) Spec {
+	if s.Family() == f {
+		return s
+	}
+	if s.quote != nil {
+		if !bytes.Equal(s.Payload, s.quote.bytes()) {
+			panic("packets: In of an ICMP error whose payload was changed")
+		}
+		q := *s.quote
+		q.about = q.about.In(f)
+		s.quote, s.Payload = &q, q.bytes()
+		if q.told {
+			s.TOS = q.trafficClass()
+		}
+	}
+	s.Src, s.Dst = f.Text(s.Src), f.Text(s.Dst)
+	return s
 }
 
 // UDP is a UDP datagram.
@@ -50,16 +90,16 @@ func UDP(src, dst string, payload string) Spec {
 	return Spec{Src: src, Dst: dst, Payload: []byte(payload), L4: udp}
 }
 
-func udp(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
+func udp(s *Spec, ip *Header) []gopacket.SerializableLayer {
 	ip.Protocol = layers.IPProtocolUDP
 	u := &layers.UDP{SrcPort: layers.UDPPort(Endpoint(s.Src).Port()), DstPort: layers.UDPPort(Endpoint(s.Dst).Port())}
-	must(u.SetNetworkLayerForChecksum(ip))
+	must(u.SetNetworkLayerForChecksum(ip.Network))
 	return []gopacket.SerializableLayer{u, gopacket.Payload(s.Payload)}
 }
 
 // TCP is a TCP segment; flags are letters of "SAFRP".
 func TCP(src, dst, flags, payload string) Spec {
-	return Spec{Src: src, Dst: dst, Payload: []byte(payload), L4: func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
+	return Spec{Src: src, Dst: dst, Payload: []byte(payload), L4: func(s *Spec, ip *Header) []gopacket.SerializableLayer {
 		ip.Protocol = layers.IPProtocolTCP
 		t := &layers.TCP{SrcPort: layers.TCPPort(Endpoint(s.Src).Port()), DstPort: layers.TCPPort(Endpoint(s.Dst).Port()),
 			Seq: 1000, Ack: 2000, Window: 512}
@@ -77,68 +117,14 @@ func TCP(src, dst, flags, payload string) Spec {
 				t.PSH = true
 			}
 		}
-		must(t.SetNetworkLayerForChecksum(ip))
+		must(t.SetNetworkLayerForChecksum(ip.Network))
 		return []gopacket.SerializableLayer{t, gopacket.Payload(s.Payload)}
 	}}
 }
 
-// Ping is an echo request with the source's port as identifier.
-func Ping(src, dst string) Spec {
-	return icmpQuery(src, dst, layers.ICMPv4TypeEchoRequest, Endpoint(src).Port())
-}
-
-// Pong is an echo reply with the destination's port as identifier.
-func Pong(src, dst string) Spec {
-	return icmpQuery(src, dst, layers.ICMPv4TypeEchoReply, Endpoint(dst).Port())
-}
-
-// Timestamp and TimestampReply are the other query that is translated (RFC 792).
-func Timestamp(src, dst string) Spec {
-	return icmpQuery(src, dst, layers.ICMPv4TypeTimestampRequest, Endpoint(src).Port())
-}
-
-// TimestampReply answers it.
-func TimestampReply(src, dst string) Spec {
-	return icmpQuery(src, dst, layers.ICMPv4TypeTimestampReply, Endpoint(dst).Port())
-}
-
-func icmpQuery(src, dst string, kind uint8, id uint16) Spec {
-	return Spec{Src: src, Dst: dst, Payload: []byte("0123456789abcdef"), L4: func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
-		ip.Protocol = layers.IPProtocolICMPv4
-		return []gopacket.SerializableLayer{
-			&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(kind, 0), Id: id, Seq: 7}, gopacket.Payload(s.Payload)}
-	}}
-}
-
-// ICMPError is an ICMP error message that embeds the packet that it is about, as long as given: the IPv4
-// header and at least 8 bytes.
-func ICMPError(src, dst string, kind, code uint8, about Spec, embed int) Spec {
-	inner := about.IP()
-	if embed > 0 && embed < len(inner) {
-		inner = inner[:embed]
-	}
-	return Spec{Src: src, Dst: dst, Payload: inner, L4: func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
-		ip.Protocol = layers.IPProtocolICMPv4
-		return []gopacket.SerializableLayer{
-			&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(kind, code), Seq: 1400}, gopacket.Payload(s.Payload)}
-	}}
-}
-
-// Told is the ICMP error by which the NAT itself tells the sender of a packet that it was dropped: as much of it as 576 bytes
-// hold (RFC 1812 section 4.3.2.3). mtu is the next hop's, of Fragmentation Needed; from is the NAT's address.
-func Told(from string, kind, code uint8, mtu uint16, about Spec) Spec {
-	quote := about.IP()
-	return Spec{Src: from, Dst: Endpoint(about.Src).Addr().String(), TOS: 0xc0, DF: true, Payload: quote[:min(len(quote), 548)],
-		L4: func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
-			ip.Protocol = layers.IPProtocolICMPv4
-			return []gopacket.SerializableLayer{
-				&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(kind, code), Seq: mtu}, gopacket.Payload(s.Payload)}
-		}}
-}
-
-// Raw is an IPv4 packet of any protocol; the payload is its transport header and data.
+// Raw is an IP packet of any protocol; the payload is its transport header and data.
 func Raw(src, dst string, proto uint8, payload []byte) Spec {
-	return Spec{Src: src, Dst: dst, Payload: payload, L4: func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
+	return Spec{Src: src, Dst: dst, Payload: payload, L4: func(s *Spec, ip *Header) []gopacket.SerializableLayer {
 		ip.Protocol = layers.IPProtocol(proto)
 		return []gopacket.SerializableLayer{gopacket.Payload(s.Payload)}
 	}}
@@ -152,19 +138,37 @@ func (s Spec) With(change func(*Spec)) Spec {
 
 // Hop is the packet after one more router: TTL less 1.
 func (s Spec) Hop() Spec {
-	if s.TTL == 0 {
-		s.TTL = 64
-	}
-	s.TTL--
+	s.TTL = s.ttl() - 1
 	return s
 }
 
-func (s Spec) ipv4() *layers.IPv4 {
-	ttl := s.TTL
-	if ttl == 0 {
-		ttl = 64
+// IP is the packet from its IP header on.
+func (s Spec) IP() []byte {
+	if s.Family() == family.V6 {
+		return s.ipv6()
 	}
-	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: ttl, TOS: s.TOS, Id: s.ID, FragOffset: s.Offset / 8,
+	return s.ipv4()
+}
+
+func (s Spec) ttl() uint8 {
+	if s.TTL == 0 {
+		return 64
+	}
+	return s.TTL
+}
+
+// transport is the packet behind its IP headers.
+func (s Spec) transport(network gopacket.NetworkLayer) (protocol uint8, b []byte) {
+	ip := &Header{Network: network, Src: Endpoint(s.Src).Addr(), Dst: Endpoint(s.Dst).Addr()}
+	parts := s.L4(&s, ip)
+	return uint8(ip.Protocol), serialize(parts...)
+}
+
+func (s Spec) ipv4() []byte {
+	if len(s.Extensions) > 0 {
+		panic("packets: extension headers in IPv4")
+	}
+	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: s.ttl(), TOS: s.TOS, Id: s.ID, FragOffset: s.Offset / 8,
 		SrcIP: Endpoint(s.Src).Addr().AsSlice(), DstIP: Endpoint(s.Dst).Addr().AsSlice()}
 	if s.DF {
 		ip.Flags |= layers.IPv4DontFragment
@@ -172,14 +176,9 @@ func (s Spec) ipv4() *layers.IPv4 {
 	if s.MF {
 		ip.Flags |= layers.IPv4MoreFragments
 	}
-	return ip
-}
-
-// IP is the packet from its IPv4 header on.
-func (s Spec) IP() []byte {
-	ip := s.ipv4()
-	parts := append([]gopacket.SerializableLayer{ip}, s.L4(&s, ip)...)
-	out := serialize(parts...)
+	protocol, transport := s.transport(ip)
+	ip.Protocol = layers.IPProtocol(protocol)
+	out := serialize(ip, gopacket.Payload(transport))
 	if len(s.Options) > 0 {
 		out = withOptions(out, s.Options)
 	}
@@ -188,7 +187,7 @@ func (s Spec) IP() []byte {
 
 // withOptions puts options into a packet without any, and mends length and header checksum.
 func withOptions(packet, options []byte) []byte {
-	out := append(append(append([]byte{}, packet[:20]...), options...), packet[20:]...)
+	out := slices.Concat(packet[:20], options, packet[20:])
 	out[0] = 4<<4 | byte(5+len(options)/4)
 	binary.BigEndian.PutUint16(out[2:], uint16(len(out)))
 	FixIPChecksum(out)
@@ -217,20 +216,34 @@ func Checksum(b []byte) uint16 {
 }
 
 // Bytes is the whole frame.
-func (s Spec) Bytes() []byte {
-	eth := append(append([]byte{}, mac(s.DstMAC)...), mac(s.SrcMAC)...)
-	return append(append(eth, 0x08, 0x00), s.IP()...)
+func (s Spec) Bytes() []byte { return s.frame(s.IP()) }
+
+func (s Spec) frame(ip []byte) []byte {
+	etherType := []byte{0x08, 0x00}
+	if s.Family() == family.V6 {
+		etherType = []byte{0x86, 0xdd}
+	}
+	return slices.Concat(mac(s.DstMAC), mac(s.SrcMAC), etherType, ip)
 }
 
-// Fragments cuts the packet into fragments with at most size bytes of IPv4 payload each; size is a multiple
-// of 8.
-func (s Spec) Fragments(size int) [][]byte {
+// Fragments cuts the packet into fragments with at most size bytes of payload each; size is a multiple of 8.
+func (s Spec) Fragments(size int) (frames [][]byte) {
+	cut := s.fragments4
+	if s.Family() == family.V6 {
+		cut = s.fragments6
+	}
+	for _, ip := range cut(size) {
+		frames = append(frames, s.frame(ip))
+	}
+	return frames
+}
+
+func (s Spec) fragments4(size int) (out [][]byte) {
 	whole := s.IP()
 	header, payload := whole[:20], whole[20:]
-	var out [][]byte
 	for at := 0; at < len(payload); at += size {
 		end := min(at+size, len(payload))
-		part := append(append([]byte{}, header...), payload[at:end]...)
+		part := slices.Concat(header, payload[at:end])
 		binary.BigEndian.PutUint16(part[2:], uint16(len(part)))
 		field := uint16(at / 8)
 		if end < len(payload) {
@@ -238,8 +251,7 @@ func (s Spec) Fragments(size int) [][]byte {
 		}
 		binary.BigEndian.PutUint16(part[6:], field)
 		FixIPChecksum(part)
-		eth := append(append([]byte{}, mac(s.DstMAC)...), mac(s.SrcMAC)...)
-		out = append(out, append(append(eth, 0x08, 0x00), part...))
+		out = append(out, part)
 	}
 	return out
 }

@@ -34,7 +34,7 @@ func withOptions(src, dst, flags string, options ...[]byte) Spec {
 		raw = append(raw, 0)
 	}
 	s := TCP(src, dst, flags, "")
-	s.L4 = func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
+	s.L4 = func(s *Spec, ip *Header) []gopacket.SerializableLayer {
 		ip.Protocol = layers.IPProtocolTCP
 		header := make([]byte, 20, 20+len(raw))
 		binary.BigEndian.PutUint16(header, Endpoint(s.Src).Port())
@@ -44,8 +44,7 @@ func withOptions(src, dst, flags string, options ...[]byte) Spec {
 			header[13] |= map[rune]byte{'F': 1, 'S': 2, 'R': 4, 'P': 8, 'A': 16}[f]
 		}
 		segment := append(header, raw...)
-		pseudo := slices.Concat(ip.SrcIP, ip.DstIP, []byte{0, 6, 0, byte(len(segment))})
-		binary.BigEndian.PutUint16(segment[16:], Checksum(append(pseudo, segment...)))
+		binary.BigEndian.PutUint16(segment[16:], ip.Checksum(segment))
 		return []gopacket.SerializableLayer{gopacket.Payload(segment)}
 	}
 	return s

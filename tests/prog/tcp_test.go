@@ -195,7 +195,7 @@ func TestWindowsAreTheEndsOwn(t *testing.T) {
 	r.Segments(">S <SA >A")
 	wild := func(s Spec) Spec {
 		l4 := s.L4
-		s.L4 = func(s *Spec, ip *layers.IPv4) []gopacket.SerializableLayer {
+		s.L4 = func(s *Spec, ip *Header) []gopacket.SerializableLayer {
 			all := l4(s, ip)
 			tcp := all[0].(*layers.TCP)
 			tcp.Seq, tcp.Ack, tcp.Window = 0xdeadbeef, 0x7fffffff, 0

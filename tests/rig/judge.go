@@ -63,39 +63,9 @@ func IsReply(in, out []byte) bool {
 	if len(in) < L4 || len(out) < headers || !bytes.Equal(out[:12], slices.Concat(in[6:12], in[:6])) {
 		return false
 	}
-	ip, transport := sumOK(out)
+	ip, transport := packets.Sums(out[L3:])
 	isError := out[L3+9] == 1 && (out[L4] == 3 || out[L4] == 11)
-	return ip && transport == 1 && isError && bytes.Equal(out[L3+16:L3+20], in[L3+12:L3+16]) && bytes.HasPrefix(in[L3:], out[headers:])
-}
-
-// sumOK says whether the IPv4 header's checksum is right, and the transport's: 1 yes, 0 no, -1 has none.
-func sumOK(frame []byte) (ip bool, transport int) {
-	if len(frame) < L4 || frame[L3]>>4 != 4 {
-		return false, -1
-	}
-	b := frame[L3:]
-	ihl, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
-	if ihl < 20 || total < ihl || total > len(b) {
-		return false, -1
-	}
-	ip = packets.Checksum(b[:ihl]) == 0
-	if binary.BigEndian.Uint16(b[6:])&0x3fff != 0 {
-		return ip, -1
-	}
-	body := b[ihl:total]
-	switch {
-	case b[9] == 1:
-	case b[9] == 17 && len(body) >= 8 && body[6]|body[7] == 0:
-		return ip, -1
-	case b[9] == 6, b[9] == 17:
-		body = append(append([]byte{}, b[12:20]...), append([]byte{0, b[9], byte(len(body) >> 8), byte(len(body))}, body...)...)
-	default:
-		return ip, -1
-	}
-	if packets.Checksum(body) != 0 {
-		return ip, 0
-	}
-	return ip, 1
+	return ip == packets.RightSum && transport == packets.RightSum && isError && bytes.Equal(out[L3+16:L3+20], in[L3+12:L3+16]) && bytes.HasPrefix(in[L3:], out[headers:])
 }
 
 // Judge sends a frame and says what is wrong with what came of it; nothing: "".
@@ -127,8 +97,8 @@ func (res result) judge() string {
 		}
 		return ""
 	}
-	ip, transport := sumOK(frame)
-	ipAfter, transportAfter := sumOK(res.out)
+	ip, transport := packets.Sums(frame[L3:])
+	ipAfter, transportAfter := packets.Sums(res.out[L3:])
 	if ip != ipAfter || transport != transportAfter {
 		return fmt.Sprintf("%s: checksums right before: %v %d, after: %v %d\n%s", res.Reason, ip, transport, ipAfter, transportAfter, packets.Dump(res.out))
 	}
