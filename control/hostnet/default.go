@@ -24,18 +24,20 @@ type rule struct {
 	suppress bool // default routes do not count (suppress_prefixlength)
 }
 
-// defaults reads the rules and routes.
-func defaults(links []Link) ([]int, error) {
-	rules, err := retry(listRules)
+var familyNames = map[int]string{unix.AF_INET: "IPv4", unix.AF_INET6: "IPv6"}
+
+// defaults reads a family's rules and routes.
+func defaults(family int, links []Link) ([]int, error) {
+	rules, err := retry(func() ([]rule, error) { return listRules(family) })
 	if err != nil {
-		return nil, fmt.Errorf("list the host's IPv4 routing rules: %w", err)
+		return nil, fmt.Errorf("list the host's %s routing rules: %w", familyNames[family], err)
 	}
 	routes, err := retry(func() ([]netlink.Route, error) {
 		all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC} // without it, netlink gives the main table only
-		return netlink.RouteListFiltered(netlink.FAMILY_V4, all, netlink.RT_FILTER_TABLE)
+		return netlink.RouteListFiltered(family, all, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list the host's IPv4 routes: %w", err)
+		return nil, fmt.Errorf("list the host's %s routes: %w", familyNames[family], err)
 	}
 	return slices.DeleteFunc(defaultRoutes(rules, routes), func(index int) bool {
 		return slices.ContainsFunc(links, func(l Link) bool { return l.Index == index && l.Loopback })
@@ -43,11 +45,11 @@ func defaults(links []Link) ([]int, error) {
 }
 
 // listRules is netlink.RuleList, which does not tell a rule's action.
-func listRules() ([]rule, error) {
+func listRules(family int) ([]rule, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETRULE, unix.NLM_F_DUMP)
-	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET}})
+	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family)}})
 	messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWRULE)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) { // no CONFIG_IP_MULTIPLE_TABLES
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) { // no CONFIG_IP_MULTIPLE_TABLES, or no IPv6
 		return []rule{{table: unix.RT_TABLE_MAIN}}, nil
 	}
 	if err != nil {

@@ -83,24 +83,73 @@ addr add 10.8.0.2/24 dev wg0
 		t.Run(tt.name, func(t *testing.T) {
 			inNamespace(t)
 			ip(t, uplinks+tt.commands)
-			s, err := New().Snapshot()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, index := range s.Default {
-				l, _ := s.LinkAt(index)
-				got = append(got, l.Name)
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Error(diff)
-			}
+			checkDefaults(t, tt.want, func(s Snapshot) []int { return s.Default })
+		})
+	}
+}
+
+// checkDefaults compares the names of a snapshot's default interfaces.
+func checkDefaults(t *testing.T, want []string, of func(Snapshot) []int) {
+	t.Helper()
+	s, err := New().Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, index := range of(s) {
+		l, _ := s.LinkAt(index)
+		got = append(got, l.Name)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// The same in IPv6, whose tables are others: what has a default route of IPv4 has none of IPv6 by that.
+func TestIPv6DefaultRoutesOfTheKernel(t *testing.T) {
+	const uplinks = `link set lo up
+link add eth0 type veth peer name x0
+link add eth1 type veth peer name x1
+link set eth0 up
+link set x0 up
+link set eth1 up
+link set x1 up
+addr add 198.51.100.1/24 dev eth1
+route add default via 198.51.100.254
+rule add from 172.18.0.0/16 lookup 9
+addr add 2001:db8::1/64 dev eth0 nodad
+addr add 2001:db8:1::1/64 dev eth1 nodad
+`
+	const main = "route add default via 2001:db8::fe\n"
+	tests := []struct {
+		name, commands string
+		want           []string
+	}{
+		{"no_route", "", nil},
+		{"main", main, []string{"eth0"}},
+		{"link_local_nexthop", "route add default via fe80::1 dev eth1\n", []string{"eth1"}},
+		{"of_a_router_advertisement", "route add default via fe80::1 dev eth1 proto ra metric 1024\n", []string{"eth1"}},
+		{"of_two_routers", "route add default via fe80::1 dev eth0 proto ra metric 1024\nroute append default via fe80::2 dev eth1 proto ra metric 1024\n", []string{"eth0", "eth1"}},
+		{"metrics", main + "route add default via 2001:db8:1::fe metric 2000\n", []string{"eth0"}},
+		{"multipath", "route add default nexthop via 2001:db8:1::fe nexthop via 2001:db8::fe\n", []string{"eth1", "eth0"}},
+		{"rule", main + "route add default via 2001:db8:1::fe table 7\nrule add from fd00::/64 lookup 7\n", []string{"eth0", "eth1"}},
+		{"rule_of_IPv4", main + "route add default via 2001:db8:1::fe table 9\n", []string{"eth0"}},
+		{"to_nowhere", "route add unreachable default\n", nil},
+		{"not_the_whole_world", "route add 2000::/3 via 2001:db8::fe\n", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			inNamespace(t)
+			ip(t, uplinks)
+			ip6(t, tt.commands)
+			checkDefaults(t, tt.want, func(s Snapshot) []int { return s.Default6 })
+			checkDefaults(t, []string{"eth1"}, func(s Snapshot) []int { return s.Default })
 		})
 	}
 }
 
 func TestIsDefault(t *testing.T) {
-	for text, want := range map[string]bool{"0.0.0.0/0": true, "0.0.0.0/1": false, "10.0.0.0/8": false} {
+	for text, want := range map[string]bool{"0.0.0.0/0": true, "::/0": true, "::/1": false, "0.0.0.0/1": false, "10.0.0.0/8": false} {
 		_, dst, err := net.ParseCIDR(text)
 		if err != nil {
 			t.Fatal(err)

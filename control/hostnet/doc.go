@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hostnet owns the view of the host's network: its links, IPv4 addresses, default routes, forwarding
-// switch and sockets, read by netlink from the network namespace that the process runs in.
+// Package hostnet owns the view of the host's network: its links, addresses, default routes, forwarding
+// switches and sockets, of IPv4 and IPv6, read by netlink from the network namespace that the process runs in.
 //
 // It never changes anything on the host, and decides nothing: a Snapshot is plain data.
 //

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -31,15 +32,24 @@ func (h *Host) Snapshot() (Snapshot, error) {
 	if err != nil {
 		return s, fmt.Errorf("list the host's interfaces: %w", err)
 	}
-	addrs, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return s, fmt.Errorf("list the host's IPv4 addresses: %w", err)
+		return s, fmt.Errorf("list the host's addresses: %w", err)
 	}
 	s.Links = convert(links, addrs)
-	if s.Default, err = defaults(s.Links); err != nil {
+	if s.Default, err = defaults(unix.AF_INET, s.Links); err != nil {
 		return s, err
 	}
-	s.IPForward, err = ipForward()
+	if s.Default6, err = defaults(unix.AF_INET6, s.Links); err != nil {
+		return s, err
+	}
+	if s.IPForward, err = forwards("ipv4/ip_forward"); err != nil {
+		return s, err
+	}
+	s.IPv6Forward, err = forwards("ipv6/conf/all/forwarding")
+	if errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6
+		return s, nil
+	}
 	return s, err
 }
 
@@ -55,12 +65,7 @@ func retry[T any](list func() ([]T, error)) (out []T, err error) {
 }
 
 func convert(links []netlink.Link, addrs []netlink.Addr) []Link {
-	byIndex := map[int][]netip.Prefix{}
-	for _, a := range addrs {
-		if p, ok := prefix(a.IPNet); ok && a.Scope == unix.RT_SCOPE_UNIVERSE {
-			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], p)
-		}
-	}
+	usable, tentative := sortAddresses(addrs)
 	out := make([]Link, 0, len(links))
 	for _, l := range links {
 		a := l.Attrs()
@@ -71,7 +76,8 @@ func convert(links []netlink.Link, addrs []netlink.Addr) []Link {
 			PeerNetns: l.Type() == "veth" && a.NetNsID >= 0,
 			PeerNSID:  a.NetNsID,
 			Layer3:    a.EncapType != "ether" && a.EncapType != "loopback",
-			Addresses: byIndex[a.Index],
+			Addresses: usable[a.Index],
+			Tentative: tentative[a.Index],
 		})
 	}
 	slices.SortFunc(out, func(a, b Link) int { return cmp.Compare(a.Index, b.Index) })
@@ -87,10 +93,11 @@ func prefix(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr.Unmap(), bits), ok
 }
 
-func ipForward() (bool, error) {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward") // of the thread's network namespace, as netlink's answers
+// forwards reads a switch below /proc/sys/net, of the thread's network namespace, as netlink's answers.
+func forwards(name string) (bool, error) {
+	text, err := os.ReadFile("/proc/sys/net/" + name)
 	if err != nil {
-		return false, fmt.Errorf("read net.ipv4.ip_forward: %w", err)
+		return false, fmt.Errorf("read whether the host forwards: %w", err)
 	}
 	return strings.TrimSpace(string(text)) != "0", nil
 }

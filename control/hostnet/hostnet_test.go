@@ -74,7 +74,18 @@ func inNamespace(t *testing.T) {
 // ip runs ip(8), each line a command, in the namespace of the test's thread.
 func ip(t *testing.T, commands string) {
 	t.Helper()
-	cmd := exec.Command("ip", "-batch", "-")
+	batch(t, commands)
+}
+
+// ip6 is ip for IPv6's own commands.
+func ip6(t *testing.T, commands string) {
+	t.Helper()
+	batch(t, commands, "-6")
+}
+
+func batch(t *testing.T, commands string, options ...string) {
+	t.Helper()
+	cmd := exec.Command("ip", append(options, "-batch", "-")...)
 	cmd.Stdin = strings.NewReader(commands)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("ip: %v: %s", err, out)

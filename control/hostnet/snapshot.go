@@ -19,9 +19,11 @@ import (
 // rules that suppress default routes (suppress_prefixlength), those to l3mdev tables (VRFs), and a pair of /1
 // routes.
 type Snapshot struct {
-	Links     []Link // by index
-	Default   []int  // indices of the interfaces that hold an IPv4 default route
-	IPForward bool   // net.ipv4.ip_forward
+	Links       []Link // by index
+	Default     []int  // indices of the interfaces that hold an IPv4 default route
+	Default6    []int  // the same of IPv6, of the routes that router advertisements have made too
+	IPForward   bool   // net.ipv4.ip_forward
+	IPv6Forward bool   // net.ipv6.conf.all.forwarding; false without IPv6
 }
 
 // Link is one interface.
@@ -33,11 +35,20 @@ type Link struct {
 	MAC       net.HardwareAddr
 	MTU       int
 	Loopback  bool
-	Up        bool           // administratively (IFF_UP); says nothing of the carrier
-	PeerNetns bool           // a veth whose other end is in another network namespace
-	PeerNSID  int            // this namespace's number for the one that the other end or lower device is in (IFLA_LINK_NETNSID); -1: none
-	Layer3    bool           // packets carry no Ethernet header (wg, tun, ppp)
-	Addresses []netip.Prefix // IPv4 addresses of global scope with their prefix lengths, the primary one first
+	Up        bool // administratively (IFF_UP); says nothing of the carrier
+	PeerNetns bool // a veth whose other end is in another network namespace
+	PeerNSID  int  // this namespace's number for the one that the other end or lower device is in (IFLA_LINK_NETNSID); -1: none
+	Layer3    bool // packets carry no Ethernet header (wg, tun, ppp)
+
+	// Addresses of global scope with their prefix lengths: those of IPv4, the primary one first, then those of IPv6 that
+	// may be used, the best one for a NAT first: one that is not deprecated, no unique local one (RFC 4193), none of those
+	// that change by themselves: temporary ones (RFC 8981), and those with a lifetime. The first two are rules 3 and 6 of
+	// RFC 6724 section 5; rule 7 prefers a temporary address, which would end every binding with it once a day.
+	Addresses []netip.Prefix
+
+	// Tentative are addresses of IPv6 that duplicate address detection has not passed (yet): none of them may be used, but
+	// their networks are the link's. On a bridge without ports it does not begin.
+	Tentative []netip.Prefix
 }
 
 // Link finds an interface by its name.
@@ -68,9 +79,24 @@ func (s Snapshot) Ports(master int) (ports []Link) {
 	return ports
 }
 
-// Prefixes are the networks of the link's addresses, each once.
-func (l Link) Prefixes() (out []netip.Prefix) {
+// IPv4 are the link's addresses of IPv4.
+func (l Link) IPv4() []netip.Prefix { return l.family(netip.Addr.Is4) }
+
+// IPv6 are the link's addresses of IPv6 that may be used.
+func (l Link) IPv6() []netip.Prefix { return l.family(netip.Addr.Is6) }
+
+func (l Link) family(is func(netip.Addr) bool) (out []netip.Prefix) {
 	for _, a := range l.Addresses {
+		if is(a.Addr()) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// Prefixes are the networks of the link's addresses, each once, those of IPv4 first.
+func (l Link) Prefixes() (out []netip.Prefix) {
+	for _, a := range slices.Concat(l.Addresses, l.Tentative) {
 		if p := a.Masked(); !slices.Contains(out, p) {
 			out = append(out, p)
 		}
@@ -91,6 +117,12 @@ type Socket struct {
 	Local    netip.AddrPort
 }
 
-// Wildcard says that the socket is bound to the port on all of the host's addresses: Local.Addr() is 0.0.0.0, and
-// who keeps bindings off the host's sockets reserves the port on every external address.
+// Wildcard says that the socket is bound to the port on all of the host's addresses of one family: Local.Addr() is
+// 0.0.0.0 or ::.
 func (s Socket) Wildcard() bool { return s.Local.Addr().IsUnspecified() }
+
+// On says whether the socket has its port on an address of the host: who keeps bindings off the host's sockets
+// reserves it there.
+func (s Socket) On(a netip.Addr) bool {
+	return s.Local.Addr() == a || (s.Wildcard() && s.Local.Addr().Is4() == a.Is4())
+}

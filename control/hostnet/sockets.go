@@ -44,9 +44,12 @@ var socketQueries = []struct {
 	{dataplane.UDP, unix.AF_INET6, 1 << stateEstablished},
 }
 
+// unspecified are the wildcards that a socket of IPv6 is bound to which takes IPv4 too.
+var unspecified = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+
 // Sockets are the local endpoints of the host's connected TCP and UDP sockets and of its TCP sockets that are
-// bound only, each once, without those that only the host itself can reach. IPv6 sockets that take IPv4 too are
-// among them. Linux before 6.8 does not list sockets that are bound only, and nothing else does: there, they are
+// bound only, each once, without those that only the host itself can reach. A socket that is bound to :: and takes
+// IPv4 too is there twice, as one of each family. Linux before 6.8 does not list sockets that are bound only, and nothing else does: there, they are
 // missing. Nor is a socket that is bound later announced.
 func (h *Host) Sockets() ([]Socket, error) {
 	var out []Socket
@@ -75,30 +78,32 @@ func listSockets(protocol dataplane.Protocol, family uint8, states uint32) ([]So
 	}
 	var out []Socket
 	for _, m := range messages {
-		if s, ok := parseSocket(protocol, m); ok {
-			out = append(out, s)
-		}
+		out = append(out, parseSocket(protocol, m)...)
 	}
 	return out, nil
 }
 
-// parseSocket reads a struct inet_diag_msg; not ok: a socket that no packet from outside can be for.
-func parseSocket(protocol dataplane.Protocol, m []byte) (Socket, bool) {
+// parseSocket reads a struct inet_diag_msg; none: a socket that no packet from outside can be for.
+func parseSocket(protocol dataplane.Protocol, m []byte) (out []Socket) {
 	if len(m) < diagMessageSize {
-		return Socket{}, false
+		return nil
 	}
 	port := binary.BigEndian.Uint16(m[4:])
 	addr := netip.AddrFrom4([4]byte(m[8:12]))
 	if m[0] == unix.AF_INET6 {
 		addr = netip.AddrFrom16([16]byte(m[8:24])).Unmap()
 	}
+	if port == 0 || addr.IsLoopback() || (addr.Is6() && addr.IsLinkLocalUnicast()) || talksToItself(m, addr) {
+		return nil
+	}
+	local := []netip.Addr{addr}
 	if addr == netip.IPv6Unspecified() && !v6Only(m[diagMessageSize:]) {
-		addr = netip.IPv4Unspecified()
+		local = unspecified
 	}
-	if port == 0 || !addr.Is4() || addr.IsLoopback() || talksToItself(m, addr) {
-		return Socket{}, false
+	for _, a := range local {
+		out = append(out, Socket{Protocol: protocol, Local: netip.AddrPortFrom(a, port)})
 	}
-	return Socket{Protocol: protocol, Local: netip.AddrPortFrom(addr, port)}, true
+	return out
 }
 
 // talksToItself: the remote address is the local one, so no packet of it ever leaves.

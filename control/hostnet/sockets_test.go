@@ -19,16 +19,18 @@ func TestParseSocket(t *testing.T) {
 		name, addr string
 		port       uint16
 		attributes []byte
-		want       string // empty: nothing that a packet from outside can be for
+		want       []string // none: nothing that a packet from outside can be for
 	}{
-		{"address", "198.51.100.1", 53, nil, "198.51.100.1:53"},
-		{"wildcard", "0.0.0.0", 53, nil, "0.0.0.0:53"},
-		{"wildcard_of_IPv6", "::", 53, nil, "0.0.0.0:53"},
-		{"wildcard_of_IPv6_only", "::", 53, only6, ""},
-		{"mapped", "::ffff:198.51.100.1", 53, nil, "198.51.100.1:53"},
-		{"loopback", "127.0.0.53", 53, nil, ""},
-		{"IPv6", "2001:db8::1", 53, nil, ""},
-		{"unbound", "0.0.0.0", 0, nil, ""},
+		{"address", "198.51.100.1", 53, nil, []string{"198.51.100.1:53"}},
+		{"wildcard", "0.0.0.0", 53, nil, []string{"0.0.0.0:53"}},
+		{"wildcard_of_both", "::", 53, nil, []string{"0.0.0.0:53", "[::]:53"}},
+		{"wildcard_of_IPv6_only", "::", 53, only6, []string{"[::]:53"}},
+		{"mapped", "::ffff:198.51.100.1", 53, nil, []string{"198.51.100.1:53"}},
+		{"loopback", "127.0.0.53", 53, nil, nil},
+		{"loopback_of_IPv6", "::1", 53, nil, nil},
+		{"IPv6", "2001:db8::1", 53, nil, []string{"[2001:db8::1]:53"}},
+		{"link_local", "fe80::1", 53, nil, nil},
+		{"unbound", "0.0.0.0", 0, nil, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -40,13 +42,16 @@ func TestParseSocket(t *testing.T) {
 			}
 			binary.BigEndian.PutUint16(m[4:], tt.port)
 			copy(m[8:24], addr.AsSlice())
-			got, ok := parseSocket(dataplane.TCP, append(m, tt.attributes...))
-			if ok != (tt.want != "") || (ok && got.Local.String() != tt.want) {
-				t.Errorf("got %v %v, want %q", got, ok, tt.want)
+			var got []string
+			for _, s := range parseSocket(dataplane.TCP, append(m, tt.attributes...)) {
+				got = append(got, s.Local.String())
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
 			}
 		})
 	}
-	if _, ok := parseSocket(dataplane.TCP, make([]byte, diagMessageSize-1)); ok {
+	if parseSocket(dataplane.TCP, make([]byte, diagMessageSize-1)) != nil {
 		t.Error("half a message is a socket")
 	}
 }
@@ -54,7 +59,7 @@ func TestParseSocket(t *testing.T) {
 // Sockets of every kind, in the kernel; the packet path finds those that listen and those of UDP without a peer.
 func TestSocketsOfTheKernel(t *testing.T) {
 	inNamespace(t)
-	ip(t, "link set lo up\nlink add eth0 type veth peer name x0\nlink set eth0 up\nlink set x0 up\naddr add 198.51.100.1/24 dev eth0\naddr add 198.51.100.2/24 dev eth0\n")
+	ip(t, "link set lo up\nlink add eth0 type veth peer name x0\nlink set eth0 up\nlink set x0 up\naddr add 198.51.100.1/24 dev eth0\naddr add 198.51.100.2/24 dev eth0\naddr add 2001:db8::1/64 dev eth0 nodad\n")
 	addr, any4 := netip.MustParseAddr("198.51.100.1"), netip.IPv4Unspecified()
 	any6, mapped := netip.IPv6Unspecified(), netip.MustParseAddr("::ffff:198.51.100.1")
 	bind(t, unix.SOCK_STREAM, addr, 1001)
@@ -73,6 +78,11 @@ func TestSocketsOfTheKernel(t *testing.T) {
 	itself := bind(t, unix.SOCK_DGRAM, any4, 1011)
 	must(t, unix.Connect(itself, &unix.SockaddrInet4{Port: 9, Addr: addr.As4()}))
 
+	six := netip.MustParseAddr("2001:db8::1")
+	bind(t, unix.SOCK_STREAM, six, 1012)
+	connected6 := bind(t, unix.SOCK_DGRAM, any6, 1013)
+	must(t, unix.Connect(connected6, &unix.SockaddrInet6{Port: 9, Addr: netip.MustParseAddr("2001:db8::9").As16()}))
+
 	got, err := New().Sockets()
 	must(t, err)
 	want := []Socket{
@@ -82,14 +92,19 @@ func TestSocketsOfTheKernel(t *testing.T) {
 		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.1:1005")},
 		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.1:1008")}, // the server's end of the connection
 		{dataplane.TCP, netip.MustParseAddrPort("198.51.100.2:1009")},
+		{dataplane.TCP, netip.MustParseAddrPort("[::]:1003")},
+		{dataplane.TCP, netip.MustParseAddrPort("[::]:1004")},
+		{dataplane.TCP, netip.MustParseAddrPort("[2001:db8::1]:1012")},
 		{dataplane.UDP, netip.MustParseAddrPort("198.51.100.1:1010")},
+		{dataplane.UDP, netip.MustParseAddrPort("[2001:db8::1]:1013")},
 	}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {
 		t.Error(diff)
 	}
 	for _, s := range got {
-		if s.Wildcard() != (s.Local.Addr() == any4) {
-			t.Errorf("%v: wildcard %v", s, s.Wildcard())
+		at := s.Local.Addr()
+		if s.Wildcard() != (at == any4 || at == any6) || s.On(addr) != (at == addr || at == any4) || s.On(six) != (at == six || at == any6) {
+			t.Errorf("%v: wildcard %v, on %v: %v, on %v: %v", s, s.Wildcard(), addr, s.On(addr), six, s.On(six))
 		}
 	}
 }

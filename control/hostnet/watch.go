@@ -18,8 +18,9 @@ const debounce = 5 * time.Millisecond
 
 // What a snapshot is made of, and RTNLGRP_TC: another agent that deletes a clsact qdisc or a filter takes hooks
 // away. (A TCX link that is detached tells nobody.)
-var groups = []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
-	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_TC}
+var groups = []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_TC,
+	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV4_NETCONF,
+	unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV6_NETCONF}
 
 // Changes is sent to when the host's network may have changed.
 func (h *Host) Changes() <-chan struct{} { return h.changes }

@@ -23,6 +23,11 @@ func TestWatchHears(t *testing.T) {
 		{"address", "", "addr add 192.0.2.1/24 dev lo", "ip"},
 		{"route", "link set lo up\n", "route add 198.51.100.0/24 dev lo", "ip"},
 		{"rule", "", "rule add from 172.18.0.0/16 lookup 100", "ip"},
+		{"IPv6_address", "link set lo up\n", "addr add 2001:db8::1/64 dev lo", "ip"},
+		{"IPv6_route", "link set lo up\n", "route add 2001:db8::/64 dev lo", "ip"},
+		{"IPv6_rule", "", "rule add from fd00::/64 lookup 100", "ip -6"},
+		{"forwarding", "", "-w net.ipv4.ip_forward=1", "sysctl"},
+		{"IPv6_forwarding", "", "-w net.ipv6.conf.all.forwarding=1", "sysctl"},
 		{"qdisc_deleted", "link add eth0 type veth peer name x0\n", "qdisc del dev eth0 clsact", "tc"},
 		{"filter_deleted", "link add eth0 type veth peer name x0\n", "filter del dev eth0 ingress", "tc"},
 	}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostnet
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// sortAddresses are the addresses of global scope by their link's index, as Link has them.
+func sortAddresses(addrs []netlink.Addr) (usable, tentative map[int][]netip.Prefix) {
+	usable, tentative = map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
+	six := map[int][]netlink.Addr{}
+	for _, a := range addrs {
+		p, ok := prefix(a.IPNet)
+		switch {
+		case !ok || a.Scope != unix.RT_SCOPE_UNIVERSE:
+		case p.Addr().Is4():
+			usable[a.LinkIndex] = append(usable[a.LinkIndex], p)
+		case a.Flags&unix.IFA_F_DADFAILED != 0 || a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC) == unix.IFA_F_TENTATIVE:
+			tentative[a.LinkIndex] = append(tentative[a.LinkIndex], p)
+		default:
+			six[a.LinkIndex] = append(six[a.LinkIndex], a)
+		}
+	}
+	for index, list := range six {
+		slices.SortFunc(list, preferIPv6)
+		for _, a := range list {
+			p, _ := prefix(a.IPNet)
+			usable[index] = append(usable[index], p)
+		}
+	}
+	return usable, tentative
+}
+
+// preferIPv6 puts the better one of two external addresses first. (The kernel's own order is that of their age, the
+// newest one first.)
+func preferIPv6(a, b netlink.Addr) int {
+	worse := func(bad func(netlink.Addr) bool) int {
+		switch {
+		case bad(a) == bad(b):
+			return 0
+		case bad(a):
+			return 1
+		}
+		return -1
+	}
+	x, _ := prefix(a.IPNet)
+	y, _ := prefix(b.IPNet)
+	return cmp.Or(worse(deprecated), worse(uniqueLocal), worse(temporary), worse(limited), x.Compare(y))
+}
+
+func deprecated(a netlink.Addr) bool { return a.Flags&unix.IFA_F_DEPRECATED != 0 }
+
+// uniqueLocal: RFC 4193's addresses.
+func uniqueLocal(a netlink.Addr) bool {
+	p, _ := prefix(a.IPNet)
+	return p.Addr().IsPrivate()
+}
+
+func temporary(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TEMPORARY != 0 }
+
+// limited: a router or a DHCPv6 server has to renew it.
+func limited(a netlink.Addr) bool { return a.ValidLft != 0 && uint32(a.ValidLft) != math.MaxUint32 }
