@@ -35,7 +35,11 @@ type attachment struct {
 	endpoint string // ID: another one each time that the container starts or connects
 	address  netip.Addr
 	gateway  netip.Addr
+
+	address6, gateway6 netip.Addr
 }
+
+func (a attachment) attached() bool { return a.address.IsValid() || a.address6.IsValid() }
 
 func newContainerState(answer container.InspectResponse) *containerState {
 	c := &containerState{
@@ -43,7 +47,8 @@ func newContainerState(answer container.InspectResponse) *containerState {
 	}
 	for name, e := range answer.NetworkSettings.Networks {
 		if e != nil {
-			c.attachments = append(c.attachments, attachment{e.NetworkID, name, e.EndpointID, ipv4(e.IPAddress), ipv4(e.Gateway)})
+			c.attachments = append(c.attachments, attachment{e.NetworkID, name, e.EndpointID, ipv4(e.IPAddress), ipv4(e.Gateway),
+				ipv6(e.GlobalIPv6Address), ipv6(e.IPv6Gateway)})
 		}
 	}
 	slices.SortFunc(c.attachments, func(a, b attachment) int {
@@ -75,6 +80,15 @@ func ipv4(s string) netip.Addr {
 	return addr
 }
 
+// ipv6 is the same for IPv6.
+func ipv6(s string) netip.Addr {
+	addr, err := netip.ParseAddr(s)
+	if err != nil || !addr.Is6() || addr.Is4In6() {
+		return netip.Addr{}
+	}
+	return addr.WithZone("")
+}
+
 // matches says whether a list's line is of the same state, as far as it tells.
 func (c *containerState) matches(line container.Summary) bool {
 	if line.NetworkSettings == nil || len(line.NetworkSettings.Networks) != len(c.attachments) || !slices.Contains(line.Names, "/"+c.name) {
@@ -91,8 +105,7 @@ func (c *containerState) matches(line container.Summary) bool {
 // readNamespace finds the container's network namespace. A process that has no address of the container's is
 // another one: it is numbered in another PID namespace, or has ended meanwhile.
 func (c *containerState) readNamespace(read func(pid int) (Namespace, error)) error {
-	attached := func(a attachment) bool { return a.address.IsValid() }
-	if c.pid == 0 || !slices.ContainsFunc(c.attachments, attached) {
+	if c.pid == 0 || !slices.ContainsFunc(c.attachments, attachment.attached) {
 		return nil // restarting, or without a network of its own
 	}
 	c.partial = true
@@ -100,7 +113,9 @@ func (c *containerState) readNamespace(read func(pid int) (Namespace, error)) er
 	if err != nil {
 		return fmt.Errorf("read the network namespace of its process %d: %w", c.pid, err)
 	}
-	its := func(a attachment) bool { return slices.Contains(found.Addresses, a.address) }
+	its := func(a attachment) bool {
+		return slices.Contains(found.Addresses, a.address) || slices.Contains(found.Addresses, a.address6)
+	}
 	if !slices.ContainsFunc(c.attachments, its) {
 		return fmt.Errorf("process %d has none of its addresses: run conenat in the PID namespace of dockerd", c.pid)
 	}
@@ -117,24 +132,29 @@ var portProtocols = map[string]dataplane.Protocol{"tcp": dataplane.TCP, "udp": d
 
 // published are the ports that are really bound, by protocol, host address and port, and what is not translated.
 func published(ports nat.PortMap) (out []Published, refused []string) {
-	others := map[string]int{}
+	others := map[string]string{} // by protocol and port of the host, for which two families are one
 	for port, bindings := range ports {
 		protocol, known := portProtocols[port.Proto()]
 		number, err := strconv.ParseUint(port.Port(), 10, 16)
 		for _, b := range bindings {
-			host, wanted := hostAddress(b.HostIP)
 			bound, bad := strconv.ParseUint(b.HostPort, 10, 16)
 			switch {
-			case !wanted || bad != nil || bound == 0 || err != nil || number == 0:
+			case bad != nil || bound == 0 || err != nil || number == 0:
 			case !known:
-				others[port.Proto()]++
+				others[port.Proto()+"/"+b.HostPort] = port.Proto()
 			default:
-				out = append(out, Published{protocol, host, uint16(bound), uint16(number)})
+				for _, host := range hostAddresses(b.HostIP) {
+					out = append(out, Published{protocol, host, uint16(bound), uint16(number)})
+				}
 			}
 		}
 	}
 	slices.SortFunc(out, comparePublished)
-	for name, n := range others {
+	counts := map[string]int{}
+	for _, name := range others {
+		counts[name]++
+	}
+	for name, n := range counts {
 		refused = append(refused, fmt.Sprintf("%d published %s ports stay with Docker's own rules: conenat binds ports of tcp and udp", n, name))
 	}
 	slices.Sort(refused)
@@ -146,13 +166,14 @@ func comparePublished(a, b Published) int {
 		cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.ContainerPort, b.ContainerPort))
 }
 
-// hostAddress gives the zero Addr for every IPv4 address; an address of IPv6 alone is not wanted.
-func hostAddress(s string) (addr netip.Addr, wanted bool) {
+// hostAddresses are where a port is published by one line of Docker's: where that names no address, everywhere.
+func hostAddresses(s string) []netip.Addr {
 	if s == "" {
-		return addr, true
+		return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
-	if addr = ipv4(s); addr.IsUnspecified() {
-		return netip.Addr{}, true
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		return nil
 	}
-	return addr, addr.IsValid()
+	return []netip.Addr{addr.Unmap()}
 }

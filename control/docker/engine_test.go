@@ -127,11 +127,11 @@ func (o *on) lifecycle() {
 		s := o.until(when, func(s Snapshot) bool { return endpoint(s, "back", "web") != nil })
 		e := endpoint(s, "back", "web")
 		want := []Published{
-			{dataplane.TCP, netip.Addr{}, 8080, 80}, {dataplane.TCP, netip.MustParseAddr("127.0.0.1"), 8081, 80},
+			{dataplane.TCP, netip.IPv4Unspecified(), 8080, 80}, {dataplane.TCP, netip.MustParseAddr("127.0.0.1"), 8081, 80},
 			{dataplane.UDP, netip.MustParseAddr("198.51.100.1"), 53, 53},
 		}
 		for i := range uint16(10) {
-			want = append(want, Published{dataplane.UDP, netip.Addr{}, 9000 + i, 7000 + i})
+			want = append(want, Published{dataplane.UDP, netip.IPv4Unspecified(), 9000 + i, 7000 + i})
 		}
 		slices.SortFunc(want, comparePublished)
 		random := func(p Published) bool { return p.ContainerPort == 22 && p.HostPort >= 32768 }

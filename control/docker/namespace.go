@@ -21,8 +21,9 @@ import (
 // Namespace is a process's network namespace.
 type Namespace struct {
 	ID        int          // as the reader's namespace numbers it (RTM_GETNSID); -1: it does not
-	Addresses []netip.Addr // IPv4
+	Addresses []netip.Addr // of both families
 	Gateway   netip.Addr   // of the IPv4 default route with the lowest metric; the zero Addr: there is none
+	Gateway6  netip.Addr   // the same of IPv6
 
 	// Began is when the process began, since boot (CLOCK_BOOTTIME), to the hundredth of a second.
 	Began time.Duration
@@ -44,7 +45,7 @@ func ReadNamespace(pid int) (Namespace, error) {
 		return n, fmt.Errorf("open a netlink socket in it: %w", err)
 	}
 	defer inside.Close()
-	addrs, err := retry(func() ([]netlink.Addr, error) { return inside.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, err := retry(func() ([]netlink.Addr, error) { return inside.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return n, fmt.Errorf("list its addresses: %w", err)
 	}
@@ -53,11 +54,13 @@ func ReadNamespace(pid int) (Namespace, error) {
 			n.Addresses = append(n.Addresses, addr.Unmap())
 		}
 	}
-	routes, err := retry(func() ([]netlink.Route, error) { return inside.RouteList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return n, fmt.Errorf("list its routes: %w", err)
+	for family, to := range map[int]*netip.Addr{netlink.FAMILY_V4: &n.Gateway, netlink.FAMILY_V6: &n.Gateway6} {
+		routes, err := retry(func() ([]netlink.Route, error) { return inside.RouteList(nil, family) })
+		if err != nil {
+			return n, fmt.Errorf("list its routes: %w", err)
+		}
+		*to = gateway(routes)
 	}
-	n.Gateway = gateway(routes)
 	n.Began, err = began(pid)
 	return n, err
 }

@@ -5,6 +5,7 @@ package docker
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/docker/docker/api/types/network"
@@ -19,6 +20,7 @@ const (
 	optionICC        = "com.docker.network.bridge.enable_icc"
 	optionMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
 	optionGateway    = "com.docker.network.bridge.gateway_mode_ipv4"
+	optionGateway6   = "com.docker.network.bridge.gateway_mode_ipv6"
 )
 
 // newNetwork has no endpoints yet. mapping and filtering are the daemon's.
@@ -35,7 +37,10 @@ func newNetwork(n network.Summary, mapping, filtering [3]dataplane.Behavior) (Ne
 	}
 	w.Limits, w.BlockSize = l.limits, l.blockSize
 	w.Refusal, w.MSSClamp = l.refusal, l.mssClamp
-	w.LeftAlone = leftAlone(n, w, l)
+	w.LeftAlone = leftAlone(n, l)
+	if w.LeftAlone == "" {
+		w.LeftAlone, w.Partly = leftAloneByFamily(n, w.Subnets)
+	}
 	return w, problems
 }
 
@@ -63,7 +68,8 @@ func option(n network.Summary, name string, otherwise bool) bool {
 
 func subnets(n network.Summary) (out []netip.Prefix) {
 	for _, c := range n.IPAM.Config {
-		if p, err := netip.ParsePrefix(c.Subnet); err == nil && p.Addr().Is4() {
+		p, err := netip.ParsePrefix(c.Subnet)
+		if err == nil && (p.Addr().Is4() || n.EnableIPv6) { // a subnet without the switch is given to nobody
 			out = append(out, p.Masked())
 		}
 	}
@@ -78,9 +84,8 @@ var otherDrivers = map[string]string{
 	"overlay": "swarm translates it",
 }
 
-// leftAlone is the first reason not to translate a network.
-func leftAlone(n network.Summary, w Network, l labels) string {
-	mode := n.Options[optionGateway]
+// leftAlone is the first reason not to translate a network, in either family.
+func leftAlone(n network.Summary, l labels) string {
 	switch {
 	case n.ConfigOnly:
 		return "config-only: a template for other networks"
@@ -94,12 +99,39 @@ func leftAlone(n network.Summary, w Network, l labels) string {
 		return "internal: it has no way outside"
 	case !option(n, optionMasquerade, true):
 		return fmt.Sprintf("masquerade is off (%s=false)", optionMasquerade)
-	case mode == "routed" || mode == "isolated":
-		return fmt.Sprintf("gateway mode %s (%s)", mode, optionGateway)
-	case len(w.Subnets) == 0:
-		return "no IPv4"
 	case l.disabled:
 		return "label conenat.enable=false"
+	}
+	return ""
+}
+
+// leftAloneByFamily is why no family of a network's addresses is translated, or why one is not.
+func leftAloneByFamily(n network.Summary, subnets []netip.Prefix) (all string, partly Partly) {
+	four := slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().Is4() })
+	six := slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	if four {
+		partly.IPv4 = gatewayMode(n, optionGateway)
+	}
+	if six {
+		partly.IPv6 = gatewayMode(n, optionGateway6)
+	}
+	switch {
+	case !four && !six:
+		return "no addresses", Partly{}
+	case (four && partly.IPv4 == "") || (six && partly.IPv6 == ""):
+		return "", partly
+	case !four || partly.IPv4 == partly.IPv6:
+		return partly.IPv6, Partly{}
+	case !six:
+		return partly.IPv4, Partly{}
+	}
+	return partly.IPv4 + "; " + partly.IPv6, Partly{}
+}
+
+// gatewayMode is why a family's gateway mode leaves nothing to translate; empty: it is nat or nat-unprotected.
+func gatewayMode(n network.Summary, option string) string {
+	if mode := n.Options[option]; mode == "routed" || mode == "isolated" {
+		return fmt.Sprintf("gateway mode %s (%s)", mode, option)
 	}
 	return ""
 }

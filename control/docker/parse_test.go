@@ -139,8 +139,8 @@ func TestNetworks(t *testing.T) {
 			device: "br-0123456789ab", leftAlone: "internal: it has no way outside",
 		},
 		{
-			name: "IPv6_only", in: network.Summary{Driver: "bridge", IPAM: network.IPAM{Config: ipam.Config[:1]}},
-			device: "br-0123456789ab", leftAlone: "no IPv4",
+			name: "IPv6_without_the_switch", in: network.Summary{Driver: "bridge", IPAM: network.IPAM{Config: ipam.Config[:1]}},
+			device: "br-0123456789ab", leftAlone: "no addresses",
 		},
 		{
 			name: "disabled", in: network.Summary{Driver: "bridge", IPAM: ipam, Labels: options("conenat.enable", "false")},
@@ -168,16 +168,20 @@ func TestNetworks(t *testing.T) {
 }
 
 func TestPublished(t *testing.T) {
+	any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
 	got, refused := published(nat.PortMap{
 		"80/tcp":    {{HostIP: "0.0.0.0", HostPort: "8080"}, {HostIP: "::", HostPort: "8080"}, {HostIP: "10.0.0.1", HostPort: "80"}},
 		"81/tcp":    {{HostIP: "", HostPort: "81"}, {HostIP: "0.0.0.0", HostPort: "81"}}, // once, though said twice
 		"82/tcp":    nil,                                                                 // exposed alone
-		"83/tcp":    {{HostIP: "0.0.0.0", HostPort: ""}, {HostIP: "0.0.0.0", HostPort: "0"}, {HostIP: "fd00::1", HostPort: "83"}},
+		"83/tcp":    {{HostIP: "0.0.0.0", HostPort: ""}, {HostIP: "0.0.0.0", HostPort: "0"}, {HostIP: "name", HostPort: "83"}},
+		"84/tcp":    {{HostIP: "2001:db8::1", HostPort: "84"}, {HostIP: "::1", HostPort: "85"}},
 		"53/udp":    {{HostIP: "::ffff:10.0.0.2", HostPort: "53"}},
 		"5000/sctp": {{HostIP: "0.0.0.0", HostPort: "5000"}, {HostIP: "::", HostPort: "5000"}},
 	})
 	want := []Published{
-		{dataplane.TCP, netip.Addr{}, 81, 81}, {dataplane.TCP, netip.Addr{}, 8080, 80}, {dataplane.TCP, netip.MustParseAddr("10.0.0.1"), 80, 80},
+		{dataplane.TCP, any4, 81, 81}, {dataplane.TCP, any4, 8080, 80}, {dataplane.TCP, netip.MustParseAddr("10.0.0.1"), 80, 80},
+		{dataplane.TCP, any6, 81, 81}, {dataplane.TCP, any6, 8080, 80}, {dataplane.TCP, netip.MustParseAddr("::1"), 85, 84},
+		{dataplane.TCP, netip.MustParseAddr("2001:db8::1"), 84, 84},
 		{dataplane.UDP, netip.MustParseAddr("10.0.0.2"), 53, 53},
 	}
 	if diff := cmp.Diff(want, got, compare); diff != "" {
@@ -185,6 +189,65 @@ func TestPublished(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"1 published sctp ports stay with Docker's own rules: conenat binds ports of tcp and udp"}, refused); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestPublishedOn: the addresses of the host that a port is published on.
+func TestPublishedOn(t *testing.T) {
+	for host, want := range map[string]string{
+		"0.0.0.0": "198.51.100.1 198.51.100.2", "::": "2001:db8::1", "198.51.100.2": "198.51.100.2", "2001:db8::1": "2001:db8::1",
+		"127.0.0.1": "", "::1": "",
+	} {
+		var got []string
+		for _, external := range []string{"198.51.100.1", "198.51.100.2", "2001:db8::1"} {
+			if (Published{Host: netip.MustParseAddr(host)}).On(netip.MustParseAddr(external)) {
+				got = append(got, external)
+			}
+		}
+		if text := strings.Join(got, " "); text != want {
+			t.Errorf("published on %s: on %q, want %q", host, text, want)
+		}
+	}
+}
+
+// TestFamilies: each family of a network is translated or left alone for itself.
+func TestFamilies(t *testing.T) {
+	const four, six = "172.18.0.0/16", "fd00::/64"
+	const option4, option6 = " (com.docker.network.bridge.gateway_mode_ipv4)", " (com.docker.network.bridge.gateway_mode_ipv6)"
+	for _, tt := range []struct {
+		name, subnets string
+		options       map[string]string
+		leftAlone     string
+		partly        Partly
+	}{
+		{name: "both", subnets: four + " " + six},
+		{name: "IPv4", subnets: four, options: map[string]string{optionGateway6: "routed"}},
+		{name: "IPv6", subnets: six, options: map[string]string{optionGateway: "routed"}},
+		{name: "nat", subnets: four + " " + six, options: map[string]string{optionGateway: "nat", optionGateway6: "nat-unprotected"}},
+		{name: "IPv6_routed", subnets: four + " " + six, options: map[string]string{optionGateway6: "routed"}, partly: Partly{IPv6: "gateway mode routed" + option6}},
+		{name: "IPv4_isolated", subnets: four + " " + six, options: map[string]string{optionGateway: "isolated"}, partly: Partly{IPv4: "gateway mode isolated" + option4}},
+		{name: "IPv6_only_and_routed", subnets: six, options: map[string]string{optionGateway6: "routed"}, leftAlone: "gateway mode routed" + option6},
+		{
+			name: "both_routed", subnets: four + " " + six, options: map[string]string{optionGateway: "routed", optionGateway6: "routed"},
+			leftAlone: "gateway mode routed" + option4 + "; gateway mode routed" + option6,
+		},
+		{
+			name: "no_masquerade", subnets: four + " " + six, options: map[string]string{optionMasquerade: "false", optionGateway6: "routed"},
+			leftAlone: "masquerade is off (com.docker.network.bridge.enable_ip_masquerade=false)",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in := network.Summary{Name: "n", ID: "0123456789abcdef", Driver: "bridge", EnableIPv6: strings.Contains(tt.subnets, six), Options: tt.options}
+			var want []netip.Prefix
+			for _, s := range strings.Fields(tt.subnets) {
+				in.IPAM.Config = append(in.IPAM.Config, network.IPAMConfig{Subnet: s})
+				want = append(want, netip.MustParsePrefix(s))
+			}
+			got, _ := newNetwork(in, base, base)
+			if diff := cmp.Diff(want, got.Subnets, compare); diff != "" || got.LeftAlone != tt.leftAlone || got.Partly != tt.partly {
+				t.Errorf("left alone %q, partly %+v\n%s", got.LeftAlone, got.Partly, diff)
+			}
+		})
 	}
 }
 

@@ -67,27 +67,29 @@ func (n *session) silent() (problems []string) {
 
 // place puts the container on its networks. base is the daemon's filtering.
 func (c *containerState) place(networks map[string]*Network, base [3]dataplane.Behavior) {
-	publisher := c.publisher(networks)
+	four, six := c.publisher(networks), c.publisher6(networks)
 	for i, a := range c.attachments {
 		w := networks[a.network]
-		if w == nil || !a.address.IsValid() {
+		if w == nil || !a.attached() {
 			continue
 		}
-		e := Endpoint{ID: a.endpoint, Container: c.id, Name: c.name, Address: a.address, NetNSID: c.namespace.ID,
+		e := Endpoint{ID: a.endpoint, Container: c.id, Name: c.name, Address: a.address, Address6: a.address6, NetNSID: c.namespace.ID,
 			Excluded: c.labels.disabled, Began: c.namespace.Began}
 		if f := c.labels.filtering; f != nil && w.Filtering != nil {
 			e.Filtering = f.over(*w.Filtering)
 		} else if f != nil {
 			e.Filtering = f.over(base)
 		}
-		if i == publisher {
-			e.Published = c.published
+		for _, p := range c.published {
+			if (p.Host.Is4() && i == four) || (p.Host.Is6() && i == six) {
+				e.Published = append(e.Published, p)
+			}
 		}
 		w.Endpoints = append(w.Endpoints, e)
 	}
 }
 
-// publisher is the index of the attachment where Docker publishes: its gateway is that of the container's
+// publisher is the index of the attachment where Docker publishes on IPv4: its gateway is that of the container's
 // default route. Where that is not known, or leads elsewhere (a VPN in the container), it is the first
 // translated one by network name, which is Docker's own order among networks of one priority.
 func (c *containerState) publisher(networks map[string]*Network) int {
@@ -98,7 +100,24 @@ func (c *containerState) publisher(networks map[string]*Network) int {
 		case w == nil || !a.address.IsValid():
 		case a.gateway.IsValid() && a.gateway == c.namespace.Gateway:
 			return i
-		case first < 0 && w.LeftAlone == "":
+		case first < 0 && w.LeftAlone == "" && w.Partly.IPv4 == "":
+			first = i
+		}
+	}
+	return first
+}
+
+// publisher6 is the same on IPv6. A container that has addresses of it and no default route answers nobody outside, and
+// Docker's proxy takes its ports to IPv4.
+func (c *containerState) publisher6(networks map[string]*Network) int {
+	first, known := -1, c.namespace.ID >= 0
+	for i, a := range c.attachments {
+		w := networks[a.network]
+		switch {
+		case w == nil || !a.address6.IsValid() || (known && !c.namespace.Gateway6.IsValid()):
+		case a.gateway6.IsValid() && a.gateway6 == c.namespace.Gateway6:
+			return i
+		case first < 0 && w.LeftAlone == "" && w.Partly.IPv6 == "":
 			first = i
 		}
 	}

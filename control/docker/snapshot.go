@@ -28,9 +28,10 @@ type Network struct {
 	Name      string
 	Driver    string                 // "bridge", "macvlan", …
 	Interface string                 // the bridge device; empty where the driver has none
-	LeftAlone string                 // why it is not to be translated; empty: it is
+	LeftAlone string                 // why it is not to be translated; empty: it is, in one family at least
+	Partly    Partly                 // why one family of a network that is translated is not
 	ICC       bool                   // containers may talk to each other (com.docker.network.bridge.enable_icc)
-	Subnets   []netip.Prefix         // IPv4
+	Subnets   []netip.Prefix         // of both families
 	Mapping   *[3]dataplane.Behavior // label conenat.mapping, by protocol as in dataplane.Network; nil: the daemon's
 	Filtering *[3]dataplane.Behavior // label conenat.filtering, the same
 	Limits    LimitsOver             // labels conenat.max-ports and conenat.max-sessions
@@ -40,23 +41,43 @@ type Network struct {
 	Endpoints []Endpoint             // by container name
 }
 
+// Partly is why addresses of a family are not to be translated; empty: they are, or there are none.
+type Partly struct{ IPv4, IPv6 string }
+
 // Endpoint is a running container's place on a network.
 type Endpoint struct {
 	ID        string                 // of this attachment: another one each time that the container starts or connects
 	Container string                 // ID
 	Name      string                 // the container's
-	Address   netip.Addr             // IPv4
+	Address   netip.Addr             // IPv4; the zero Addr: it has none
+	Address6  netip.Addr             // IPv6, the same; it has at least one of the two
 	NetNSID   int                    // the container's network namespace as this one numbers it (IFLA_LINK_NETNSID); -1: not known
 	Excluded  bool                   // label conenat.enable=false
 	Filtering *[3]dataplane.Behavior // label conenat.filtering on the container; nil: the network's
 	Began     time.Duration          // when the container's process did, since boot (CLOCK_BOOTTIME); 0: not known
-	Published []Published            // in order; only where the container's default route leads, for there Docker publishes
+	Published []Published            // in order; only where the container's default route of the family leads, for there Docker publishes
+}
+
+// Has says whether an address is the endpoint's.
+func (e Endpoint) Has(a netip.Addr) bool { return a.IsValid() && (a == e.Address || a == e.Address6) }
+
+// Like is the endpoint's address of the family of another one; the zero Addr: it has none.
+func (e Endpoint) Like(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return e.Address
+	}
+	return e.Address6
 }
 
 // Published is a port of the host that leads to a port of the container.
 type Published struct {
 	Protocol      dataplane.Protocol // TCP or UDP
-	Host          netip.Addr         // IPv4; the zero Addr: every address of the host
+	Host          netip.Addr         // 0.0.0.0 and ::: every address of the host of that family
 	HostPort      uint16
 	ContainerPort uint16
+}
+
+// On says whether the port is published on an address of the host.
+func (p Published) On(a netip.Addr) bool {
+	return p.Host == a || (p.Host.IsUnspecified() && p.Host.Is4() == a.Is4())
 }

@@ -199,7 +199,7 @@ func TestFirstPicture(t *testing.T) {
 				Endpoints: []Endpoint{{
 					ID: w.network(s, "bridge").Endpoints[0].ID, Container: id, Name: "web", Address: netip.MustParseAddr("172.17.0.2"), NetNSID: 3,
 					Published: []Published{
-						{dataplane.TCP, netip.Addr{}, 8080, 80},
+						{dataplane.TCP, netip.IPv4Unspecified(), 8080, 80},
 						{dataplane.UDP, netip.MustParseAddr("127.0.0.1"), 54, 53},
 						{dataplane.UDP, netip.MustParseAddr("198.51.100.1"), 53, 53},
 					},
@@ -565,6 +565,44 @@ func TestPublisher(t *testing.T) {
 	}
 }
 
+// TestPublisher6: Docker publishes on each family where the container's default route of that family leads.
+func TestPublisher6(t *testing.T) {
+	places := []dockerfake.Place{
+		{Network: "four", Address: "172.18.0.2"}, {Network: "six", Address: "172.19.0.2", Address6: "fd00:6::2"},
+		{Network: "other", Address: "172.20.0.2", Address6: "fd00:7::2"},
+	}
+	ports := []dockerfake.Port{{Container: "80/tcp", Host: "0.0.0.0", HostPort: 80}, {Container: "80/tcp", Host: "::", HostPort: 80}}
+	for _, tt := range []struct{ name, gateway6, want string }{
+		{"by_the_default_route", "fd00:6::1", "four 0.0.0.0, six ::"},
+		{"route_leads_elsewhere", "fe80::1", "four 0.0.0.0, other ::"},
+		{"no_route", "", "four 0.0.0.0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := prepare(t, dockerfake.ForTest(t))
+			w.engine.AddNetwork(dockerfake.Network{Name: "four", Subnet: "172.18.0.0/16", Gateway: "172.18.0.1"})
+			w.engine.AddNetwork(dockerfake.Network{Name: "six", Subnet: "172.19.0.0/16", Gateway: "172.19.0.1", Subnet6: "fd00:6::/64", Gateway6: "fd00:6::1"})
+			w.engine.AddNetwork(dockerfake.Network{Name: "other", Subnet: "172.20.0.0/16", Gateway: "172.20.0.1", Subnet6: "fd00:7::/64", Gateway6: "fd00:7::1"})
+			w.kernel.set(1, Namespace{ID: 1, Addresses: []netip.Addr{netip.MustParseAddr("fd00:6::2")}, Gateway: netip.MustParseAddr("172.18.0.1"), Gateway6: ipv6(tt.gateway6)})
+			w.engine.Run(dockerfake.Container{Name: "a", PID: 1, Places: places, Ports: ports})
+			w.watch()
+			var got []string
+			for _, n := range w.Snapshot().Networks {
+				for _, e := range n.Endpoints {
+					for _, p := range e.Published {
+						got = append(got, n.Name+" "+p.Host.String())
+					}
+					if want := (n.Name != "four"); e.Address6.IsValid() != want {
+						t.Errorf("network %s: IPv6 address %v", n.Name, e.Address6)
+					}
+				}
+			}
+			if text := strings.Join(got, ", "); text != tt.want {
+				t.Errorf("published: %s, want %s", text, tt.want)
+			}
+		})
+	}
+}
+
 func TestManyPorts(t *testing.T) {
 	w := prepare(t, dockerfake.ForTest(t))
 	w.watch()
@@ -576,7 +614,7 @@ func TestManyPorts(t *testing.T) {
 	s := w.untilPlaces("bridge/a 172.17.0.2")
 	took := time.Since(start)
 	published := w.network(s, "bridge").Endpoints[0].Published
-	if len(published) != 10000 || published[9999] != (Published{dataplane.UDP, netip.Addr{}, 29999, 39999}) {
+	if len(published) != 10000 || published[9999] != (Published{dataplane.UDP, netip.IPv4Unspecified(), 29999, 39999}) {
 		t.Errorf("%d ports", len(published))
 	}
 	if took > patience.For(time.Second) {

@@ -16,6 +16,8 @@ type Network struct {
 	Driver     string // empty: bridge
 	Subnet     string // empty: no IPAM
 	Gateway    string
+	Subnet6    string // empty: no IPv6
+	Gateway6   string
 	Internal   bool
 	Ingress    bool
 	ConfigOnly bool
@@ -39,6 +41,7 @@ type Place struct {
 	Network  string // name
 	Address  string
 	Gateway  string // empty: the network's
+	Address6 string // empty: none, and no gateway of IPv6 either
 	endpoint string
 }
 

@@ -184,6 +184,10 @@ func (e *Engine) listNetworks(which string) []network.Summary {
 		if n.Subnet != "" {
 			s.IPAM.Config = []network.IPAMConfig{{Subnet: n.Subnet, Gateway: n.Gateway}}
 		}
+		if n.Subnet6 != "" {
+			s.EnableIPv6 = true
+			s.IPAM.Config = append(s.IPAM.Config, network.IPAMConfig{Subnet: n.Subnet6, Gateway: n.Gateway6})
+		}
 		out = append(out, s)
 	}
 	return out
@@ -199,6 +203,9 @@ func (e *Engine) settings(c *Container) map[string]*network.EndpointSettings {
 			s.EndpointID, s.IPAddress, s.Gateway = p.endpoint, p.Address, p.Gateway
 			if s.Gateway == "" {
 				s.Gateway = n.Gateway
+			}
+			if p.Address6 != "" {
+				s.GlobalIPv6Address, s.IPv6Gateway = p.Address6, n.Gateway6
 			}
 		}
 		out[p.Network] = s
