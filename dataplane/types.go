@@ -162,6 +162,7 @@ type Network struct {
 	BlockSize uint32           // ports of a block that one host has for itself (RFC 7422): a power of two, 64 to 4096; 0: no blocks
 	Isolated  bool             // its hosts do not reach each other (icc=false): hairpins go to static bindings alone
 	Address   netip.Addr       // the host's own there, IPv4: ICMP errors to its hosts come from it; not valid: there are none
+	Address6  netip.Addr       // the same of IPv6
 	Refusal   Refusal
 	MSSClamp  bool // a SYN's MSS option is lowered to what fits the outside route's MTU
 }

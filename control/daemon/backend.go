@@ -92,6 +92,10 @@ func (d *daemon) warnings(view reconcile.View, capacity dataplane.Capacity, usag
 	if !view.Host.IPForward {
 		out = append(out, "net.ipv4.ip_forward is 0: the host routes no packets; set it: sysctl -w net.ipv4.ip_forward=1")
 	}
+	if !view.Host.IPv6Forward && d.hasIPv6() {
+		out = append(out, "net.ipv6.conf.all.forwarding is 0: the host routes no IPv6 packets; set it: sysctl -w net.ipv6.conf.all.forwarding=1 "+
+			"(an uplink that has its addresses or routes from router advertisements needs accept_ra=2 then)")
+	}
 	if uint64(usage.Sessions)*100 >= uint64(capacity.Sessions)*nearlyFull {
 		out = append(out, fmt.Sprintf("%d of %d sessions are in use: raise capacity.sessions", usage.Sessions, capacity.Sessions))
 	}
@@ -99,6 +103,14 @@ func (d *daemon) warnings(view reconcile.View, capacity dataplane.Capacity, usag
 		out = append(out, fmt.Sprintf("%d of %d bindings are in use: raise capacity.bindings", usage.Bindings, capacity.Bindings))
 	}
 	return out
+}
+
+// hasIPv6 says whether a network's addresses of IPv6 are translated.
+func (d *daemon) hasIPv6() bool {
+	list, _ := d.dp.Networks() // for a warning
+	return slices.ContainsFunc(list, func(n dataplane.Network) bool {
+		return slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	})
 }
 
 func (d *daemon) outsides(host hostnet.Snapshot) ([]api.Outside, error) {

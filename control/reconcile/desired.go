@@ -17,7 +17,7 @@ import (
 	"github.com/conenat/conenat/dataplane"
 )
 
-// maxPrefixes is the bound of dataplane.Network.Prefixes.
+// maxPrefixes is the bound of dataplane.Network.Prefixes, in each family.
 const maxPrefixes = 4
 
 // inputs are all that the desired state depends on.
@@ -88,10 +88,10 @@ func outsideNames(t *target, in inputs) (names []string) {
 	if len(in.cfg.Outside) > 0 {
 		return in.cfg.Outside
 	}
-	for _, index := range in.host.Default {
+	for _, index := range slices.Concat(in.host.Default, in.host.Default6) {
 		l, ok := in.host.LinkAt(index)
 		switch {
-		case !ok || l.Loopback:
+		case !ok || l.Loopback || slices.Contains(names, l.Name):
 		case slices.Contains(in.cfg.Inside, l.Name):
 			t.problem("the default route leaves by the inside interface %s: name the outside interface by --outside", l.Name)
 		default:
@@ -150,14 +150,14 @@ func (t *target) address(cfg config.Config, l hostnet.Link, was netip.Addr) neti
 	case cfg.External.IsValid() && (len(cfg.Outside) <= 1 || was == cfg.External):
 		t.problem("outside interface %s does not have the external address %s: waiting for it", l.Name, cfg.External)
 		return was
-	case len(l.Addresses) == 0:
+	case len(l.IPv4()) == 0:
 		t.problem("outside interface %s has no IPv4 address: waiting for one", l.Name)
 		return was
 	}
 	if was.IsValid() && l.Has(was) {
 		return was // the bindings live on it; another one that came first in the list is no reason
 	}
-	return l.Addresses[0].Addr()
+	return l.IPv4()[0].Addr()
 }
 
 func (t *target) inside(in inputs, want inside) {
@@ -174,15 +174,12 @@ func (t *target) inside(in inputs, want inside) {
 		t.problem("%v", err)
 		return
 	}
-	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: l.Prefixes(),
+	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: t.prefixes(want, l),
 		Mapping: want.mapping, Filtering: want.filtering, Limits: want.limits, BlockSize: want.blockSize, Isolated: want.isolated,
-		Address: hostAddress(l), Refusal: want.refusal, MSSClamp: want.mssClamp}
-	if len(n.Prefixes) > maxPrefixes {
-		t.problem("inside interface %s has %d IPv4 prefixes: only %v are translated", want.name, len(n.Prefixes), n.Prefixes[:maxPrefixes])
-		n.Prefixes = n.Prefixes[:maxPrefixes]
-	}
+		Address: hostAddress(l.IPv4()), Address6: hostAddress(slices.Concat(l.IPv6(), l.Tentative)),
+		Refusal: want.refusal, MSSClamp: want.mssClamp}
 	if len(n.Prefixes) == 0 {
-		t.problem("inside interface %s has no IPv4 address: waiting for one", want.name)
+		t.problem("inside interface %s has no address: waiting for one", want.name)
 		if !known {
 			return
 		}
@@ -191,6 +188,24 @@ func (t *target) inside(in inputs, want inside) {
 	t.Networks = append(t.Networks, n)
 	t.insideLinks(in.host, l)
 	t.Owners = append(t.Owners, want.owners(in, l)...)
+}
+
+// prefixes are those of an inside interface that are translated, the ones of IPv4 first.
+func (t *target) prefixes(want inside, l hostnet.Link) (out []netip.Prefix) {
+	families := []struct {
+		name string
+		is   func(netip.Addr) bool
+		not  string // why it is not translated
+	}{{"IPv4", netip.Addr.Is4, want.partly.IPv4}, {"IPv6", netip.Addr.Is6, want.partly.IPv6}}
+	for _, family := range families {
+		list := slices.DeleteFunc(l.Prefixes(), func(p netip.Prefix) bool { return family.not != "" || !family.is(p.Addr()) })
+		if len(list) > maxPrefixes {
+			t.problem("inside interface %s has %d %s prefixes: only %v are translated", want.name, len(list), family.name, list[:maxPrefixes])
+			list = list[:maxPrefixes]
+		}
+		out = append(out, list...)
+	}
+	return out
 }
 
 func (t *target) insideLinks(host hostnet.Snapshot, l hostnet.Link) {
@@ -211,12 +226,12 @@ func gateway(l hostnet.Link) net.HardwareAddr {
 	return l.MAC
 }
 
-// hostAddress is the one that the network's hosts know their router by.
-func hostAddress(l hostnet.Link) netip.Addr {
-	if len(l.Addresses) == 0 {
+// hostAddress is the one of a family's that the network's hosts know their router by.
+func hostAddress(list []netip.Prefix) netip.Addr {
+	if len(list) == 0 {
 		return netip.Addr{}
 	}
-	return l.Addresses[0].Addr()
+	return list[0].Addr()
 }
 
 // refuseRole: an interface has one role, and a port of an inside bridge has it already.
@@ -240,6 +255,7 @@ func refuseRole(cfg config.Config, host hostnet.Snapshot, l hostnet.Link) error 
 // Check says what of a configuration does not fit the host. At the daemon's start this is an error; later
 // on, an interface that goes away is waited for.
 func Check(cfg config.Config, host hostnet.Snapshot) error {
+	host = carriedHost(host)
 	var errs []error
 	for _, name := range cfg.Inside {
 		errs = append(errs, checkInterface(cfg, host, "inside", name))

@@ -29,6 +29,7 @@ type inside struct {
 	blockSize uint32
 	isolated  bool
 	endpoints []docker.Endpoint
+	partly    docker.Partly
 	adopted   bool // Docker has not said yet whether it is there: it stays as it is
 }
 
@@ -57,12 +58,23 @@ func (in inputs) insides(t *target) (list []inside) {
 		case reason != "" && named < 0:
 			t.leftAlone = append(t.leftAlone, LeftAlone{Name: n.Name, Interface: n.Interface, Driver: n.Driver, Reason: reason})
 		case named >= 0:
+			n.Partly = docker.Partly{} // the operator's word
 			list[named] = in.insideOf(n, list)
 		default:
 			list = append(list, in.insideOf(n, list))
+			t.leavePartly(n)
 		}
 	}
 	return list
+}
+
+// leavePartly says which family of a network that is translated is not.
+func (t *target) leavePartly(n docker.Network) {
+	for family, reason := range map[string]string{"IPv4": n.Partly.IPv4, "IPv6": n.Partly.IPv6} {
+		if reason != "" {
+			t.leftAlone = append(t.leftAlone, LeftAlone{Name: n.Name, Interface: n.Interface, Driver: n.Driver, Reason: family + ": " + reason})
+		}
+	}
 }
 
 // checkLabels tells what a network's labels ask for and should not, and takes away what cannot be.
@@ -100,7 +112,7 @@ func (in inputs) leftAlone(n docker.Network) string {
 
 func (in inputs) insideOf(n docker.Network, others []inside) inside {
 	i := in.inside(n.Interface)
-	i.label, i.isolated, i.endpoints = n.Name, !n.ICC, in.alive(n)
+	i.label, i.isolated, i.endpoints, i.partly = n.Name, !n.ICC, translated(in.alive(n), n.Partly), n.Partly
 	i.limits = n.Limits.Over(in.cfg.Limits)
 	taken := slices.ContainsFunc(others, func(o inside) bool { return o.name != i.name && (o.label == n.Name || o.name == n.Name) })
 	if len(n.Name) > maxLabel || taken || n.Name == dataplane.HostNetwork {
@@ -136,6 +148,20 @@ func (in inputs) alive(n docker.Network) []docker.Endpoint {
 	})
 }
 
+// translated are a network's containers without the addresses of a family that is left alone.
+func translated(list []docker.Endpoint, leftAlone docker.Partly) []docker.Endpoint {
+	list = slices.Clone(list)
+	for i := range list {
+		if leftAlone.IPv4 != "" {
+			list[i].Address = netip.Addr{}
+		}
+		if leftAlone.IPv6 != "" {
+			list[i].Address6 = netip.Addr{}
+		}
+	}
+	return list
+}
+
 // adoptedInsides are what an earlier daemon had of Docker, until Docker can be asked.
 func (in inputs) adoptedInsides() (list []inside) {
 	for _, n := range in.actual.Networks {
@@ -153,8 +179,12 @@ func (i inside) owners(in inputs, bridge hostnet.Link) (list []dataplane.Owner) 
 		return i.kept(in)
 	}
 	for _, e := range i.endpoints {
-		list = append(list, dataplane.Owner{Network: i.name, Address: e.Address, ID: identity(e.ID),
-			Port: portOf(in.host, bridge, e.NetNSID), Excluded: e.Excluded, Filtering: e.Filtering, Began: e.Began})
+		for _, address := range []netip.Addr{e.Address, e.Address6} {
+			if address.IsValid() {
+				list = append(list, dataplane.Owner{Network: i.name, Address: address, ID: identity(e.ID),
+					Port: portOf(in.host, bridge, e.NetNSID), Excluded: e.Excluded, Filtering: e.Filtering, Began: e.Began})
+			}
+		}
 	}
 	if in.docker.Incomplete {
 		list = append(list, i.kept(in)...)
@@ -165,7 +195,7 @@ func (i inside) owners(in inputs, bridge hostnet.Link) (list []dataplane.Owner) 
 // kept are the owners that were, but for addresses that somebody else has by now.
 func (i inside) kept(in inputs) (list []dataplane.Owner) {
 	for _, o := range in.actual.Owners {
-		taken := slices.ContainsFunc(i.endpoints, func(e docker.Endpoint) bool { return e.Address == o.Address })
+		taken := slices.ContainsFunc(i.endpoints, func(e docker.Endpoint) bool { return e.Has(o.Address) })
 		if o.Network == i.name && !taken {
 			list = append(list, o)
 		}
@@ -234,7 +264,7 @@ func (t *target) keepPublished(in inputs, i inside) {
 		taken[plan.ForwardID(f.Protocol, f.External)] = true
 	}
 	for _, f := range in.actual.Forwards {
-		owned := slices.ContainsFunc(i.endpoints, func(e docker.Endpoint) bool { return e.Address == f.Internal.Addr() })
+		owned := slices.ContainsFunc(i.endpoints, func(e docker.Endpoint) bool { return e.Has(f.Internal.Addr()) })
 		if f.Published && f.Network == i.name && !owned && !taken[plan.ForwardID(f.Protocol, f.External)] {
 			t.Forwards = append(t.Forwards, f)
 		}
@@ -244,11 +274,12 @@ func (t *target) keepPublished(in inputs, i inside) {
 func (i inside) forwards(outsides []dataplane.Outside, e docker.Endpoint) (list []dataplane.Forward) {
 	for _, p := range e.Published {
 		for _, o := range outsides {
-			if !o.Address.IsValid() || (p.Host.IsValid() && p.Host != o.Address) {
+			internal := e.Like(o.Address)
+			if !o.Address.IsValid() || !internal.IsValid() || !p.On(o.Address) {
 				continue
 			}
 			list = append(list, dataplane.Forward{Protocol: p.Protocol, Network: i.name,
-				External: netip.AddrPortFrom(o.Address, p.HostPort), Internal: netip.AddrPortFrom(e.Address, p.ContainerPort),
+				External: netip.AddrPortFrom(o.Address, p.HostPort), Internal: netip.AddrPortFrom(internal, p.ContainerPort),
 				OverHostSocket: true, Published: true})
 		}
 	}

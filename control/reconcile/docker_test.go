@@ -27,7 +27,7 @@ func (e *fakeEngine) Changes() <-chan struct{}  { return nil }
 func web() docker.Endpoint {
 	return docker.Endpoint{ID: "00000000000000aa11", Container: "c1", Name: "web", Address: netip.MustParseAddr("172.17.0.2"), NetNSID: 7,
 		Published: []docker.Published{
-			{Protocol: dataplane.TCP, HostPort: 8080, ContainerPort: 80},
+			{Protocol: dataplane.TCP, Host: netip.IPv4Unspecified(), HostPort: 8080, ContainerPort: 80},
 			{Protocol: dataplane.UDP, Host: netip.MustParseAddr("127.0.0.1"), HostPort: 53, ContainerPort: 53},
 			{Protocol: dataplane.UDP, Host: external.Addr(), HostPort: 54, ContainerPort: 53},
 			{Protocol: dataplane.UDP, Host: netip.MustParseAddr("198.51.100.9"), HostPort: 55, ContainerPort: 53},

@@ -39,7 +39,11 @@ func pairs(s plan.State, host hostnet.Snapshot) (out []exceptions.Pair) {
 			}
 			leaves := o.IfIndex != 0 && hooked(dataplane.InsideDevice, n.Name) && hooked(dataplane.OutsideLink, o.Name)
 			for _, p := range n.Prefixes {
-				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: o.Address, Unhooked: !leaves,
+				external := o.Address
+				if external.Is4() != p.Addr().Is4() {
+					external = netip.Addr{}
+				}
+				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: external, Unhooked: !leaves,
 					Except: append(excluded(s, n, p), ownAddresses(host, n, p)...)})
 			}
 		}

@@ -138,7 +138,7 @@ func (r *Reconciler) flows(s plan.State) takeover {
 	if err != nil {
 		r.fail("read conntrack", err, false)
 	}
-	return sortFlows(flows, s)
+	return sortFlows(carriedFlows(flows), s)
 }
 
 // takesOver says whether a plan puts a network under conenat, or publishes a port, for which connections may live.
@@ -211,7 +211,7 @@ func (r *Reconciler) hostReservations(external []netip.Addr) (list []reservation
 	}
 	for _, s := range sockets {
 		for _, a := range external {
-			if s.Wildcard() || s.Local.Addr() == a {
+			if s.On(a) {
 				list = append(list, reservation{protocol: s.Protocol, external: netip.AddrPortFrom(a, s.Local.Port())})
 			}
 		}

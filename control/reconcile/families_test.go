@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/conenat/conenat/control/config"
+	"github.com/conenat/conenat/control/conntrack"
+	"github.com/conenat/conenat/control/docker"
+	"github.com/conenat/conenat/control/hostnet"
+	"github.com/conenat/conenat/dataplane"
+)
+
+// dual is dockerHost with IPv6 on all that it has.
+func dual() hostnet.Snapshot {
+	s := dockerHost().snapshot
+	s.Default6, s.IPv6Forward = []int{2}, true
+	for i := range s.Links {
+		switch l := &s.Links[i]; l.Name {
+		case "eth0":
+			l.Addresses = append(l.Addresses, netip.MustParsePrefix("2001:db8::1/64"))
+		case "docker0":
+			l.Tentative = []netip.Prefix{netip.MustParsePrefix("fd00::1/64")}
+		}
+	}
+	return s
+}
+
+// dualWeb is web with an IPv6 address, and a port on it.
+func dualWeb() docker.Endpoint {
+	e := web()
+	e.Address6 = netip.MustParseAddr("fd00::2")
+	e.Published = append(e.Published, docker.Published{Protocol: dataplane.TCP, Host: netip.IPv6Unspecified(), HostPort: 8080, ContainerPort: 80})
+	return e
+}
+
+// TestBothFamiliesAreDesired: what the dataplane is to have of a network with both families.
+func TestBothFamiliesAreDesired(t *testing.T) {
+	tests := []struct {
+		name             string
+		partly           docker.Partly
+		prefixes, owners string
+		leftAlone        []LeftAlone
+	}{
+		{"both", docker.Partly{}, "172.17.0.0/16 fd00::/64", "172.17.0.2 fd00::2", nil},
+		{"IPv6_routed", docker.Partly{IPv6: "gateway mode routed"}, "172.17.0.0/16", "172.17.0.2",
+			[]LeftAlone{{"bridge", "docker0", "bridge", "IPv6: gateway mode routed"}}},
+		{"IPv4_routed", docker.Partly{IPv4: "gateway mode routed"}, "fd00::/64", "fd00::2",
+			[]LeftAlone{{"bridge", "docker0", "bridge", "IPv4: gateway mode routed"}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := config.Config{Settings: dataplane.DefaultSettings()}
+			cfg.Docker = true
+			p := docker.Snapshot{Connected: true, Engine: "29.0", Networks: []docker.Network{{ID: "b", Name: "bridge", Driver: "bridge",
+				Interface: "docker0", ICC: true, Partly: tt.partly, Endpoints: []docker.Endpoint{dualWeb()}}}}
+			got := desire(inputs{cfg: cfg, host: dual(), docker: p})
+			if len(got.Networks) != 1 || len(got.Outsides) != 1 || len(got.problems) != 0 {
+				t.Fatalf("%+v", got)
+			}
+			n := got.Networks[0]
+			var owners []any
+			for _, o := range got.Owners {
+				owners = append(owners, o.Address)
+			}
+			var prefixes []any
+			for _, p := range n.Prefixes {
+				prefixes = append(prefixes, p)
+			}
+			if join(prefixes...) != tt.prefixes || join(owners...) != tt.owners {
+				t.Errorf("prefixes %v, owners %v", prefixes, owners)
+			}
+			if n.Address != gatewayAddr || n.Address6 != netip.MustParseAddr("fd00::1") {
+				t.Errorf("addresses %v and %v", n.Address, n.Address6)
+			}
+			if diff := cmp.Diff(tt.leftAlone, got.leftAlone); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestPublishedOnIPv6: a port that is published on :: leads from an external address of IPv6 to the container's own.
+func TestPublishedOnIPv6(t *testing.T) {
+	six := netip.MustParseAddr("2001:db8::1")
+	outsides := []dataplane.Outside{{Name: "eth0", IfIndex: 2, Address: six}}
+	got := inside{name: "docker0"}.forwards(outsides, dualWeb())
+	want := []dataplane.Forward{{Protocol: dataplane.TCP, Network: "docker0", External: netip.AddrPortFrom(six, 8080),
+		Internal: netip.MustParseAddrPort("[fd00::2]:80"), OverHostSocket: true, Published: true}}
+	if diff := cmp.Diff(want, got, compareIP); diff != "" {
+		t.Error(diff)
+	}
+	only4 := dualWeb()
+	only4.Address6 = netip.Addr{}
+	if got := (inside{name: "docker0"}).forwards(outsides, only4); got != nil {
+		t.Errorf("of a container without IPv6: %v", got)
+	}
+}
+
+// TestWhatIsNotCarriedIsLeftOut: until the dataplane takes IPv6, nothing of it gets that far.
+func TestWhatIsNotCarriedIsLeftOut(t *testing.T) {
+	host := carriedHost(dual())
+	for _, l := range host.Links {
+		if len(l.IPv6()) > 0 || len(l.Tentative) > 0 {
+			t.Errorf("link %s: %v, %v", l.Name, l.Addresses, l.Tentative)
+		}
+	}
+	if eth, _ := host.Link("eth0"); host.Default6 != nil || len(eth.IPv4()) != 2 {
+		t.Errorf("default routes %v, addresses %v", host.Default6, eth.Addresses)
+	}
+	six := []netip.Prefix{netip.MustParsePrefix("fd00::/64")}
+	both := append([]netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, six...)
+	only6 := docker.Endpoint{Name: "six", Address6: netip.MustParseAddr("fd00::3")}
+	p := carriedDocker(docker.Snapshot{Networks: []docker.Network{
+		{Name: "both", Subnets: both, Endpoints: []docker.Endpoint{dualWeb(), only6}}, {Name: "six", Subnets: six},
+		{Name: "partly", Subnets: both, Partly: docker.Partly{IPv6: "routed"}}, {Name: "other", Subnets: both, Partly: docker.Partly{IPv4: "routed"}},
+	}})
+	want := []docker.Network{
+		{Name: "both", Subnets: both[:1], Endpoints: []docker.Endpoint{web()}}, {Name: "six", Subnets: []netip.Prefix{}, LeftAlone: "no IPv4"},
+		{Name: "partly", Subnets: both[:1]}, {Name: "other", Subnets: both[:1], LeftAlone: "routed"},
+	}
+	if diff := cmp.Diff(want, p.Networks, compareIP); diff != "" {
+		t.Error(diff)
+	}
+	four := conntrack.Flow{Original: conntrack.Tuple{Src: external}}
+	flows := []conntrack.Flow{{Original: conntrack.Tuple{Src: netip.MustParseAddrPort("[fd00::2]:1")}}, four}
+	if got := carriedFlows(flows); !slices.Equal(got, []conntrack.Flow{four}) {
+		t.Errorf("flows %v", got)
+	}
+}
