@@ -30,6 +30,7 @@ type (
 	Owner         = natNatOwner
 	OwnerKey      = natOwnerKey4
 	BlockKey      = natBlockKey4
+	ExclusionKey  = natExclusionKey4
 	Blocks        = natNatBlocks
 	Held          = natNatHeld
 )
@@ -73,6 +74,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_PASSED_STACK:             "passed_stack",
 	natNatReasonREASON_PASSED_TRANSLATED:        "passed_translated",
 	natNatReasonREASON_PASSED_EXCLUDED:          "passed_excluded",
+	natNatReasonREASON_PASSED_DESTINATION:       "passed_destination",
 	natNatReasonREASON_PASSED_MALFORMED:         "passed_malformed",
 	natNatReasonREASON_DROPPED_MALFORMED:        "dropped_malformed",
 	natNatReasonREASON_DROPPED_SPOOFED:          "dropped_spoofed",
@@ -95,6 +97,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DROPPED_ROUTE_MOVED:      "dropped_route_moved",
 	natNatReasonREASON_DROPPED_TTL:              "dropped_ttl",
 	natNatReasonREASON_DROPPED_TOO_BIG:          "dropped_too_big",
+	natNatReasonREASON_DROPPED_NO_ROUTE:         "dropped_no_route",
 	natNatReasonREASON_DROPPED_UNCUT:            "dropped_uncut",
 	natNatReasonREASON_DROPPED_CONFLICT:         "dropped_conflict",
 	natNatReasonREASON_DROPPED_RACE:             "dropped_race",
@@ -198,7 +201,7 @@ const (
 
 // The #defines of abi.h, which BTF does not carry; a test reads them there and compares.
 const (
-	ABIVersion       = 4
+	ABIVersion       = 5
 	Zones            = 256
 	Realms           = 64
 	Links            = 16384
@@ -215,6 +218,9 @@ const (
 	LabelLen         = 64
 	ZoneIsolated     = 1 << 0
 	ZoneMSSClamp     = 1 << 1
+	ZoneOverlaps     = 1 << 2
+	ZoneExcludes     = 1 << 3
+	Exclusions       = 4096
 	OwnerExcluded    = 1 << 0
 	OwnerFiltering   = 1 << 1
 	SeenSYN          = 1 << 0

@@ -14,13 +14,14 @@
 
 #include <linux/types.h>
 
-#define NAT_ABI_VERSION 4
+#define NAT_ABI_VERSION 5
 
 #define NAT_NAME_LEN 16 /* IFNAMSIZ: names of zones and realms */
 #define NAT_LABEL_LEN 64 /* what people call a zone */
 #define NAT_ZONES 256
 #define NAT_REALMS 64
 #define NAT_PREFIXES 4 /* per zone */
+#define NAT_EXCLUSIONS 4096 /* of all zones */
 #define NAT_LINKS 16384 /* direct-mapped by ifindex */
 #define NAT_ADDRESSES 64 /* external addresses */
 #define NAT_PROTOCOLS 3 /* that have ports: enum nat_l4 */
@@ -98,6 +99,7 @@ enum nat_reason {
 	REASON_PASSED_STACK, /* the kernel's way; egress translates */
 	REASON_PASSED_TRANSLATED, /* at egress, after the direct path */
 	REASON_PASSED_EXCLUDED, /* an inside host that is left to the host's NAT */
+	REASON_PASSED_DESTINATION, /* RFC 6888 REQ-6: not translated, by nobody */
 	REASON_PASSED_MALFORMED, /* from outside: the host's to judge */
 	REASON_LAST_PASSED = REASON_PASSED_MALFORMED,
 
@@ -121,7 +123,8 @@ enum nat_reason {
 	REASON_DROPPED_ICMP_NO_SESSION, /* RFC 5508 REQ-4 */
 	REASON_DROPPED_ROUTE_MOVED, /* to an outside with another address */
 	REASON_DROPPED_TTL, /* would expire at the NAT, which says so */
-	REASON_DROPPED_TOO_BIG, /* DF, for an inside device: the NAT says so */
+	REASON_DROPPED_TOO_BIG, /* DF: the NAT says so */
+	REASON_DROPPED_NO_ROUTE, /* the NAT says so: ZONE_OVERLAPS */
 	REASON_DROPPED_UNCUT, /* the same without DF: would need fragmenting */
 	REASON_DROPPED_CONFLICT, /* its endpoints talk by another binding */
 	REASON_DROPPED_RACE, /* the entry was ending on another CPU */
@@ -240,6 +243,15 @@ struct nat_zone4 {
 
 #define ZONE_ISOLATED (1 << 0) /* hosts do not reach each other */
 #define ZONE_MSS_CLAMP (1 << 1) /* a SYN's MSS option fits the route */
+#define ZONE_OVERLAPS (1 << 2) /* another zone has some of its addresses */
+#define ZONE_EXCLUDES (1 << 3) /* destinations: map exclusions */
+
+/* A prefix of destinations that a network's packets reach untranslated. */
+struct exclusion_key4 {
+	__u32 prefixlen; /* 32 of the zone, and the address's */
+	__u32 zone;
+	__be32 address;
+};
 
 /*
  * What a host, or a whole network, has: one word, so that one atomic operation
@@ -482,7 +494,7 @@ struct fragment4 {
 	__u16 pad2;
 };
 
-/* As the defragmenter tells datagrams apart. */
+/* As the defragmenter tells datagrams apart: id is reorder_id of reorder.h. */
 struct origin_key4 {
 	__be32 saddr;
 	__be32 daddr;
@@ -614,6 +626,7 @@ _Static_assert(sizeof(struct nat_request4) == 44, "nat_request4");
 _Static_assert(sizeof(struct nat_config) == 72, "nat_config");
 _Static_assert(sizeof(struct nat_zone4) == 160, "nat_zone4");
 _Static_assert(sizeof(struct owner_key4) == 8, "owner_key4");
+_Static_assert(sizeof(struct exclusion_key4) == 12, "exclusion_key4");
 _Static_assert(sizeof(struct block_key4) == 8, "block_key4");
 _Static_assert(sizeof(struct nat_blocks) == 40, "nat_blocks");
 _Static_assert(sizeof(struct nat_held) == 8, "nat_held");

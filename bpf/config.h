@@ -138,4 +138,47 @@ NAT_GLOBAL bool address_in_zone(__u32 zone, nat_addr address)
 	return false;
 }
 
+/* The same of a host, which the gateway is not, nor a network or broadcast address. */
+NAT_GLOBAL bool host_in_zone(__u32 zone, nat_addr address)
+{
+	struct nat_zone *z = zone_get(zone);
+	struct nat_prefix *p;
+	int i;
+
+	if (!z || addr_equal(address, z->gateway))
+		return false;
+	for (i = 0; i < NAT_PREFIXES; i++) {
+		p = &z->prefix[i];
+		if (i < z->prefixes &&
+		    addr_in_prefix(address, p->address, p->mask))
+			return addr_is_host(address, p->address, p->mask);
+	}
+	return false;
+}
+
+/*
+ * Whether an address of the network is another one's, too: the kernel's routing knows
+ * only one of them.
+ */
+static __always_inline bool zone_overlaps(__u32 zone)
+{
+	struct nat_zone *z = zone_get(zone);
+
+	return z && z->flags & ZONE_OVERLAPS;
+}
+
+/* Destinations that a network's hosts reach untranslated (RFC 6888 REQ-6). */
+NAT_GLOBAL bool destination_is_excluded(__u32 zone, nat_addr address)
+{
+	struct nat_zone *z = zone_get(zone);
+	struct exclusion_key key = {
+		.prefixlen = 8 * (sizeof(key.zone) + sizeof(key.address)),
+		.zone = zone,
+		.address = address,
+	};
+
+	return z && z->flags & ZONE_EXCLUDES &&
+	       bpf_map_lookup_elem(&exclusions, &key);
+}
+
 #endif /* CONENAT_CONFIG_H */

@@ -40,6 +40,7 @@ typedef __be32 nat_addr;
 #define nat_request nat_request4
 #define owner_key owner_key4
 #define block_key block_key4
+#define exclusion_key exclusion_key4
 
 #define sessions sessions4
 #define session_slots session_slots4
@@ -57,6 +58,7 @@ typedef __be32 nat_addr;
 #define owners owners4
 #define hosts hosts4
 #define blocks blocks4
+#define exclusions exclusions4
 
 /*
  * A function that the verifier checks once and on its own, whoever calls it:
@@ -79,6 +81,13 @@ static __always_inline bool addr_in_prefix(nat_addr a, nat_addr prefix,
 					   nat_addr mask)
 {
 	return (a & mask) == prefix;
+}
+
+/* Whether an address of a prefix is a host's: neither the network's nor broadcast. */
+static __always_inline bool addr_is_host(nat_addr a, nat_addr prefix,
+					 nat_addr mask)
+{
+	return bpf_ntohl(~mask) <= 1 || (a != prefix && a != (prefix | ~mask));
 }
 
 /* Multicast, limited broadcast, loopback and "this network" (RFC 6890). */

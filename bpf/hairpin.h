@@ -23,6 +23,17 @@ static __always_inline bool hairpin_is_older(const struct nat *n)
 }
 
 /*
+ * Whether a packet from inside answers a connection that conntrack knows. Of two hosts
+ * with one address it knows the one that the kernel's routing finds.
+ */
+static __always_inline bool inside_answers_conntrack(const struct nat *n)
+{
+	return answers_conntrack(n->skb, &n->p) &&
+	       (!zone_overlaps(n->zone) ||
+		zone_of_route(n->skb, n->p.saddr) == n->zone);
+}
+
+/*
  * Whose binding a packet from inside needs: its own source endpoint's, behind
  * the realm's external address.
  */
@@ -170,7 +181,7 @@ static __always_inline int hairpin_admit(const struct nat *n,
 	int rc;
 
 	/* The host's own connection to a port that Docker publishes. */
-	if (answers_conntrack(n->skb, &n->p))
+	if (inside_answers_conntrack(n))
 		return -REASON_PASSED_CONNTRACK;
 	if (!to || !hairpin_reaches(n, to))
 		return -REASON_DROPPED_ISOLATED;

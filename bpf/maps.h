@@ -52,6 +52,16 @@ struct {
 	__type(value, struct nat_owner);
 } owners SEC(".maps");
 
+/* Destinations that are not translated. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, NAT_EXCLUSIONS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct exclusion_key);
+	__type(value, __u32);
+} exclusions SEC(".maps");
+
 /* The truth: bindings and sessions. */
 MAP_ARRAY(ports, struct nat_ports, NAT_ADDRESSES *NAT_PROTOCOLS);
 MAP_HASH(claims, struct claim_key, struct nat_claim, 1);

@@ -107,6 +107,14 @@ out:
 	return rc;
 }
 
+/* For what opens no session: the reason, but to an excluded destination. */
+static __always_inline int unless_excluded(const struct nat *n, int rc)
+{
+	return destination_is_excluded(n->zone, n->p.daddr) ?
+		       -REASON_PASSED_DESTINATION :
+		       rc;
+}
+
 /* Where a packet of no session would go: what to do if that is outside. */
 static __noinline int inside_unknown(const struct nat *n, int outside)
 {
@@ -122,9 +130,9 @@ static __noinline int inside_unknown(const struct nat *n, int outside)
 	rc = route_resolve(n->skb, &n->p, n->egress, zone->ifindex, &r);
 	if (rc < 0)
 		return rc;
-	return source_admitted(n) == -REASON_PASSED_EXCLUDED ?
-		       -REASON_PASSED_EXCLUDED :
-		       outside;
+	if (source_admitted(n) == -REASON_PASSED_EXCLUDED)
+		return -REASON_PASSED_EXCLUDED;
+	return unless_excluded(n, outside);
 }
 
 /*
@@ -139,6 +147,8 @@ static __noinline int inside_early(struct nat *n)
 		return fragment_early(n, n->stack ? -REASON_PASSED_STACK :
 						    -REASON_PASSED_LOCAL);
 	rc = inside_unknown(n, -LOOK_AGAIN);
+	if (rc == -REASON_PASSED_DESTINATION) /* a session may have it */
+		return fragment_early(n, rc);
 	return rc == -LOOK_AGAIN ? fragment_early(n, -REASON_DROPPED_FRAGMENT) :
 				   rc;
 }
@@ -272,9 +282,10 @@ static __always_inline int egress_forwarded(struct nat *n)
 	if (n->p.flags & PACKET_LATER_FRAGMENT)
 		return fragment_forward(n, egress_early);
 	if (n->p.flags & PACKET_ERROR)
-		return error_forward(n, -REASON_DROPPED_ICMP_NO_SESSION);
+		return error_forward(
+			n, unless_excluded(n, -REASON_DROPPED_ICMP_NO_SESSION));
 	if (n->p.flags & PACKET_OTHER_ICMP)
-		return -REASON_DROPPED_ICMP_TYPE;
+		return unless_excluded(n, -REASON_DROPPED_ICMP_TYPE);
 	return translate_inside(n);
 }
 

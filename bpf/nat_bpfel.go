@@ -75,6 +75,13 @@ type natClaimKey4 struct {
 	Pad     uint8
 }
 
+type natExclusionKey4 struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Zone      uint32
+	Address   uint32
+}
+
 type natFragment4 struct {
 	_        structs.HostLayout
 	Session  natSessionKey4
@@ -324,34 +331,36 @@ const (
 	natNatReasonREASON_PASSED_STACK             natNatReason = 22
 	natNatReasonREASON_PASSED_TRANSLATED        natNatReason = 23
 	natNatReasonREASON_PASSED_EXCLUDED          natNatReason = 24
-	natNatReasonREASON_PASSED_MALFORMED         natNatReason = 25
-	natNatReasonREASON_LAST_PASSED              natNatReason = 25
-	natNatReasonREASON_DROPPED_MALFORMED        natNatReason = 26
-	natNatReasonREASON_DROPPED_SPOOFED          natNatReason = 27
-	natNatReasonREASON_DROPPED_FILTERED         natNatReason = 28
-	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 29
-	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 30
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 31
-	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 32
-	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 33
-	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 34
-	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 35
-	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 36
-	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 37
-	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 38
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 39
-	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 40
-	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 41
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 42
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 43
-	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 44
-	natNatReasonREASON_DROPPED_TTL              natNatReason = 45
-	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 46
-	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 47
-	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 48
-	natNatReasonREASON_DROPPED_RACE             natNatReason = 49
-	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 50
-	natNatReasonREASON_COUNT                    natNatReason = 51
+	natNatReasonREASON_PASSED_DESTINATION       natNatReason = 25
+	natNatReasonREASON_PASSED_MALFORMED         natNatReason = 26
+	natNatReasonREASON_LAST_PASSED              natNatReason = 26
+	natNatReasonREASON_DROPPED_MALFORMED        natNatReason = 27
+	natNatReasonREASON_DROPPED_SPOOFED          natNatReason = 28
+	natNatReasonREASON_DROPPED_FILTERED         natNatReason = 29
+	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 30
+	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 31
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 32
+	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 33
+	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 34
+	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 35
+	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 36
+	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 37
+	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 38
+	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 39
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 40
+	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 41
+	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 42
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 43
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 44
+	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 45
+	natNatReasonREASON_DROPPED_TTL              natNatReason = 46
+	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 47
+	natNatReasonREASON_DROPPED_NO_ROUTE         natNatReason = 48
+	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 49
+	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 50
+	natNatReasonREASON_DROPPED_RACE             natNatReason = 51
+	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 52
+	natNatReasonREASON_COUNT                    natNatReason = 53
 )
 
 type natNatRequest4 struct {
@@ -545,6 +554,7 @@ const (
 	natMapCounters           = "counters"
 	natMapEvents             = "events"
 	natMapEventsLost         = "events_lost"
+	natMapExclusions4        = "exclusions4"
 	natMapFragments4         = "fragments4"
 	natMapHeld               = "held"
 	natMapHeldPorts          = "held_ports"
@@ -642,6 +652,7 @@ type natMapSpecs struct {
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
 	Events          *ebpf.MapSpec `ebpf:"events"`
 	EventsLost      *ebpf.MapSpec `ebpf:"events_lost"`
+	Exclusions4     *ebpf.MapSpec `ebpf:"exclusions4"`
 	Fragments4      *ebpf.MapSpec `ebpf:"fragments4"`
 	Held            *ebpf.MapSpec `ebpf:"held"`
 	HeldPorts       *ebpf.MapSpec `ebpf:"held_ports"`
@@ -707,6 +718,7 @@ type natMaps struct {
 	Counters        *ebpf.Map `ebpf:"counters"`
 	Events          *ebpf.Map `ebpf:"events"`
 	EventsLost      *ebpf.Map `ebpf:"events_lost"`
+	Exclusions4     *ebpf.Map `ebpf:"exclusions4"`
 	Fragments4      *ebpf.Map `ebpf:"fragments4"`
 	Held            *ebpf.Map `ebpf:"held"`
 	HeldPorts       *ebpf.Map `ebpf:"held_ports"`
@@ -743,6 +755,7 @@ func (m *natMaps) Close() error {
 		m.Counters,
 		m.Events,
 		m.EventsLost,
+		m.Exclusions4,
 		m.Fragments4,
 		m.Held,
 		m.HeldPorts,

@@ -43,15 +43,17 @@ static __noinline int outbound_open(const struct nat *n, const struct route *r,
 	return session_open(&plan);
 }
 
-static __always_inline int outbound_exceptions(const struct nat *n,
+static __always_inline int outbound_exceptions(struct nat *n,
 					       const struct route *r)
 {
 	if (n->egress) /* the kernel has seen to it */
 		return outbound_may_open(&n->p);
 	if (n->p.ttl <= 1)
 		return -REASON_PASSED_TTL;
-	if (n->p.flags & PACKET_DF && r->mtu && n->p.segment > r->mtu)
+	if (n->p.flags & PACKET_DF && r->mtu && n->p.segment > r->mtu) {
+		n->p.mtu = r->mtu;
 		return -REASON_PASSED_TOO_BIG;
+	}
 	return outbound_may_open(&n->p);
 }
 
@@ -77,7 +79,7 @@ static __always_inline bool outbound_is_ours(const struct nat *n,
  * A packet from inside that is of no session. 0: there is one now, look again;
  * else the packet's reason.
  */
-static __noinline int outbound_miss(const struct nat *n)
+static __noinline int outbound_miss(struct nat *n)
 {
 	struct nat_zone *zone = zone_get(n->zone);
 	struct binding_want want = {};
@@ -94,13 +96,15 @@ static __noinline int outbound_miss(const struct nat *n)
 	/* At egress it is late for that: the identity rule has kept masquerade off. */
 	if (rc < 0 && !(n->egress && rc == -REASON_PASSED_EXCLUDED))
 		return rc;
+	if (destination_is_excluded(n->zone, n->p.daddr))
+		return -REASON_PASSED_DESTINATION;
 	rc = outbound_exceptions(n, &r);
 	if (rc < 0)
 		return rc;
 	rc = want_of_sender(n, r.realm, &want);
 	if (rc < 0)
 		return rc;
-	if (!outbound_is_ours(n, &want) && answers_conntrack(n->skb, &n->p))
+	if (!outbound_is_ours(n, &want) && inside_answers_conntrack(n))
 		return -REASON_PASSED_CONNTRACK;
 	rc = binding_obtain(n->skb, &want, &ref);
 	if (rc < 0)
@@ -110,13 +114,13 @@ static __noinline int outbound_miss(const struct nat *n)
 }
 
 /* The same for any destination. */
-static __always_inline int inside_miss(const struct nat *n)
+static __always_inline int inside_miss(struct nat *n)
 {
 	if (addr_never_routed(n->p.daddr))
 		return -REASON_PASSED_LOCAL;
 	if (bpf_map_lookup_elem(&addresses, &n->p.daddr))
 		return hairpin_miss(n);
-	return outbound_miss(n);
+	return kernel_answers(n, outbound_miss(n));
 }
 
 #endif /* CONENAT_OUTBOUND_H */

@@ -66,7 +66,7 @@ struct packet {
 	__u8 ttl;
 	__u8 seen; /* SEEN_* of a TCP segment */
 	__u8 tcp; /* its flags */
-	__u16 mtu; /* that it is too big for, where it is dropped for that */
+	__u16 mtu; /* that it is too big for; else 0 */
 };
 
 struct hdr_cursor {

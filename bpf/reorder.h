@@ -27,9 +27,15 @@ static __always_inline bool is_recent(__u32 last_seen)
 }
 
 /*
- * Two networks may use the same addresses, and the defragmenter knows no networks:
- * who comes second with the same identification is dropped.
+ * A datagram's identification in the namespace, and back. Two networks may use the same
+ * addresses, and the defragmenter knows no networks.
  */
+static __always_inline __be16 reorder_id(__be16 id, __u32 zone)
+{
+	return id ^ bpf_htons(zone << 8 | zone);
+}
+
+/* Of two networks' that are one there nevertheless, the second is dropped. */
 static __always_inline int origin_put(const struct packet *p,
 				      const struct nat_origin *o)
 {
@@ -37,7 +43,7 @@ static __always_inline int origin_put(const struct packet *p,
 	struct origin_key key = {
 		.saddr = p->saddr,
 		.daddr = p->daddr,
-		.id = p->id,
+		.id = reorder_id(p->id, o->zone),
 		.proto = p->proto,
 	};
 	int rc;
@@ -65,6 +71,20 @@ static __always_inline int origin_remember(struct __sk_buff *skb,
 	if (p->l3 && bpf_skb_load_bytes(skb, 0, o.mac, sizeof(o.mac)) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return origin_put(p, &o);
+}
+
+NAT_GLOBAL int reorder_identify(struct __sk_buff *skb, __u32 l3, __be16 from,
+				__be16 to)
+{
+	__u32 check = l3 + __builtin_offsetof(struct iphdr, check);
+	__u32 at = l3 + __builtin_offsetof(struct iphdr, id);
+
+	if (from == to)
+		return 0;
+	if (bpf_l3_csum_replace(skb, check, from, to, sizeof(to)) < 0 ||
+	    bpf_skb_store_bytes(skb, at, &to, sizeof(to), 0) < 0)
+		return -REASON_DROPPED_REWRITE;
+	return 0;
 }
 
 /* The namespace is a router: what it takes from the TTL is added before. */
@@ -108,6 +128,9 @@ NAT_GLOBAL int reorder_send(struct __sk_buff *skb, const struct packet *p,
 	    skb->tc_index == REORDERED_MARK)
 		return 0;
 	rc = origin_remember(skb, p, zone);
+	if (rc == 0)
+		rc = reorder_identify(skb, p->l3, p->id,
+				      reorder_id(p->id, zone));
 	if (rc == 0)
 		rc = reorder_ttl(skb, p);
 	if (rc == 0)
@@ -165,7 +188,9 @@ static __noinline int reorder_return(struct nat *n)
 	o = bpf_map_lookup_elem(&origins, &key);
 	if (!o)
 		return -REASON_DROPPED_FRAGMENT;
-	if (bpf_skb_store_bytes(skb, 0, o->mac, sizeof(o->mac), 0) < 0)
+	if (bpf_skb_store_bytes(skb, 0, o->mac, sizeof(o->mac), 0) < 0 ||
+	    reorder_identify(skb, ETH_HLEN, key.id,
+			     reorder_id(key.id, o->zone)) < 0)
 		return -REASON_DROPPED_REWRITE;
 	skb->mark = o->mark;
 	skb->tc_index = REORDERED_MARK;

@@ -25,7 +25,8 @@
 #define REPLIES_PER_TICK 16
 
 enum icmp_code { /* IANA */
-	ICMP_HOST_UNREACH = 1, /* of ICMP_DEST_UNREACH */
+	ICMP_NET_UNREACH = 0, /* of ICMP_DEST_UNREACH */
+	ICMP_HOST_UNREACH = 1,
 	ICMP_FRAG_NEEDED = 4,
 	ICMP_PKT_FILTERED = 13,
 	ICMP_EXC_TTL = 0, /* of ICMP_TIME_EXCEEDED */
@@ -38,21 +39,26 @@ struct reply_headers {
 
 #define REPLY_QUOTE (REPLY_MAX - sizeof(struct reply_headers))
 
+#define REPLY_NONE (-1)
+
 /* What an inside host is told that gets no mapping or session. */
-static __always_inline bool reply_refusal(const struct nat_zone *zone,
-					  struct icmphdr *icmp)
+static __always_inline int reply_refusal(__u32 zone_id)
 {
-	icmp->type = ICMP_DEST_UNREACH;
-	icmp->code = zone->refusal == REFUSAL_ADMIN_PROHIBITED ?
-			     ICMP_PKT_FILTERED :
-			     ICMP_HOST_UNREACH;
-	return zone->refusal != REFUSAL_SILENT;
+	struct nat_zone *zone = zone_get(zone_id);
+
+	if (!zone || zone_id == NAT_ZONE_OUTSIDE)
+		return REPLY_NONE;
+	switch (zone->refusal) {
+	case REFUSAL_HOST_UNREACHABLE:
+		return ICMP_DEST_UNREACH << 8 | ICMP_HOST_UNREACH;
+	case REFUSAL_ADMIN_PROHIBITED:
+		return ICMP_DEST_UNREACH << 8 | ICMP_PKT_FILTERED;
+	}
+	return REPLY_NONE;
 }
 
-/* Type and code for a reason to drop a packet; false: it is dropped in silence. */
-static __always_inline bool reply_of(const struct packet *p, __u32 zone_id,
-				     const struct nat_zone *zone, __u32 reason,
-				     struct icmphdr *icmp)
+/* type << 8 | code for a reason to drop a packet; REPLY_NONE: in silence. */
+NAT_GLOBAL int reply_of(__u32 zone_id, __u32 reason)
 {
 	switch (reason) {
 	case REASON_DROPPED_PORT_EXHAUSTED:
@@ -63,18 +69,15 @@ static __always_inline bool reply_of(const struct packet *p, __u32 zone_id,
 	case REASON_DROPPED_HOST_SESSIONS:
 	case REASON_DROPPED_NETWORK_PORTS:
 	case REASON_DROPPED_NETWORK_SESSIONS:
-		return zone_id != NAT_ZONE_OUTSIDE && reply_refusal(zone, icmp);
+		return reply_refusal(zone_id);
 	case REASON_DROPPED_TTL:
-		icmp->type = ICMP_TIME_EXCEEDED;
-		icmp->code = ICMP_EXC_TTL;
-		return true;
+		return ICMP_TIME_EXCEEDED << 8 | ICMP_EXC_TTL;
 	case REASON_DROPPED_TOO_BIG:
-		icmp->type = ICMP_DEST_UNREACH;
-		icmp->code = ICMP_FRAG_NEEDED;
-		icmp->sequence = bpf_htons(p->mtu); /* RFC 1191 */
-		return true;
+		return ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED;
+	case REASON_DROPPED_NO_ROUTE:
+		return ICMP_DEST_UNREACH << 8 | ICMP_NET_UNREACH;
 	}
-	return false;
+	return REPLY_NONE;
 }
 
 /* RFC 1812 section 4.3.2.7: what no error may be sent about. */
@@ -229,6 +232,19 @@ static __always_inline int reply_send(struct __sk_buff *skb,
 }
 
 /*
+ * Whether an address that was sent from is another host's: no network's broadcast
+ * address, and none of the host's own. Of what is inside, its network says so: routing
+ * may take the address for another network's.
+ */
+NAT_GLOBAL bool reply_reaches(struct __sk_buff *skb, __u32 zone_id,
+			      nat_addr addr)
+{
+	if (zone_id == NAT_ZONE_OUTSIDE)
+		return address_is_remote(skb, addr, skb->ifindex);
+	return host_in_zone(zone_id, addr);
+}
+
+/*
  * The verdict on a packet that is to be dropped: its sender may be told. Outside,
  * it has sent to the external address; inside, the network's gateway answers.
  */
@@ -236,19 +252,18 @@ NAT_GLOBAL int reply(struct __sk_buff *skb, const struct packet *p,
 		     __u32 zone_id, __u32 reason, bool egress)
 {
 	struct nat_zone *zone = zone_get(zone_id);
-	__u32 by = skb->ifindex;
+	int what = reply_of(zone_id, reason);
 	struct reply_headers h = {};
 	nat_addr from;
 
-	if (!p || !zone || !reply_of(p, zone_id, zone, reason, &h.icmp))
+	if (!p || !zone || what == REPLY_NONE)
 		return TC_ACT_SHOT;
-	from = p->daddr;
-	if (zone_id != NAT_ZONE_OUTSIDE) {
-		from = zone->gateway;
-		by = zone->ifindex;
-	}
+	h.icmp.type = what >> 8;
+	h.icmp.code = what;
+	h.icmp.sequence = bpf_htons(p->mtu); /* RFC 1191 */
+	from = zone_id == NAT_ZONE_OUTSIDE ? p->daddr : zone->gateway;
 	if (!from || !reply_is_due(skb, p) || !reply_is_allowed(zone_id) ||
-	    !address_is_remote(skb, p->saddr, by) ||
+	    !reply_reaches(skb, zone_id, p->saddr) ||
 	    reply_make(skb, p, from, &h) < 0)
 		return TC_ACT_SHOT;
 	return reply_send(skb, p, zone_id, zone, egress);

@@ -34,6 +34,25 @@ struct nat {
 	__u8 from_port; /* at a bridge port: the sender's own */
 };
 
+/*
+ * Why a packet from inside goes to the kernel, which answers its sender: by its routing,
+ * which may lead to another network's host. So the NAT answers where it might.
+ */
+static __always_inline int kernel_answers(const struct nat *n, int rc)
+{
+	if (n->egress || !zone_overlaps(n->zone))
+		return rc;
+	switch (rc) {
+	case -REASON_PASSED_TTL:
+		return -REASON_DROPPED_TTL;
+	case -REASON_PASSED_TOO_BIG:
+		return -REASON_DROPPED_TOO_BIG;
+	case -REASON_PASSED_NO_ROUTE:
+		return -REASON_DROPPED_NO_ROUTE;
+	}
+	return rc;
+}
+
 static __always_inline int route_error(int rc)
 {
 	if (rc < 0) /* the inside device has gone: nothing may leak out */

@@ -424,9 +424,11 @@ static __always_inline int session_exceptions(struct nat *n,
 		return -REASON_PASSED_TTL;
 	if (p->flags & PACKET_OPTIONS)
 		return -REASON_PASSED_STACK;
-	if (half->mtu && p->segment > half->mtu)
+	if (half->mtu && p->segment > half->mtu) {
+		n->p.mtu = half->mtu;
 		return p->flags & PACKET_DF ? -REASON_PASSED_TOO_BIG :
 					      -REASON_PASSED_STACK;
+	}
 	return 0;
 }
 
@@ -704,7 +706,7 @@ static __always_inline int session_forward(struct nat *n,
 			/* Egress translates it, and needs the session. */
 			if (rc == -REASON_PASSED_STACK)
 				session_touch(n, key, half);
-			return rc;
+			return kernel_answers(n, rc);
 		}
 	}
 	/* Not before: what passes here comes to the bridge device, too. */

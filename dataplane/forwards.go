@@ -133,22 +133,26 @@ func (d *Dataplane) zoneOf(network string, internal netip.Addr) (id uint16, show
 		return 0, "", err
 	}
 	found := network == ""
-	for id, z := range known.zones {
+	var in netip.Prefix
+	for i, z := range known.zones {
 		if z.Name[0] == 0 || (network != "" && nameOf(z.Name) != network && shownZone(z) != network) {
 			continue
 		}
 		found = true
-		for _, p := range networkOf(z).Prefixes {
-			if !p.Contains(internal) {
-				continue
-			}
-			if !isHostAddress(p, internal) {
-				return 0, "", fmt.Errorf("internal address %s is the network or broadcast address of %s", internal, p)
-			}
-			return uint16(id), shownZone(z), nil
+		p, contains := networkOf(z).prefixOf(internal)
+		switch {
+		case !contains:
+		case id != 0:
+			return 0, "", fmt.Errorf("internal address %s lies in the networks %s and %s: name the network", internal, shown, shownZone(z))
+		default:
+			id, shown, in = uint16(i), shownZone(z), p
 		}
 	}
 	switch {
+	case id != 0 && !isHostAddress(in, internal):
+		return 0, "", fmt.Errorf("internal address %s is the network or broadcast address of %s", internal, in)
+	case id != 0:
+		return id, shown, nil
 	case !found:
 		return 0, "", fmt.Errorf("network %s: %w", network, ErrNotFound)
 	case network != "":

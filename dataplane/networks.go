@@ -21,11 +21,12 @@ const maxName = 15
 // maxLabel is NAT_LABEL_LEN less the final 0.
 const maxLabel = bpf.LabelLen - 1
 
-// names is a picture of zones, realms and owners.
+// names is a picture of zones with their excluded destinations, realms and owners.
 type names struct {
-	zones  []bpf.Zone
-	realms []bpf.Realm
-	owners map[bpf.OwnerKey]bpf.Owner
+	zones      []bpf.Zone
+	exclusions map[bpf.ExclusionKey]uint32
+	realms     []bpf.Realm
+	owners     map[bpf.OwnerKey]bpf.Owner
 }
 
 // names are read once until something of them changes: this process is the only one that writes them.
@@ -42,7 +43,7 @@ func (d *Dataplane) names() (names, error) {
 	return n, err
 }
 
-// forgetNames is called after each write of zones, realms or owners.
+// forgetNames is called after each write of what names has.
 func (d *Dataplane) forgetNames() {
 	d.knownMu.Lock()
 	defer d.knownMu.Unlock()
@@ -54,6 +55,9 @@ func (d *Dataplane) readNames() (names, error) {
 	var err error
 	if n.zones, err = dumpArray[bpf.Zone](d.objs.Zones4, bpf.Zones); err != nil {
 		return n, fmt.Errorf("read networks: %w", err)
+	}
+	if n.exclusions, err = dumpHash[bpf.ExclusionKey, uint32](d.objs.Exclusions4); err != nil {
+		return n, fmt.Errorf("read excluded destinations: %w", err)
 	}
 	if n.realms, err = dumpArray[bpf.Realm](d.objs.Realms4, bpf.Realms); err != nil {
 		return n, fmt.Errorf("read outsides: %w", err)
@@ -179,10 +183,13 @@ func (d *Dataplane) PutNetwork(n Network) error {
 	if id == 0 {
 		return fmt.Errorf("network %s: %w: %d networks are there already", n.Name, ErrFull, bpf.ZoneLast)
 	}
-	if err := d.objs.Zones4.Put(uint32(id), zone); err != nil {
+	defer d.forgetNames()
+	if err := d.exclude(known, id, n.Exclude); err != nil {
+		return fmt.Errorf("network %s: %w", n.Name, err)
+	}
+	if err := d.putZone(known.zones, id, zone); err != nil {
 		return fmt.Errorf("write network %s: %w", n.Name, err)
 	}
-	d.forgetNames()
 	return nil
 }
 
@@ -196,6 +203,9 @@ func rawZone(n Network) (bpf.Zone, error) {
 	}
 	if n.Isolated {
 		zone.Flags |= bpf.ZoneIsolated
+	}
+	if len(n.Exclude) > 0 {
+		zone.Flags |= bpf.ZoneExcludes
 	}
 	if err := rawReplies(n, &zone); err != nil {
 		return zone, err
@@ -269,9 +279,12 @@ func (d *Dataplane) Networks() ([]Network, error) {
 		return nil, err
 	}
 	var out []Network
-	for _, z := range known.zones {
+	excluded := known.excluded()
+	for id, z := range known.zones {
 		if z.Name[0] != 0 {
-			out = append(out, networkOf(z))
+			n := networkOf(z)
+			n.Exclude = excluded[uint16(id)]
+			out = append(out, n)
 		}
 	}
 	return out, nil
@@ -318,10 +331,14 @@ func (d *Dataplane) RemoveNetwork(name string) error {
 	if err := d.removeOwners(id); err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
-	if err := d.objs.Zones4.Put(uint32(id), bpf.Zone{}); err != nil {
+	defer d.forgetNames()
+	err = d.putZone(known.zones, id, bpf.Zone{})
+	if err == nil {
+		err = d.exclude(known, id, nil)
+	}
+	if err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
-	d.forgetNames()
 	return nil
 }
 

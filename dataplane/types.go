@@ -164,7 +164,8 @@ type Network struct {
 	Address   netip.Addr       // the host's own there, IPv4: ICMP errors to its hosts come from it; not valid: there are none
 	Address6  netip.Addr       // the same of IPv6
 	Refusal   Refusal
-	MSSClamp  bool // a SYN's MSS option is lowered to what fits the outside route's MTU
+	MSSClamp  bool           // a SYN's MSS option is lowered to what fits the outside route's MTU
+	Exclude   []netip.Prefix // destinations that new sessions leave for untranslated, by the kernel's way (RFC 6888 REQ-6)
 }
 
 // Shown is the network's name in bindings, sessions and events.
@@ -255,7 +256,7 @@ type Session struct {
 // Forward asks for a static binding.
 type Forward struct {
 	Protocol       Protocol
-	Network        string // name or label; empty: the network whose prefix holds Internal
+	Network        string // name or label; empty: the one network whose prefix holds Internal
 	External       netip.AddrPort
 	Internal       netip.AddrPort
 	OverHostSocket bool // bind although a socket of the host listens there (static bindings win)

@@ -32,8 +32,8 @@ type fragment struct {
 	frame []byte
 }
 
-func newReorderer(t *testing.T) *reorderer {
-	r := &reorderer{Rig: rig.New(t), ordered: map[string]*ebpf.Program{}}
+func newReorderer(t *testing.T, options ...rig.Option) *reorderer {
+	r := &reorderer{Rig: rig.New(t, options...), ordered: map[string]*ebpf.Program{}}
 	r.setLink(r.Ports["p2"])
 	const reorderedMark = 0xc07f // of reorder.h
 	for _, h := range r.Hooks()[:2] {
@@ -90,11 +90,21 @@ func (r *reorderer) returns(reason string, fragments ...fragment) {
 	}
 }
 
+// identifyThere gives a zone's fragment the identification that it has in the namespace: reorder_id of reorder.h. br0 is zone 1.
+func identifyThere(frame []byte, zone byte) {
+	frame[rig.L3+4] ^= zone
+	frame[rig.L3+5] ^= zone
+	FixIPChecksum(frame[rig.L3:])
+}
+
 // back checks that a fragment comes out of the namespace as it went in: it has another's link addresses there.
 func (r *reorderer) back(reason string, f fragment) {
 	r.T.Helper()
 	frame, verdict, want := slices.Clone(f.frame), uint32(rig.Redirect), f.frame
 	clear(frame[:12])
+	if f.hook.Name == "Inside" {
+		identifyThere(frame, 1)
+	}
 	if reason != "diverted_back" {
 		verdict, want = rig.Shot, frame
 	}
@@ -169,31 +179,30 @@ func TestReorderForgets(t *testing.T) {
 	r.arrives("translated_outbound", f[0], f[1])
 }
 
-// TestReorderFrame: what goes into the namespace is as it came, but for the hop that the namespace takes off.
+// TestReorderFrame: what goes into the namespace is as it came, but for the hop that the namespace takes off, and for what tells
+// networks apart there.
 func TestReorderFrame(t *testing.T) {
 	r := newReorderer(t)
 	for _, ttl := range []uint8{1, 64, 254, 255} {
 		s := UDP(rig.C1+":2000", rig.Peer1+":53", long).With(func(s *Spec) { s.TTL = ttl })
 		f := r.inside(s)[1]
-		want := slices.Clone(f.frame)
-		want[14+8] = max(ttl, ttl+1)
-		FixIPChecksum(want[14:])
-		r.Send(f.hook.Program, f.hook.Dev, f.frame, func(c *rig.SKB) { c.Mark = 77 }).Check(rig.Redirect, "diverted_fragment", want)
+		r.Send(f.hook.Program, f.hook.Dev, f.frame, func(c *rig.SKB) { c.Mark = 77 }).
+			Check(rig.Redirect, "diverted_fragment", sent(f.frame, 1))
 	}
 	r.wantOrigin(rig.C1, rig.Peer1, bpf.Origin{Ifindex: uint32(r.Ports["p1"]), Mark: 77, Zone: 1,
 		Mac: [12]uint8(slices.Concat(rig.BridgeMAC, rig.C1MAC))})
 }
 
-func (r *reorderer) originKey(src, dst string) bpf.OriginKey {
+func (r *reorderer) originKey(src, dst string, zone uint16) bpf.OriginKey {
 	addr := func(s string) uint32 { return binary.NativeEndian.Uint32(Endpoint(s).Addr().AsSlice()) }
-	id := binary.NativeEndian.Uint16([]byte{0x12, 0x34}) // rig.Identified's
+	id := binary.NativeEndian.Uint16([]byte{0x12 ^ byte(zone), 0x34 ^ byte(zone)}) // rig.Identified's
 	return bpf.OriginKey{Saddr: addr(src), Daddr: addr(dst), Id: id, Proto: 17}
 }
 
 func (r *reorderer) wantOrigin(src, dst string, want bpf.Origin) {
 	r.T.Helper()
 	var got bpf.Origin
-	err := r.DP.Objects().Origins4.Lookup(r.originKey(src, dst), &got)
+	err := r.DP.Objects().Origins4.Lookup(r.originKey(src, dst, want.Zone), &got)
 	want.LastSeen = got.LastSeen
 	if err != nil || got != want {
 		r.T.Errorf("origin %+v, %v; want %+v", got, err, want)
@@ -293,13 +302,23 @@ func TestReorderShort(t *testing.T) {
 	}
 }
 
-// TestReorderNetworksApart: of two networks with the same addresses, one's fragments never get into the other's datagrams.
+// TestReorderNetworksApart: two networks with the same addresses have fragments put in order at once, of datagrams with one
+// identification; where two are one in the namespace, the second one's never get into the first one's.
 func TestReorderNetworksApart(t *testing.T) {
-	r := newReorderer(t)
+	r := newReorderer(t, overlapping)
 	f := r.inside(UDP(rig.C1+":2000", rig.Peer1+":53", long))
 	r.arrives("diverted_fragment", f[1])
+	twin := slices.Clone(f[1].frame)
+	copy(twin, rig.Bridge2)
+	r.Send(r.DP.Objects().NatInside, "q1", twin, nil).Check(rig.Redirect, "diverted_fragment", sent(twin, 2))
+	r.back("diverted_back", f[1])
+	back := slices.Clone(twin)
+	clear(back[:12])
+	identifyThere(back, 2)
+	r.Send(r.DP.Objects().NatFragments, "p2", back, nil).Check(rig.Redirect, "diverted_back", twin)
+
 	var origin bpf.Origin
-	key, origins := r.originKey(rig.C1, rig.Peer1), r.DP.Objects().Origins4
+	key, origins := r.originKey(rig.C1, rig.Peer1, 1), r.DP.Objects().Origins4
 	if err := origins.Lookup(key, &origin); err != nil {
 		t.Fatal(err)
 	}
@@ -310,6 +329,14 @@ func TestReorderNetworksApart(t *testing.T) {
 	r.arrives("dropped_fragment", f[2])
 	r.Wait(31 * time.Second)
 	r.arrives("diverted_fragment", f[2])
+}
+
+// sent is a zone's fragment on its way into the namespace, which takes one from its TTL.
+func sent(frame []byte, zone byte) []byte {
+	out := slices.Clone(frame)
+	out[rig.L3+8] = max(out[rig.L3+8], out[rig.L3+8]+1)
+	identifyThere(out, zone)
+	return out
 }
 
 // TestReorderCut: what the inside device does not take and may be fragmented (RFC 4787 REQ-13a) comes back in pieces that it

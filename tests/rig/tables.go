@@ -157,7 +157,7 @@ func changeTable(m *ebpf.Map, got, want table) error {
 
 func changeElement(m *ebpf.Map, key, value []byte) error {
 	switch m.Type() {
-	case ebpf.Hash, ebpf.LRUHash:
+	case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
 		if value == nil {
 			return m.Delete(key)
 		}
@@ -187,7 +187,7 @@ func readTable(m *ebpf.Map) (table, error) {
 				t[string(key)] = bytes.Clone(value)
 			}
 		})
-	case ebpf.Hash, ebpf.LRUHash:
+	case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
 		t := table{}
 		return t, readBatches(m, func(key, value []byte) { t[string(key)] = bytes.Clone(value) })
 	case ebpf.PerCPUArray:
