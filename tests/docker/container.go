@@ -89,18 +89,20 @@ type Spec struct {
 // Container is a running container with a cnprobe in it, by which it is a probe.Host.
 type Container struct {
 	*probe.Client
-	ID   string
-	Name string
-	PID  int        // in this process's PID namespace
-	Addr netip.Addr // in the network that it was started in; the zero Addr: it has none there
-	NS   *topo.NS
-	spec Spec
-	d    *Daemon
+	ID    string
+	Name  string
+	PID   int        // in this process's PID namespace
+	Addr  netip.Addr // in the network that it was started in; the zero Addr: it has none there
+	Addr6 netip.Addr // likewise, of IPv6
+	NS    *topo.NS
+	spec  Spec
+	d     *Daemon
 }
 
 type endpoint struct {
-	IPAMConfig *ipam  `json:",omitempty"`
-	IPAddress  string `json:",omitempty"`
+	IPAMConfig        *ipam  `json:",omitempty"`
+	IPAddress         string `json:",omitempty"`
+	GlobalIPv6Address string `json:",omitempty"`
 }
 
 type ipam struct{ IPv4Address string }
@@ -288,19 +290,27 @@ func (c *Container) Inspect(ctx context.Context) error {
 	if err := c.d.api.call(ctx, "GET", "/containers/"+c.ID+"/json", nil, &state); err != nil {
 		return err
 	}
-	c.Name, c.PID, c.Addr = state.Name[1:], state.State.Pid, netip.Addr{}
+	c.Name, c.PID = state.Name[1:], state.State.Pid
 	if c.PID == 0 {
 		return fmt.Errorf("container %s does not run", c.Name)
 	}
-	if addr := state.NetworkSettings.Networks[c.spec.Network].IPAddress; addr != "" {
-		var err error
-		if c.Addr, err = netip.ParseAddr(addr); err != nil {
-			return fmt.Errorf("address in network %s: %w", c.spec.Network, err)
-		}
+	own := state.NetworkSettings.Networks[c.spec.Network]
+	var err, err6 error
+	c.Addr, err = addrOrNone(own.IPAddress)
+	c.Addr6, err6 = addrOrNone(own.GlobalIPv6Address)
+	if err = errors.Join(err, err6); err != nil {
+		return fmt.Errorf("address in network %s: %w", c.spec.Network, err)
 	}
-	var err error
 	c.NS, err = c.d.topo.OpenNS(c.Name, fmt.Sprintf("/proc/%d/ns/net", c.PID))
 	return err
+}
+
+// addrOrNone is the zero Addr for "".
+func addrOrNone(s string) (netip.Addr, error) {
+	if s == "" {
+		return netip.Addr{}, nil
+	}
+	return netip.ParseAddr(s)
 }
 
 // Remove kills and removes the container.

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -35,6 +36,16 @@ type Daemon struct {
 // Config says how dockerd is started. The zero value is Docker as it comes.
 type Config struct {
 	Args []string // further flags of dockerd
+	// IPv6 gives docker0 the network that is 172.17.0.0/16's twin (tests/family), with Docker's own NAT for it.
+	IPv6 bool
+}
+
+func (c Config) args() []string {
+	if !c.IPv6 {
+		return c.Args
+	}
+	prefix := family.V6.Text("172.17.0.0/16")
+	return append([]string{"--experimental", "--ipv6", "--fixed-cidr-v6", prefix, "--ip6tables"}, c.Args...)
 }
 
 // In the daemon's private mounts, /run is empty but for its own directory, should TMPDIR be there (as vmtest has it), and what
@@ -79,7 +90,7 @@ func start(ctx context.Context, t *topo.Topo, host *topo.NS, cfg Config, storage
 		"--config-file", config,
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "-H", "unix://" + d.Socket,
-		"--storage-driver", storage, "--cgroup-parent", "/" + t.Name(), "--bip", "172.17.0.1/16"}, cfg.Args...)
+		"--storage-driver", storage, "--cgroup-parent", "/" + t.Name(), "--bip", "172.17.0.1/16"}, cfg.args()...)
 	unshare := append([]string{"--mount", "sh", "-c", privateMounts, dir}, d.args...)
 	if err := d.run(ctx, host.Command(context.Background(), "unshare", unshare...)); err != nil {
 		return nil, fmt.Errorf("dockerd in namespace %s: %w", host.Name, err)

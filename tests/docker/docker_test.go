@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -85,6 +86,30 @@ func testRules(t *testing.T, f *topo.Figure3) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("topo.DockerRules is not what dockerd writes (-dockerd +topo):\n%s", diff)
+	}
+}
+
+// TestIPv6: Docker's own NAT for IPv6 is as topo imitates it, and containers reach the peers by it.
+func TestIPv6(t *testing.T) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{IPv6: true})
+	d := StartForTest(t, f.Topo, f.Host, Config{IPv6: true})
+	testRules(t, f)
+	c := d.RunForTest(t, Spec{Name: "one"})
+	if !netip.MustParsePrefix(family.V6.Text("172.17.0.0/16")).Contains(c.Addr6) {
+		t.Errorf("address %v", c.Addr6)
+	}
+	stun, err := probe.ServeSTUN(f.Peer1, 3478)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stun.Close()
+	socket, err := c.In(family.V6).ListenUDP(20000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapped, err := socket.Mapped(family.V6.Endpoint(netip.AddrPortFrom(topo.Peer1Addr, 3478)), probe.Timeout)
+	if want := family.V6.Endpoint(netip.AddrPortFrom(topo.HostAddr, 20000)); err != nil || mapped != want {
+		t.Errorf("mapped to %v, %v; want %v", mapped, err, want)
 	}
 }
 

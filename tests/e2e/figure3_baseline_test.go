@@ -6,17 +6,25 @@ import (
 	"testing"
 
 	"github.com/conenat/conenat/tests/docker"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/figure3"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 // What conenat is for: the NAT of a real Docker turns symmetric for a peer whose packet came first. Should
-// this fail one day, then Docker or netfilter changed, and no test "after" proves anything any more.
+// this fail one day, then Docker or netfilter changed, and no test "after" proves anything any more. IPv6, which needs no conenat here, is
+// always tested.
 func TestFigure3DockerTurnsSymmetric(t *testing.T) {
-	f := topo.Figure3ForTest(t, topo.Figure3Config{SymmetricPeer: true})
-	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{})
-	experiment, err := figure3.On(f, d.RunForTest(t, docker.Spec{Name: "agent"}))
+	for _, fam := range []family.Family{family.V4, family.V6} {
+		t.Run(fam.String(), func(t *testing.T) { dockerTurnsSymmetric(t, fam) })
+	}
+}
+
+func dockerTurnsSymmetric(t *testing.T, fam family.Family) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{SymmetricPeer: true, IPv6: fam == family.V6})
+	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{IPv6: fam == family.V6})
+	experiment, err := figure3.OnFamily(fam, f, d.RunForTest(t, docker.Spec{Name: "agent"}).In(fam))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +46,7 @@ func TestFigure3DockerTurnsSymmetric(t *testing.T) {
 		})
 	}
 	t.Run("SymmetricCaller", func(t *testing.T) {
-		call, err := experiment.Call(t.Context(), probe.In(f.Peer3), 21000)
+		call, err := experiment.Call(t.Context(), probe.InFamily(fam, f.Peer3), 21000)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -68,7 +68,7 @@ func Of(a netip.Addr) Family {
 // twins are networks of tests in both families, the longer prefixes first. What is in none of them is in the last one.
 var twins = []struct{ v4, v6 netip.Prefix }{
 	twin("0.0.0.0/32", "::/128"),
-	twin("127.0.0.0/8", "::/64"), // 127.0.0.1 is ::1
+	twin("127.0.0.0/8", "::1/128"), // and 127.0.0.1 is ::1
 	twin("192.0.2.0/24", "2001:db8:2::/64"),
 	twin("198.51.100.0/24", "2001:db8:100::/64"),
 	twin("203.0.113.0/24", "2001:db8:113::/64"),
@@ -132,7 +132,10 @@ func (f Family) Prefix(p netip.Prefix) netip.Prefix {
 		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
 	bits := 128 - (32 - p.Bits())
-	if v4, v6 := network(p.Addr()); v4.Bits() == p.Bits() {
+	switch v4, v6 := network(p.Addr()); {
+	case p == v4:
+		return v6
+	case p.Bits() == v4.Bits():
 		bits = v6.Bits()
 	}
 	return netip.PrefixFrom(f.Addr(p.Addr()), bits)

@@ -7,15 +7,21 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 const stunPort = 3478
 
-// On makes the experiment for a topology: peer 1 is the STUN server, which is started and ends with the
-// topology, peer 2 is the peer.
+// On is OnFamily in IPv4.
 func On(f *topo.Figure3, container probe.Host) (Experiment, error) {
+	return OnFamily(family.V4, f, container)
+}
+
+// OnFamily makes the experiment for a topology: peer 1 is the STUN server, which is started and ends with the
+// topology, peer 2 is the peer. The container has the family's sockets.
+func OnFamily(fam family.Family, f *topo.Figure3, container probe.Host) (Experiment, error) {
 	server, err := probe.ServeSTUN(f.Peer1, stunPort)
 	if err != nil {
 		return Experiment{}, err
@@ -23,10 +29,10 @@ func On(f *topo.Figure3, container probe.Host) (Experiment, error) {
 	f.Defer("stop the STUN server", server.Close)
 	return Experiment{
 		Container: container,
-		Peer:      probe.In(f.Peer2),
-		PeerAddr:  topo.Peer2Addr,
-		HostAddr:  topo.HostAddr,
-		STUN:      netip.AddrPortFrom(topo.Peer1Addr, stunPort),
+		Peer:      probe.InFamily(fam, f.Peer2),
+		PeerAddr:  fam.Addr(topo.Peer2Addr),
+		HostAddr:  fam.Addr(topo.HostAddr),
+		STUN:      netip.AddrPortFrom(fam.Addr(topo.Peer1Addr), stunPort),
 	}, nil
 }
 

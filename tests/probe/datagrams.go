@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
 // UDPStream is a socket that sends numbered datagrams to a StreamServer at a steady pace, and counts the answers.
@@ -46,8 +48,8 @@ const (
 )
 
 // listenLarge opens a socket with a large receive buffer.
-func listenLarge(local *net.UDPAddr) (*net.UDPConn, error) {
-	conn, err := net.ListenUDP("udp4", local)
+func listenLarge(network string, local *net.UDPAddr) (*net.UDPConn, error) {
+	conn, err := net.ListenUDP(network, local)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +72,7 @@ func StartDatagrams(place Place, local uint16, server netip.AddrPort) (*UDPStrea
 		asked: map[netip.AddrPort]chan<- netip.AddrPort{}, seen: map[netip.AddrPort]map[netip.AddrPort]bool{}}
 	s.arrived = sync.NewCond(&s.mu)
 	err := place.Do(func() (err error) {
-		s.conn, err = listenLarge(&net.UDPAddr{Port: int(local)})
+		s.conn, err = listenLarge(family.Of(server.Addr()).Network("udp"), &net.UDPAddr{Port: int(local)})
 		return err
 	})
 	if err != nil {

@@ -11,14 +11,20 @@ import (
 	"slices"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 )
 
-const (
-	icmpEchoReply   = 0
-	icmpEchoRequest = 8
-	icmpHeader      = 8
-)
+const icmpHeader = 8
+
+// messages are what a family's ping is made of; network is package net's.
+var messages = map[family.Family]struct {
+	network        string
+	request, reply byte
+}{
+	family.V4: {"ip4:icmp", 8, 0},
+	family.V6: {"ip6:ipv6-icmp", 128, 129},
+}
 
 type pinger struct {
 	spec     PingSpec
@@ -74,11 +80,11 @@ func (p *pinger) send() {
 // request is an echo request; the payload repeats the sequence in 32 bits, for series beyond 65536.
 func (p *pinger) request(seq int) []byte {
 	b := make([]byte, icmpHeader+max(p.spec.Size, 8))
-	b[0] = icmpEchoRequest
+	b[0] = messages[family.Of(p.spec.To)].request
 	binary.BigEndian.PutUint16(b[4:], p.spec.ID)
 	binary.BigEndian.PutUint16(b[6:], uint16(seq))
 	binary.BigEndian.PutUint32(b[8:], uint32(seq))
-	binary.BigEndian.PutUint16(b[2:], checksum(b))
+	binary.BigEndian.PutUint16(b[2:], checksum(b)) // ICMPv6's, which covers addresses, is the kernel's to set and to verify
 	return b
 }
 
@@ -100,6 +106,8 @@ func (p *pinger) receive() {
 	replies := map[int]reply{}
 	defer func() { p.received <- replies }()
 	buffer := make([]byte, 65536)
+	v6 := family.Of(p.spec.To) == family.V6
+	answer := messages[family.Of(p.spec.To)].reply
 	for {
 		n, _, err := p.conn.ReadFromIP(buffer) // without the IP header
 		var netErr net.Error
@@ -110,7 +118,7 @@ func (p *pinger) receive() {
 			continue // an ICMP error
 		}
 		b := buffer[:n]
-		if len(b) < icmpHeader+8 || b[0] != icmpEchoReply || binary.BigEndian.Uint16(b[4:]) != p.spec.ID || checksum(b) != 0 {
+		if len(b) < icmpHeader+8 || b[0] != answer || binary.BigEndian.Uint16(b[4:]) != p.spec.ID || !v6 && checksum(b) != 0 {
 			continue
 		}
 		seq := int(binary.BigEndian.Uint32(b[8:]))

@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
 // request and response are one line of JSON each. A response has its request's ID; requests are served
@@ -20,6 +22,7 @@ type request struct {
 	Op      string         `json:"op"` // udp-listen, udp-send, udp-receive, udp-mapped, tcp-serve, tcp-dial, tcp-seen, tcp-get, tcp-put, tcp-echo, ping, ping-stop, close
 	Handle  uint64         `json:"handle,omitempty"`
 	Port    uint16         `json:"port,omitempty"`
+	Family  family.Family  `json:"family,omitempty"` // of what is opened for others to come to
 	Addr    netip.AddrPort `json:"addr,omitzero"`
 	Text    string         `json:"text,omitempty"`
 	Bytes   int64          `json:"bytes,omitempty"`
@@ -42,6 +45,15 @@ type response struct {
 
 // Client is a Host in another process. Close ends that process's Serve.
 type Client struct {
+	*link
+	family family.Family
+}
+
+// In is the same process as a Host with a family's sockets.
+func (c *Client) In(f family.Family) *Client { return &Client{c.link, f} }
+
+// link is a stream of requests and responses.
+type link struct {
 	stream io.ReadWriteCloser
 	done   chan struct{}
 
@@ -53,12 +65,12 @@ type Client struct {
 
 // Remote is the Host at the other end of stream, which is the standard input and output of a Serve.
 func Remote(stream io.ReadWriteCloser) *Client {
-	c := &Client{stream: stream, done: make(chan struct{}), encoder: json.NewEncoder(stream), waiting: map[uint64]chan response{}}
+	c := &link{stream: stream, done: make(chan struct{}), encoder: json.NewEncoder(stream), waiting: map[uint64]chan response{}}
 	go c.read()
-	return c
+	return &Client{link: c}
 }
 
-func (c *Client) read() {
+func (c *link) read() {
 	defer close(c.done)
 	decoder := json.NewDecoder(bufio.NewReader(c.stream))
 	for {
@@ -84,7 +96,7 @@ func (c *Client) read() {
 
 var errGone = errors.New("the process at the other end is gone")
 
-func (c *Client) call(r request) (response, error) {
+func (c *link) call(r request) (response, error) {
 	answer := make(chan response, 1)
 	if err := c.post(&r, answer); err != nil {
 		return response{}, fmt.Errorf("%s: %w", r.Op, err)
@@ -101,7 +113,7 @@ func (c *Client) call(r request) (response, error) {
 	return got, nil
 }
 
-func (c *Client) post(r *request, answer chan response) error {
+func (c *link) post(r *request, answer chan response) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.waiting == nil {
@@ -114,7 +126,7 @@ func (c *Client) post(r *request, answer chan response) error {
 }
 
 // Close closes the stream, by which Serve ends.
-func (c *Client) Close() error {
+func (c *link) Close() error {
 	err := c.stream.Close()
 	<-c.done
 	return err
@@ -122,12 +134,12 @@ func (c *Client) Close() error {
 
 // remote is anything with a handle at the other end.
 type remote struct {
-	c      *Client
+	c      *link
 	handle uint64
 	port   uint16
 }
 
-func (c *Client) open(r request) (remote, error) {
+func (c *link) open(r request) (remote, error) {
 	got, err := c.call(r)
 	return remote{c, got.Handle, got.Port}, err
 }
@@ -141,7 +153,7 @@ func (r remote) Close() error {
 
 // ListenUDP implements Host.
 func (c *Client) ListenUDP(port uint16) (Socket, error) {
-	r, err := c.open(request{Op: "udp-listen", Port: port})
+	r, err := c.open(request{Op: "udp-listen", Port: port, Family: c.family})
 	return remoteSocket{r}, err
 }
 
@@ -164,7 +176,7 @@ func (s remoteSocket) Mapped(server netip.AddrPort, timeout time.Duration) (neti
 
 // ServeTCP implements Host.
 func (c *Client) ServeTCP(port uint16) (Server, error) {
-	r, err := c.open(request{Op: "tcp-serve", Port: port})
+	r, err := c.open(request{Op: "tcp-serve", Port: port, Family: c.family})
 	return r, err
 }
 

@@ -14,7 +14,7 @@ import (
 // Serve does what the Remote at the other end asks, in this process's network namespace, until in ends.
 // Then it closes all that is open.
 func Serve(in io.Reader, out io.Writer) error {
-	s := &server{host: In(Here{}), encoder: json.NewEncoder(out), open: map[uint64]any{}}
+	s := &server{encoder: json.NewEncoder(out), open: map[uint64]any{}}
 	defer s.closeAll()
 	decoder := json.NewDecoder(bufio.NewReader(in))
 	for {
@@ -29,8 +29,6 @@ func Serve(in io.Reader, out io.Writer) error {
 }
 
 type server struct {
-	host Host
-
 	mu      sync.Mutex
 	encoder *json.Encoder
 	last    uint64
@@ -50,18 +48,19 @@ func (s *server) handle(r request) {
 }
 
 func (s *server) do(r request) (response, error) {
+	host := InFamily(r.Family, Here{})
 	switch r.Op {
 	case "udp-listen":
-		socket, err := s.host.ListenUDP(r.Port)
+		socket, err := host.ListenUDP(r.Port)
 		return s.keep(socket, err)
 	case "tcp-serve":
-		server, err := s.host.ServeTCP(r.Port)
+		server, err := host.ServeTCP(r.Port)
 		return s.keep(server, err)
 	case "tcp-dial":
-		conn, err := s.host.DialTCP(r.Port, r.Addr)
+		conn, err := host.DialTCP(r.Port, r.Addr)
 		return s.keep(conn, err)
 	case "ping":
-		pinger, err := s.host.Ping(r.Ping)
+		pinger, err := host.Ping(r.Ping)
 		return s.keep(pinger, err)
 	}
 	s.mu.Lock()

@@ -21,8 +21,9 @@ import (
 // other end compares with what they must be. A frame is its length (4 bytes, big-endian) and that many bytes;
 // length 0 is the end, and the count of all bytes sent (8 bytes) follows it.
 const (
-	frameBytes = 200
-	frameEvery = 40 * time.Millisecond
+	endpointBytes = 54 // the longest IPv6 endpoint and a space
+	frameBytes    = 200
+	frameEvery    = 40 * time.Millisecond
 )
 
 // pipe is one end's half of a stream: what it sends, and what it expects.
@@ -127,14 +128,14 @@ type StreamServer struct {
 	failed []error
 }
 
-// ServeStreams starts a StreamServer on every address of a place. Port 0 is any free one.
+// ServeStreams starts a StreamServer on every address of a place, of both families. Port 0 is any free one.
 func ServeStreams(place Place, port uint16) (*StreamServer, error) {
 	s := &StreamServer{tcp: map[netip.AddrPort]*pipe{}}
 	err := place.Do(func() (err error) {
-		if s.listener, err = listenTCP(port); err != nil {
+		if s.listener, err = listenTCP("tcp", port); err != nil {
 			return err
 		}
-		s.udp, err = listenLarge(&net.UDPAddr{Port: int(s.Port())})
+		s.udp, err = listenLarge("udp", &net.UDPAddr{Port: int(s.Port())})
 		return err
 	})
 	if err != nil {
@@ -192,7 +193,7 @@ func (s *StreamServer) serve(conn net.Conn) {
 	if _, err := io.ReadFull(conn, seed[:]); err != nil {
 		return
 	}
-	if _, err := fmt.Fprintf(conn, "%-22s", client); err != nil {
+	if _, err := fmt.Fprintf(conn, "%-*s", endpointBytes, client); err != nil {
 		return
 	}
 	n := binary.BigEndian.Uint64(seed[:])
@@ -253,7 +254,7 @@ func DialStream(place Place, local uint16, server netip.AddrPort) (*TCPStream, e
 		return nil, fmt.Errorf("open a stream: %w", err)
 	}
 	seed := rand.Uint64()
-	var seen [22]byte
+	var seen [endpointBytes]byte
 	if _, err = conn.Write(binary.BigEndian.AppendUint64(nil, seed)); err == nil {
 		_, err = io.ReadFull(conn, seen[:])
 	}

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 )
 
@@ -37,14 +38,14 @@ type tcpServer struct {
 	conns    map[net.Conn]bool // nil once closed
 }
 
-func listenTCP(port uint16) (net.Listener, error) {
-	return net.ListenTCP("tcp4", &net.TCPAddr{Port: int(port)})
+func listenTCP(network string, port uint16) (net.Listener, error) {
+	return net.ListenTCP(network, &net.TCPAddr{Port: int(port)})
 }
 
 func dialTCP(place Place, local uint16, server netip.AddrPort, timeout time.Duration) (conn net.Conn, err error) {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(local)}, Timeout: timeout}
 	err = place.Do(func() (err error) {
-		conn, err = dialer.Dial("tcp4", server.String())
+		conn, err = dialer.Dial(family.Of(server.Addr()).Network("tcp"), server.String())
 		return err
 	})
 	return conn, err

@@ -149,11 +149,11 @@ type STUNServer struct {
 	done chan struct{}
 }
 
-// ServeSTUN starts a STUNServer on every address of a place.
+// ServeSTUN starts a STUNServer on every address of a place, of both families.
 func ServeSTUN(place Place, port uint16) (*STUNServer, error) {
 	s := &STUNServer{done: make(chan struct{})}
 	err := place.Do(func() (err error) {
-		s.conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: int(port)})
+		s.conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: int(port)})
 		return err
 	})
 	if err != nil {

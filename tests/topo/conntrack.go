@@ -20,21 +20,22 @@ type Flow struct {
 	ExpiresIn uint32         // seconds
 }
 
-// Conntrack lists the IPv4 flows that netfilter tracks in the namespace.
-func (ns *NS) Conntrack() ([]Flow, error) {
-	entries, err := ns.nl.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
-	if err != nil {
-		return nil, fmt.Errorf("list conntrack entries in namespace %s: %w", ns.Name, err)
-	}
-	flows := make([]Flow, len(entries))
-	for i, e := range entries {
-		flows[i] = Flow{
-			Protocol:  e.Forward.Protocol,
-			Src:       addrPort(e.Forward.SrcIP, e.Forward.SrcPort),
-			Dst:       addrPort(e.Forward.DstIP, e.Forward.DstPort),
-			ReplySrc:  addrPort(e.Reverse.SrcIP, e.Reverse.SrcPort),
-			ReplyDst:  addrPort(e.Reverse.DstIP, e.Reverse.DstPort),
-			ExpiresIn: e.TimeOut,
+// Conntrack lists the flows that netfilter tracks in the namespace.
+func (ns *NS) Conntrack() (flows []Flow, err error) {
+	for _, f := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		entries, err := ns.nl.ConntrackTableList(netlink.ConntrackTable, f)
+		if err != nil {
+			return nil, fmt.Errorf("list conntrack entries in namespace %s: %w", ns.Name, err)
+		}
+		for _, e := range entries {
+			flows = append(flows, Flow{
+				Protocol:  e.Forward.Protocol,
+				Src:       addrPort(e.Forward.SrcIP, e.Forward.SrcPort),
+				Dst:       addrPort(e.Forward.DstIP, e.Forward.DstPort),
+				ReplySrc:  addrPort(e.Reverse.SrcIP, e.Reverse.SrcPort),
+				ReplyDst:  addrPort(e.Reverse.DstIP, e.Reverse.DstPort),
+				ExpiresIn: e.TimeOut,
+			})
 		}
 	}
 	return flows, nil

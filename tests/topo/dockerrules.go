@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
 // The rules that dockerd 20.10 writes for its default bridge, in the order it writes them.
@@ -45,25 +47,55 @@ COMMIT
 COMMIT
 `
 
-// DockerRules gives a namespace with a docker0 the rules of Docker's bridge NAT, without a Docker.
+// DockerRules gives a namespace with a docker0 the rules of Docker's bridge NAT, without a Docker; where the namespace has IPv6, those
+// of a dockerd with --ipv6 and --ip6tables, too.
 func DockerRules(ctx context.Context, host *NS) error {
-	_, err := host.Run(ctx, dockerRules, "iptables-restore")
-	return err
+	for _, f := range host.Families() {
+		rules := dockerRules
+		if f == family.V6 {
+			rules = withoutDockerUser(rules)
+		}
+		if _, err := host.Run(ctx, f.Rules(rules), tables(f)+"-restore"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withoutDockerUser: dockerd 20.10 makes no DOCKER-USER in IPv6.
+func withoutDockerUser(rules string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(rules) {
+		if !strings.Contains(line, "DOCKER-USER") {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
+}
+
+// tables is the family's iptables.
+func tables(f family.Family) string {
+	if f == family.V6 {
+		return "ip6tables"
+	}
+	return "iptables"
 }
 
 var savedCounters = regexp.MustCompile(`(?m) \[\d+:\d+\]$`)
 
-// SaveRules is what iptables-save prints in a namespace, without comments and counters, so that two of them
-// can be compared.
+// SaveRules is what iptables-save prints in a namespace for each of its families, without comments and counters, so that two
+// of them can be compared.
 func SaveRules(ctx context.Context, ns *NS) (string, error) {
-	saved, err := ns.Run(ctx, "", "iptables-save")
-	if err != nil {
-		return "", err
-	}
 	var lines []string
-	for line := range strings.Lines(saved) {
-		if !strings.HasPrefix(line, "#") {
-			lines = append(lines, savedCounters.ReplaceAllString(line, ""))
+	for _, f := range ns.Families() {
+		saved, err := ns.Run(ctx, "", tables(f)+"-save")
+		if err != nil {
+			return "", err
+		}
+		for line := range strings.Lines(saved) {
+			if !strings.HasPrefix(line, "#") {
+				lines = append(lines, savedCounters.ReplaceAllString(line, ""))
+			}
 		}
 	}
 	return strings.Join(lines, ""), nil
@@ -124,7 +156,7 @@ COMMIT
 `
 
 // Docker28Rules gives a namespace with a docker0 the rules of a Docker 28's bridge NAT for the given containers,
-// without a Docker: what is addressed to a container itself and does not come by docker0 is dropped in the raw table.
+// without a Docker, in each family of the namespace: what is addressed to a container itself and does not come by docker0 is dropped in the raw table.
 func Docker28Rules(ctx context.Context, host *NS, containers []netip.Addr, published ...Published) error {
 	var raw, filter, nat strings.Builder
 	for _, c := range containers {
@@ -134,6 +166,11 @@ func Docker28Rules(ctx context.Context, host *NS, containers []netip.Addr, publi
 		fmt.Fprintf(&filter, "-A DOCKER -d %s ! -i docker0 -o docker0 -p %s --dport %d -j ACCEPT\n", p.Container, p.Protocol, p.ContainerPort)
 		fmt.Fprintf(&nat, "-A DOCKER ! -i docker0 -p %s --dport %d -j DNAT --to-destination %s:%d\n", p.Protocol, p.HostPort, p.Container, p.ContainerPort)
 	}
-	_, err := host.Run(ctx, fmt.Sprintf(docker28Rules, raw.String(), filter.String(), nat.String()), "iptables-restore")
-	return err
+	rules := fmt.Sprintf(docker28Rules, raw.String(), filter.String(), nat.String())
+	for _, f := range host.Families() {
+		if _, err := host.Run(ctx, f.Rules(rules), tables(f)+"-restore"); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -28,6 +28,7 @@ type Figure3Config struct {
 	Net2Containers int  // on net2 in 172.18.0.0/16, from 172.18.0.2 up; 0: no net2
 	UplinkMTU      int  // of host and router, in bytes; 0: 1500
 	SymmetricPeer  bool // Peer3, behind a symmetric NAT
+	IPv6           bool // each address and route has its twin in IPv6 (tests/family), beside IPv4
 }
 
 // Figure3 is
@@ -48,6 +49,9 @@ type Figure3 struct {
 
 // NewFigure3 builds Figure 3 in t. Neither the router nor the host translates anything yet.
 func NewFigure3(t *Topo, cfg Figure3Config) (*Figure3, error) {
+	if cfg.IPv6 {
+		t.EnableIPv6()
+	}
 	f := &Figure3{Topo: t, uplinkMTU: cfg.UplinkMTU}
 	steps := []func() error{
 		f.namespaces,
@@ -92,7 +96,7 @@ func (f *Figure3) namespaces() error {
 		}
 	}
 	return errors.Join(
-		f.Router.Sysctl("net.ipv4.ip_forward=1"),
+		f.Router.Forward(),
 		f.Router.AddBridge("lan", "203.0.113.254/24"),
 	)
 }
@@ -115,7 +119,7 @@ func (f *Figure3) bridge(name, prefix, net24 string, count int) ([]*NS, error) {
 		return nil, nil
 	}
 	gateway := net24 + ".1"
-	err := errors.Join(f.Host.AddBridge(name, gateway+"/16"), f.Host.Sysctl("net.ipv4.ip_forward=1"))
+	err := errors.Join(f.Host.AddBridge(name, gateway+"/16"), f.Host.Forward())
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +151,7 @@ func (f *Figure3) AddContainer(name, bridge, addr, gateway string) (*NS, error) 
 }
 
 // A symmetric NAT as home routers are: another external port for every destination, and what was not asked
-// for is dropped, so that no conntrack entry stays of it.
+// for is dropped, so that no conntrack entry stays of it; but for neighbour discovery, which IPv4 has none of.
 const symmetricRules = `
 table ip nat {
 	chain postrouting {
@@ -165,6 +169,7 @@ table ip filter {
 		type filter hook input priority filter; policy drop
 		ct state established,related accept
 		iifname "lan" accept
+		meta l4proto ipv6-icmp accept
 	}
 }
 `
@@ -188,11 +193,13 @@ func (f *Figure3) symmetricPeer() (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := f.SymmetricNAT.Run(context.Background(), symmetricRules, "nft", "-f", "-"); err != nil {
-		return err
+	for _, fam := range f.SymmetricNAT.Families() {
+		if _, err := f.SymmetricNAT.Run(context.Background(), fam.Rules(symmetricRules), "nft", "-f", "-"); err != nil {
+			return err
+		}
 	}
 	return errors.Join(
-		f.SymmetricNAT.Sysctl("net.ipv4.ip_forward=1"),
+		f.SymmetricNAT.Forward(),
 		f.SymmetricNAT.AddRoute("default", "203.0.113.254"),
 		f.Peer3.AddRoute("default", "10.99.0.1"),
 	)

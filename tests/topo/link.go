@@ -7,8 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
 // End is one end of a veth pair.
@@ -114,26 +118,50 @@ func (ns *NS) Enslave(name, bridge string) error {
 	return ns.onLink(name, "make a port of "+bridge+":", func(l netlink.Link) error { return ns.nl.LinkSetMaster(l, master) })
 }
 
-// AddAddr adds an address with prefix length.
+// inEach does something with IPv4 addresses in a text, and where the namespace has IPv6 with what they are in it, too.
+func (ns *NS) inEach(text string, do func(text string) error) error {
+	err := do(text)
+	if twin := family.V6.Text(text); err == nil && ns.ipv6 && twin != text {
+		err = do(twin)
+	}
+	return err
+}
+
+// AddAddr adds an address with prefix length; where the namespace has IPv6, what tests/family says that an IPv4 address is in
+// it, too.
 func (ns *NS) AddAddr(name, addr string) error {
-	parsed, err := netlink.ParseAddr(addr)
-	if err != nil {
-		return fmt.Errorf("address for %s: %w", name, err)
-	}
-	return ns.onLink(name, "add address "+addr+" to", func(l netlink.Link) error { return ns.nl.AddrAdd(l, parsed) })
+	return ns.inEach(addr, func(addr string) error {
+		parsed, err := netlink.ParseAddr(addr)
+		if err != nil {
+			return fmt.Errorf("address for %s: %w", name, err)
+		}
+		if family.Of(netip.MustParsePrefix(addr).Addr()) == family.V6 {
+			parsed.Flags = unix.IFA_F_NODAD
+		}
+		return ns.onLink(name, "add address "+addr+" to", func(l netlink.Link) error { return ns.nl.AddrAdd(l, parsed) })
+	})
 }
 
-// DeleteAddr removes an address with prefix length.
+// DeleteAddr removes an address with prefix length, and what AddAddr has added with it.
 func (ns *NS) DeleteAddr(name, addr string) error {
-	parsed, err := netlink.ParseAddr(addr)
-	if err != nil {
-		return fmt.Errorf("address of %s: %w", name, err)
-	}
-	return ns.onLink(name, "remove address "+addr+" from", func(l netlink.Link) error { return ns.nl.AddrDel(l, parsed) })
+	return ns.inEach(addr, func(addr string) error {
+		parsed, err := netlink.ParseAddr(addr)
+		if err != nil {
+			return fmt.Errorf("address of %s: %w", name, err)
+		}
+		return ns.onLink(name, "remove address "+addr+" from", func(l netlink.Link) error { return ns.nl.AddrDel(l, parsed) })
+	})
 }
 
-// AddRoute adds a route by a gateway; dst "default" is everything.
+// AddRoute adds a route by a gateway, in both families as AddAddr does; dst "default" is everything.
 func (ns *NS) AddRoute(dst, via string) error {
+	return ns.inEach(dst+" "+via, func(both string) error {
+		dst, via, _ := strings.Cut(both, " ")
+		return ns.addRoute(dst, via)
+	})
+}
+
+func (ns *NS) addRoute(dst, via string) error {
 	gw, err := netip.ParseAddr(via)
 	if err != nil {
 		return fmt.Errorf("gateway of route %s: %w", dst, err)
@@ -153,5 +181,11 @@ func (ns *NS) AddRoute(dst, via string) error {
 // IP runs ip(8) in the namespace, each line of commands one command: "rule add from 172.18.0.0/16 lookup 100".
 func (ns *NS) IP(ctx context.Context, commands string) error {
 	_, err := ns.Run(ctx, commands, "ip", "-batch", "-")
+	return err
+}
+
+// IPIn is IP for rules and routes of a family, whose addresses the commands are given.
+func (ns *NS) IPIn(ctx context.Context, f family.Family, commands string) error {
+	_, err := ns.Run(ctx, f.Text(commands), "ip", f.Network("-"), "-batch", "-")
 	return err
 }

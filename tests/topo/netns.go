@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
 const netnsDir = "/run/netns"
@@ -26,9 +28,10 @@ type NS struct {
 	topo *Topo
 	fd   netns.NsHandle
 	nl   *netlink.Handle
+	ipv6 bool // as Topo.EnableIPv6 says
 }
 
-// NewNS makes a namespace cn-PID-N-name with a loopback that is up, and without IPv6.
+// NewNS makes a namespace cn-PID-N-name with a loopback that is up, and without IPv6 unless the topology has it.
 func (t *Topo) NewNS(name string) (*NS, error) {
 	full := t.name + "-" + name
 	path := filepath.Join(netnsDir, full)
@@ -39,6 +42,9 @@ func (t *Topo) NewNS(name string) (*NS, error) {
 	ns, err := t.OpenNS(full, path)
 	if err != nil {
 		return nil, err
+	}
+	if ns.ipv6 = t.ipv6; ns.ipv6 {
+		return ns, errors.Join(ns.quietIPv6(), ns.Up("lo"))
 	}
 	return ns, errors.Join(ns.Up("lo"), ns.DisableIPv6())
 }
@@ -173,9 +179,39 @@ func (ns *NS) DisableIPv6() error {
 	return err
 }
 
-// EnableIPv6 is for tests that want it; NewNS switches it off.
+// EnableIPv6 is for a dockerd that is to have it; NewNS switches it off. It gives nothing an address.
 func (ns *NS) EnableIPv6() error {
 	return ns.Sysctl("net.ipv6.conf.all.disable_ipv6=0", "net.ipv6.conf.default.disable_ipv6=0")
+}
+
+// quietIPv6 makes IPv6 as quick and as silent as IPv4: an address is there at once and stays when its interface goes down, and
+// nothing is asked of routers.
+func (ns *NS) quietIPv6() error {
+	var settings []string
+	for _, which := range []string{"all", "default"} {
+		for _, s := range []string{"accept_ra=0", "accept_dad=0", "dad_transmits=0", "router_solicitations=0", "keep_addr_on_down=1"} {
+			settings = append(settings, "net.ipv6.conf."+which+"."+s)
+		}
+	}
+	return ns.Sysctl(settings...)
+}
+
+// Families are those that the namespace has addresses of.
+func (ns *NS) Families() []family.Family {
+	if ns.ipv6 {
+		return []family.Family{family.V4, family.V6}
+	}
+	return []family.Family{family.V4}
+}
+
+// Forward makes a router of the namespace, in each of its families.
+func (ns *NS) Forward() error {
+	for _, f := range ns.Families() {
+		if err := ns.Sysctl(f.Forwarding()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ListenUDP opens a UDP socket in the namespace; the zero local is any address and a free port.

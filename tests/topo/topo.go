@@ -27,7 +27,11 @@ type Topo struct {
 	Stack
 	name string // cn-PID-N: the prefix of all that this Topo makes
 	dir  string
+	ipv6 bool // of the namespaces that it makes
 }
+
+// EnableIPv6 gives the namespaces that are made from now on IPv6 beside IPv4: see NS.AddAddr.
+func (t *Topo) EnableIPv6() { t.ipv6 = true }
 
 var sweepOnce = sync.OnceValue(sweep)
 

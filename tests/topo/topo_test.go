@@ -15,12 +15,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 )
 
-func TestFigure3Routes(t *testing.T) {
-	f := Figure3ForTest(t, Figure3Config{Containers: 2, Net2Containers: 1, UplinkMTU: 1400, SymmetricPeer: true})
+// both is for what needs nothing of conenat's.
+func both(t *testing.T, test func(t *testing.T, fam family.Family)) {
+	for _, fam := range []family.Family{family.V4, family.V6} {
+		t.Run(fam.String(), func(t *testing.T) { test(t, fam) })
+	}
+}
+
+func TestFigure3Routes(t *testing.T) { both(t, testFigure3Routes) }
+
+func testFigure3Routes(t *testing.T, fam family.Family) {
+	f := Figure3ForTest(t, Figure3Config{Containers: 2, Net2Containers: 1, UplinkMTU: 1400, SymmetricPeer: true, IPv6: fam == family.V6})
 	if err := DockerRules(t.Context(), f.Host); err != nil {
 		t.Fatal(err)
 	}
@@ -35,12 +45,12 @@ func TestFigure3Routes(t *testing.T) {
 		"symmetric": {f.Peer3, SymmetricAddr},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server, err := f.Peer1.ListenUDP(netip.MustParseAddrPort("0.0.0.0:3478"))
+			server, err := f.Peer1.ListenUDP(netip.AddrPortFrom(fam.Any(), 3478))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer server.Close()
-			client, err := tc.from.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(Peer1Addr, 3478))
+			client, err := tc.from.DialUDP(netip.AddrPort{}, netip.AddrPortFrom(fam.Addr(Peer1Addr), 3478))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -53,8 +63,8 @@ func TestFigure3Routes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := from.Addr().Unmap(); got != tc.seen {
-				t.Errorf("peer 1 saw %v, want %v", got, tc.seen)
+			if got := from.Addr().Unmap(); got != fam.Addr(tc.seen) {
+				t.Errorf("peer 1 saw %v, want %v", got, fam.Addr(tc.seen))
 			}
 		})
 	}
@@ -67,7 +77,7 @@ func TestFigure3Routes(t *testing.T) {
 	}
 	translated := false
 	for _, flow := range flows {
-		translated = translated || flow.Src.Addr() == netip.MustParseAddr("172.17.0.3") && flow.ReplyDst.Addr() == HostAddr
+		translated = translated || flow.Src.Addr() == fam.Addr(netip.MustParseAddr("172.17.0.3")) && flow.ReplyDst.Addr() == fam.Addr(HostAddr)
 	}
 	if !translated {
 		t.Errorf("no conntrack entry of the container's translation: %v", flows)

@@ -86,7 +86,7 @@ func (f *Figure3) ownRouter(u *Uplink, n byte) (err error) {
 	}
 	subnet := netip.PrefixFrom(u.Host, 24).Masked().String()
 	return errors.Join(
-		u.Router.Sysctl("net.ipv4.ip_forward=1"),
+		u.Router.Forward(),
 		f.Peer1.AddRoute(subnet, addr.String()),
 		f.Peer2.AddRoute(subnet, addr.String()),
 	)

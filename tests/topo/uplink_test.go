@@ -9,11 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/require"
 )
 
-func TestUplinks(t *testing.T) {
+func TestUplinks(t *testing.T) { both(t, testUplinks) }
+
+func testUplinks(t *testing.T, fam family.Family) {
 	for _, cfg := range []UplinkConfig{
 		{Name: "eth1"},
 		{Name: "eth1", OwnRouter: true, MTU: 1300},
@@ -25,23 +28,23 @@ func TestUplinks(t *testing.T) {
 			if cfg.VLANOnBond {
 				require.Kernel(t, require.Bonding, require.VLAN)
 			}
-			f := Figure3ForTest(t, Figure3Config{})
+			f := Figure3ForTest(t, Figure3Config{IPv6: fam == family.V6})
 			u, err := f.AddUplink(cfg)
 			must(t, err)
-			must(t, f.Host.IP(t.Context(), fmt.Sprintf("rule add from %s lookup 100\nroute add default via %s table 100\n", u.Host, u.Gateway)))
-			f.echo(t, u.Host)
-			f.echo(t, HostAddr)
+			must(t, f.Host.IPIn(t.Context(), fam, fmt.Sprintf("rule add from %s lookup 100\nroute add default via %s table 100\n", u.Host, u.Gateway)))
+			f.echo(t, fam.Addr(u.Host))
+			f.echo(t, fam.Addr(HostAddr))
 			before, err := f.Host.IfIndex(u.Name)
 			must(t, err)
 			must(t, u.Delete())
 			must(t, u.Restore())
-			must(t, f.Host.IP(t.Context(), fmt.Sprintf("route add default via %s table 100\n", u.Gateway)))
+			must(t, f.Host.IPIn(t.Context(), fam, fmt.Sprintf("route add default via %s table 100\n", u.Gateway)))
 			if after, err := f.Host.IfIndex(u.Name); err != nil || after == before {
 				t.Errorf("index %d after %d: %v", after, before, err)
 			}
-			f.echo(t, u.Host)
+			f.echo(t, fam.Addr(u.Host))
 			must(t, u.SetMTU(1400))
-			f.echo(t, u.Host)
+			f.echo(t, fam.Addr(u.Host))
 		})
 	}
 }
@@ -63,7 +66,7 @@ func (f *Figure3) echo(t *testing.T, from netip.Addr) {
 	server, err := f.Peer1.ListenUDP(netip.AddrPort{})
 	must(t, err)
 	defer server.Close()
-	client, err := f.Host.DialUDP(netip.AddrPortFrom(from, 0), netip.AddrPortFrom(Peer1Addr, port(server)))
+	client, err := f.Host.DialUDP(netip.AddrPortFrom(from, 0), netip.AddrPortFrom(family.Of(from).Addr(Peer1Addr), port(server)))
 	must(t, err)
 	defer client.Close()
 	_, err = client.Write(make([]byte, 1000))
