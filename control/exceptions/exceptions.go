@@ -27,14 +27,14 @@ type Pair struct {
 	Name     string     // of the outside interface
 	External netip.Addr // where packets from outside are addressed to; zero: there is none now
 	Except   []netip.Addr
-	// Except are inside addresses that conenat leaves to the host's NAT.
+	// All of one family. Except are inside addresses that conenat leaves to the host's NAT.
 
 	// Unhooked: the hooks that translate what leaves are not on yet, and it stays the host's NAT's.
 	Unhooked bool
 }
 
 // comment identifies a rule: what stands in the kernel is compared by it, so all that a rule is made of is in it.
-// nft(8) refuses comments of more than 128 bytes, hence a digest of the addresses.
+// nft(8) refuses comments of more than 128 bytes, hence a digest of the addresses, and of all where those are IPv6's.
 func (p Pair) comment() string {
 	c := fmt.Sprintf("%s by %s (%d)", p.Inside, p.Name, p.Outside)
 	if p.External.IsValid() {
@@ -46,8 +46,14 @@ func (p Pair) comment() string {
 	if p.Unhooked {
 		c += ", inward"
 	}
+	if len(c) > maxComment {
+		c = fmt.Sprintf("%s by %s (%.8x)", p.Inside, p.Name, sha256.Sum256([]byte(c)))
+	}
 	return c
 }
+
+// maxComment leaves room for what is put behind a pair's comment.
+const maxComment = 100
 
 // Table is the table in the network namespace of the thread that calls its methods. The zero value is the table
 // of a daemon with the default state directory.
@@ -62,49 +68,59 @@ func New(stateDir string) Table {
 	return Table{name: fmt.Sprintf("%s-%.4x", defaultName, sha256.Sum256([]byte(dir)))}
 }
 
-// Name is the table's, in the family ip.
+// Name is the table's, in the families ip and ip6.
 func (t Table) Name() string { return cmp.Or(t.name, defaultName) }
 
-// Ensure makes the table hold the rules of these pairs and no others; no pairs, no table.
+// Ensure makes the tables of both families hold the rules of these pairs and no others; no pairs, no table.
 func (t Table) Ensure(pairs []Pair) error {
-	pairs = normal(pairs)
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	have, exists, err := t.current(conn)
-	if err != nil {
-		return fmt.Errorf("read nftables table ip %s: %w", t.Name(), err)
+	pairs = normal(pairs)
+	var errs []error
+	for _, f := range families {
+		errs = append(errs, t.ensure(conn, f, f.of(pairs)))
 	}
-	want := comments(pairs)
+	return errors.Join(errs...)
+}
+
+func (t Table) ensure(conn *nftables.Conn, f family, pairs []Pair) error {
+	have, exists, err := t.current(conn, f)
+	if err != nil {
+		return fmt.Errorf("read nftables table %s %s: %w", f.name, t.Name(), err)
+	}
+	want := comments(f, pairs)
 	if exists == (len(want) > 0) && slices.Equal(have, want) {
 		return nil
 	}
-	if err := t.write(conn, pairs); err != nil {
-		return fmt.Errorf("write nftables table ip %s: %w", t.Name(), err)
+	if err := t.write(conn, f, pairs); err != nil {
+		return fmt.Errorf("write nftables table %s %s: %w", f.name, t.Name(), err)
 	}
 	return nil
 }
 
-// Remove takes the table away, and says whether there was one.
-func (t Table) Remove() (bool, error) {
+// Remove takes the tables away, and says whether there was one.
+func (t Table) Remove() (removed bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)
 	}
-	_, exists, err := t.current(conn)
-	if unsupported(err) || (err == nil && !exists) {
-		return false, nil
+	for _, f := range families {
+		_, exists, err := t.current(conn, f)
+		if err == nil && exists {
+			removed, err = true, t.write(conn, f, nil)
+		}
+		if err != nil && !unsupported(err) {
+			return removed, fmt.Errorf("remove nftables table %s %s: %w", f.name, t.Name(), err)
+		}
 	}
-	if err != nil {
-		return false, fmt.Errorf("read nftables table ip %s: %w", t.Name(), err)
-	}
-	return true, t.Ensure(nil)
+	return removed, nil
 }
 
 // unsupported: a kernel without nftables has no table of ours.
 func unsupported(err error) bool {
-	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 }
 
 // normal is in order and without doubles, so that equal wishes have equal comments.
@@ -121,9 +137,9 @@ func normal(pairs []Pair) []Pair {
 }
 
 // comments are those of all rules, chain by chain.
-func comments(pairs []Pair) (out []string) {
+func comments(f family, pairs []Pair) (out []string) {
 	for _, c := range chains {
-		for _, r := range c.rules(pairs) {
+		for _, r := range c.rules(f, pairs) {
 			out = append(out, r.comment)
 		}
 	}
@@ -131,8 +147,8 @@ func comments(pairs []Pair) (out []string) {
 }
 
 // current reads the comments of the rules that stand.
-func (t Table) current(conn *nftables.Conn) (found []string, exists bool, err error) {
-	table, err := conn.ListTableOfFamily(t.Name(), nftables.TableFamilyIPv4)
+func (t Table) current(conn *nftables.Conn, f family) (found []string, exists bool, err error) {
+	table, err := conn.ListTableOfFamily(t.Name(), f.table)
 	if errors.Is(err, unix.ENOENT) || (err == nil && table == nil) {
 		return nil, false, nil
 	}
@@ -153,8 +169,8 @@ func (t Table) current(conn *nftables.Conn) (found []string, exists bool, err er
 }
 
 // write replaces the table in one transaction. Adding it first makes deleting it succeed in any case.
-func (t Table) write(conn *nftables.Conn, pairs []Pair) error {
-	table := &nftables.Table{Name: t.Name(), Family: nftables.TableFamilyIPv4}
+func (t Table) write(conn *nftables.Conn, f family, pairs []Pair) error {
+	table := &nftables.Table{Name: t.Name(), Family: f.table}
 	conn.AddTable(table)
 	conn.DelTable(table)
 	if len(pairs) == 0 {
@@ -162,7 +178,7 @@ func (t Table) write(conn *nftables.Conn, pairs []Pair) error {
 	}
 	conn.AddTable(table)
 	for _, c := range chains {
-		if err := c.write(conn, table, pairs); err != nil {
+		if err := c.write(conn, table, f, pairs); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ package exceptions
 import (
 	"crypto/sha256"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -33,7 +34,7 @@ var chains = []chain{
 
 type chain struct {
 	nftables.Chain
-	rules func([]Pair) []rule
+	rules func(family, []Pair) []rule
 }
 
 // rule is a rule before it is in a chain: its anonymous sets have to be added to the table first.
@@ -56,8 +57,8 @@ type lookup struct {
 }
 
 // write adds the chain to the table, if pairs make any rules in it.
-func (c chain) write(conn *nftables.Conn, table *nftables.Table, pairs []Pair) error {
-	rules := c.rules(pairs)
+func (c chain) write(conn *nftables.Conn, table *nftables.Table, f family, pairs []Pair) error {
+	rules := c.rules(f, pairs)
 	if len(rules) == 0 {
 		return nil
 	}
@@ -99,24 +100,24 @@ func (p part) add(conn *nftables.Conn, table *nftables.Table) ([]expr.Any, error
 }
 
 // leaving is, for each pair,
-// "oif OUTSIDE ip saddr INSIDE ip saddr != { EXCEPT } meta l4proto { icmp, tcp, udp } snat to ip saddr".
-func leaving(pairs []Pair) (out []rule) {
+// "oif OUTSIDE ip saddr INSIDE ip saddr != { EXCEPT } meta l4proto { icmp, tcp, udp } snat to ip saddr", or the same of ip6.
+func leaving(f family, pairs []Pair) (out []rule) {
 	for _, p := range pairs {
 		if p.Unhooked {
 			continue
 		}
 		r := rule{p.comment(), []part{
 			equal(&expr.Meta{Key: expr.MetaKeyOIF, Register: register}, index(p.Outside)),
-			in(loadAddress(sourceOffset), p.Inside),
+			f.within(p.Inside),
 		}}
 		if len(p.Except) > 0 {
-			r.parts = append(r.parts, part{lookup: &lookup{loadAddress(sourceOffset), nftables.TypeIPAddr, keys(p.Except), true}})
+			r.parts = append(r.parts, part{lookup: &lookup{f.load(f.source), f.kind, keys(p.Except), true}})
 		}
-		protocols := [][]byte{{unix.IPPROTO_ICMP}, {unix.IPPROTO_TCP}, {unix.IPPROTO_UDP}}
+		protocols := [][]byte{{f.icmp}, {unix.IPPROTO_TCP}, {unix.IPPROTO_UDP}}
 		load := &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}
 		r.parts = append(r.parts, part{lookup: &lookup{load, nftables.TypeInetProto, protocols, false}}, do(
-			loadAddress(sourceOffset),
-			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: register},
+			f.load(f.source),
+			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: f.proto, RegAddrMin: register},
 		))
 		out = append(out, r)
 	}
@@ -127,7 +128,7 @@ func leaving(pairs []Pair) (out []rule) {
 // interface that was made anew under its old name; without "oif", while OUTSIDE's hooks are not on. A connection that was
 // mapped to itself by leaving stays so in conntrack, which would send it out with its inside address until a daemon has
 // put hooks on the new interface.
-func unclaimed(pairs []Pair) (out []rule) {
+func unclaimed(f family, pairs []Pair) (out []rule) {
 	for _, p := range pairs {
 		name := make([]byte, unix.IFNAMSIZ)
 		copy(name, p.Name)
@@ -136,7 +137,7 @@ func unclaimed(pairs []Pair) (out []rule) {
 			parts = append(parts, do(&expr.Meta{Key: expr.MetaKeyOIF, Register: register},
 				&expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: index(p.Outside)}))
 		}
-		parts = append(parts, in(loadAddress(sourceOffset), p.Inside), do(&expr.Verdict{Kind: expr.VerdictDrop}))
+		parts = append(parts, f.within(p.Inside), do(&expr.Verdict{Kind: expr.VerdictDrop}))
 		out = append(out, rule{p.comment(), parts})
 	}
 	return out
@@ -145,26 +146,22 @@ func unclaimed(pairs []Pair) (out []rule) {
 // arriving is "meta mark 0 return" and, for each pair with an external address, "meta mark & MASK == INSIDE
 // iif { OUTSIDES } ip daddr EXTERNAL ip daddr set meta mark meta mark set 0": a packet to one outside's address may come
 // in by another. The mark's bytes in memory are the inside address in network byte order, which is how registers and
-// headers have it: nothing is ever swapped.
-func arriving(pairs []Pair) (out []rule) {
+// headers have it: nothing is ever swapped. In IPv6 the mark is the inside address's last 32 bits, and the destination has
+// those before them already: "ip6 daddr & MASK == INSIDE iif { OUTSIDES } @nh,288,32 EXTERNAL @nh,288,32 set meta mark".
+func arriving(f family, pairs []Pair) (out []rule) {
 	mark := &expr.Meta{Key: expr.MetaKeyMARK, Register: register}
 	outsides, names := indices(pairs)
 	for _, p := range pairs {
 		if !p.External.IsValid() {
 			continue
 		}
-		out = append(out, rule{p.comment() + names, []part{
-			in(mark, p.Inside),
+		out = append(out, rule{p.comment() + names, append(f.marked(mark, p.Inside),
 			cameBy(outsides),
-			equal(loadAddress(destinationOffset), p.External.AsSlice()),
-			do(mark, &expr.Payload{
-				OperationType: expr.PayloadWrite, SourceRegister: register,
-				Base: expr.PayloadBaseNetworkHeader, Offset: destinationOffset, Len: 4,
-				CsumType: expr.CsumTypeInet, CsumOffset: checksumOffset, CsumFlags: unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR,
-			}),
+			f.arrived(p.External),
+			do(mark, f.write()),
 			do(&expr.Immediate{Register: register, Data: make([]byte, 4)},
 				&expr.Meta{Key: expr.MetaKeyMARK, Register: register, SourceRegister: true}),
-		}})
+		)})
 	}
 	if len(out) == 0 {
 		return nil
@@ -203,12 +200,8 @@ func indices(pairs []Pair) (keys [][]byte, names string) {
 }
 
 const (
-	register = 1
-
-	// In the IPv4 header.
-	checksumOffset    = 10
-	sourceOffset      = 12
-	destinationOffset = 16
+	register       = 1
+	checksumOffset = 10 // in the IPv4 header
 )
 
 func do(exprs ...expr.Any) part { return part{exprs: exprs} }
@@ -217,16 +210,17 @@ func equal(load expr.Any, data []byte) part {
 	return do(load, &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data})
 }
 
-// in is a match of a loaded address with a prefix.
-func in(load expr.Any, prefix netip.Prefix) part {
-	mask := netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), prefix.Bits()).Masked().Addr()
-	return do(load,
-		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 4, Mask: mask.AsSlice(), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: prefix.Addr().AsSlice()})
+// within is "ip saddr PREFIX".
+func (f family) within(prefix netip.Prefix) part {
+	return in(f.load(f.source), prefix.Addr().AsSlice(), prefix.Bits())
 }
 
-func loadAddress(offset uint32) expr.Any {
-	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4}
+// in is a match of what is loaded with the first bits of an address, or of a part of one.
+func in(load expr.Any, address []byte, bits int) part {
+	mask := net.CIDRMask(bits, 128)[:len(address)] // the mask of an address of IPv4 begins as one of IPv6
+	return do(load,
+		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(len(address)), Mask: mask, Xor: make([]byte, len(address))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: address})
 }
 
 // index is an interface's index as a register has it.

@@ -106,7 +106,12 @@ func must(t *testing.T, err error) {
 // counter is a witness's number of packets.
 func (b bench) counter(t *testing.T, comment string) string {
 	t.Helper()
-	out, err := b.Host.Run(t.Context(), "", "nft", "list", "table", "ip", "witness")
+	return b.counterIn(t, "ip", comment)
+}
+
+func (b bench) counterIn(t *testing.T, family, comment string) string {
+	t.Helper()
+	out, err := b.Host.Run(t.Context(), "", "nft", "list", "table", family, "witness")
 	must(t, err)
 	m := regexp.MustCompile(`counter packets (\d+) bytes \d+ (?:drop )?comment "` + comment + `"`).FindStringSubmatch(out)
 	if m == nil {
@@ -243,7 +248,7 @@ func (b bench) tcp(t *testing.T, size int) {
 // dial gives up sooner than the kernel does.
 func dial(from *topo.NS, to netip.AddrPort) (conn *net.TCPConn, err error) {
 	err = from.Do(func() error {
-		c, err := (&net.Dialer{Timeout: answerIn}).Dial("tcp4", to.String())
+		c, err := (&net.Dialer{Timeout: answerIn}).Dial("tcp", to.String())
 		if err == nil {
 			conn = c.(*net.TCPConn)
 		}

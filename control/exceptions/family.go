@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exceptions
+
+import (
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// family is what differs between the tables ip and ip6.
+type family struct {
+	name  string
+	table nftables.TableFamily
+	proto uint32
+	icmp  byte
+	kind  nftables.SetDatatype
+	is    func(netip.Addr) bool
+
+	// In the header.
+	source, destination, size uint32
+}
+
+var (
+	ipv4 = family{name: "ip", table: nftables.TableFamilyIPv4, proto: unix.NFPROTO_IPV4, icmp: unix.IPPROTO_ICMP,
+		kind: nftables.TypeIPAddr, is: netip.Addr.Is4, source: 12, destination: 16, size: 4}
+	ipv6 = family{name: "ip6", table: nftables.TableFamilyIPv6, proto: unix.NFPROTO_IPV6, icmp: unix.IPPROTO_ICMPV6,
+		kind: nftables.TypeIP6Addr, is: netip.Addr.Is6, source: 8, destination: 24, size: 16}
+
+	families = []family{ipv4, ipv6}
+)
+
+// of are the pairs of the family.
+func (f family) of(pairs []Pair) (out []Pair) {
+	for _, p := range pairs {
+		if f.is(p.Inside.Addr()) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// load is the address at an offset in the header.
+func (f family) load(offset uint32) expr.Any { return loadPart(offset, f.size) }
+
+func loadPart(offset, size uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}
+}
+
+// A mark holds markBits of an inside address: all of one of IPv4, the last ones of one of IPv6. The bits before them the
+// outside interface's ingress has written into the destination already, with the checksum of the whole address.
+const markBits = 32
+
+// marked matches what the mark and the destination tell of the inside address with a prefix.
+func (f family) marked(mark expr.Any, inside netip.Prefix) (parts []part) {
+	address := inside.Addr().AsSlice()
+	rest := int(f.size)*8 - markBits
+	if bits := min(inside.Bits(), rest); bits > 0 {
+		parts = append(parts, in(loadPart(f.destination, uint32(rest/8)), address[:rest/8], bits))
+	}
+	if bits := max(0, inside.Bits()-rest); bits > 0 || rest == 0 {
+		parts = append(parts, in(mark, address[rest/8:], bits))
+	}
+	return parts
+}
+
+// arrived matches what the ingress has left of the external address in the destination.
+func (f family) arrived(external netip.Addr) part {
+	last := f.destination + f.size - markBits/8
+	return equal(loadPart(last, markBits/8), external.AsSlice()[f.size-markBits/8:])
+}
+
+// write puts the mark into the destination's last bits. The header of IPv4 has a checksum, and the transport's has the
+// address in it, which the ingress leaves to this rule in IPv4 alone: in IPv6 there is no sum of the header that would
+// make up for the change where the network card has summed up the packet (CHECKSUM_COMPLETE).
+func (f family) write() expr.Any {
+	out := &expr.Payload{
+		OperationType: expr.PayloadWrite, SourceRegister: register, Base: expr.PayloadBaseNetworkHeader,
+		Offset: f.destination + f.size - markBits/8, Len: markBits / 8,
+	}
+	if f.table == nftables.TableFamilyIPv4 {
+		out.CsumType, out.CsumOffset, out.CsumFlags = expr.CsumTypeInet, checksumOffset, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR
+	}
+	return out
+}
