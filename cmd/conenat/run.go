@@ -24,6 +24,7 @@ type runFlags struct {
 	docker          bool
 	inside, outside []string
 	external        []string
+	exclude         []string
 	disable         []string
 	verifierLog     bool
 }
@@ -48,6 +49,7 @@ func runCommand(e env) *cobra.Command {
 	f.StringArrayVar(&flags.inside, "inside", nil, "inside interface `IF`: a bridge, with all its ports, or a plain interface; repeatable")
 	f.StringArrayVar(&flags.outside, "outside", nil, "outside interface `IF`; repeatable (default: the default route's)")
 	f.StringArrayVar(&flags.external, "external", nil, "external address `ADDR`, one of the outside interface's (default: its first)")
+	f.StringArrayVar(&flags.exclude, "exclude", nil, "destinations `PREFIX` that are not translated; repeatable")
 	f.String("mapping", "endpoint-independent", "mapping behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
 	f.String("filtering", "address-dependent", "filtering behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
 	f.String("path", "auto", "packets' path: direct, which the host's FORWARD rules do not see; stack, which they do; auto is direct unless that bypasses somebody's rules")
@@ -114,6 +116,9 @@ func layer(f *pflag.FlagSet, flags runFlags) (l config.Layer) {
 	}
 	for _, text := range flags.outside {
 		l.Outside = append(l.Outside, config.Flag("outside", text))
+	}
+	for _, text := range flags.exclude {
+		l.Exclude = append(l.Exclude, config.Flag("exclude", text))
 	}
 	for _, text := range flags.external {
 		l.External = config.Flag("external", text)

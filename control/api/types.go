@@ -93,6 +93,7 @@ type Network struct {
 	BlockSize  uint32    `json:"block_size"` // ports of a block of one host; 0: its hosts have no blocks
 	Refusal    string    `json:"refusal"`    // as in the configuration file
 	MSS        string    `json:"mss"`        // the same
+	Exclude    []string  `json:"exclude"`    // destinations that are not translated
 	Usage      Usage     `json:"usage"`
 	Hosts      []HostUse `json:"hosts"` // those that have bindings or sessions, by address
 	Outside    []string  `json:"outside"`

@@ -37,10 +37,17 @@ type Config struct {
 	Capacity  dataplane.Capacity // zero where nothing is said: the dataplane's default
 	Limits    dataplane.Limits   // of each network that has none of its own
 	BlockSize uint32             // the same
+	Exclude   []netip.Prefix     // destinations that are not translated (RFC 6888 REQ-6), of each network that has none of its own
+	Networks  map[string]Network // by interface, or by Docker's name
 	Forwards  []dataplane.Forward
 	Socket    string
 	StateDir  string
 	Warnings  []string // what is allowed but against an RFC's MUST
+}
+
+// Network is what one network has of its own.
+type Network struct {
+	Exclude []netip.Prefix // nil: as all
 }
 
 // Path is which way packets go between inside and outside.
@@ -81,6 +88,8 @@ func Build(l Layer) (Config, error) {
 	b.settings(&c.Settings, l)
 	c.Limits = b.limits(l.Limits, c.Capacity)
 	c.BlockSize = b.blockSize(l.BlockSize, c.Settings)
+	c.Exclude = b.exclude(l.Exclude)
+	c.Networks = b.networks(l.Networks)
 	b.roles(l)
 	c.Warnings = b.warnings
 	if err := errors.Join(b.errs...); err != nil {
@@ -113,6 +122,72 @@ func (b *builder) interfaces(values []Value) (names []string) {
 		}
 	}
 	return names
+}
+
+// exclude is nil where nothing was given.
+func (b *builder) exclude(values []Value) (prefixes []netip.Prefix) {
+	if values != nil {
+		prefixes = []netip.Prefix{}
+	}
+	for _, v := range values {
+		p, err := ParseDestination(v.Text)
+		if err != nil {
+			b.refuse(v, "%w", err)
+			continue
+		}
+		prefixes = append(prefixes, p)
+	}
+	return prefixes
+}
+
+func (b *builder) networks(list []NetworkValues) map[string]Network {
+	if len(list) == 0 {
+		return nil
+	}
+	out := map[string]Network{}
+	for _, n := range list {
+		_, twice := out[n.Name.Text]
+		switch {
+		case n.Name.Text == "":
+			b.errs = append(b.errs, errors.New("networks: an entry has no name: give name: the interface's, or Docker's of the network"))
+		case twice:
+			b.refuse(n.Name, "network %s is given twice", n.Name.Text)
+		default:
+			out[n.Name.Text] = Network{Exclude: b.exclude(n.Exclude)}
+		}
+	}
+	return out
+}
+
+// ParseDestination takes a prefix, or an address, which is one of its own.
+func ParseDestination(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil || p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%q is no prefix: want ADDR/BITS, such as 10.0.0.0/8", s)
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("prefix %s has an address within it: want %s", s, p.Masked())
+	}
+	return p, nil
+}
+
+// ParseDestinations takes prefixes with commas between them; none, if there is nothing.
+func ParseDestinations(s string) (list []netip.Prefix, err error) {
+	list = []netip.Prefix{}
+	for _, text := range strings.Split(s, ",") {
+		if strings.TrimSpace(s) == "" {
+			break
+		}
+		p, err := ParseDestination(strings.TrimSpace(text))
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, p)
+	}
+	return list, nil
 }
 
 // roles: somebody is inside, and nobody is inside and outside at once.

@@ -14,7 +14,7 @@ import (
 	"github.com/conenat/conenat/dataplane"
 )
 
-var compareIP = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
+var compareIP = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})
 
 func build(t *testing.T, file string, flags Layer) (Config, error) {
 	t.Helper()
@@ -23,6 +23,14 @@ func build(t *testing.T, file string, flags Layer) (Config, error) {
 		return Config{}, err
 	}
 	return Build(Merge(l, flags))
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	out := []netip.Prefix{}
+	for _, text := range texts {
+		out = append(out, netip.MustParsePrefix(text))
+	}
+	return out
 }
 
 func TestBuildUnderstandsEveryKey(t *testing.T) {
@@ -40,6 +48,10 @@ timeouts: {udp: 2m, tcp_established: 3h, tcp_partial_open: 5m, tcp_closing: 6m, 
 capacity: {sessions: 1000, bindings: 500, sessions_per_binding: 7}
 limits: {ports_per_host: 100, sessions_per_host: 200, ports_per_network: 300, sessions_per_network: 0}
 block_size: 256
+exclude: [10.0.0.0/8, 192.0.2.7, "2001:db8::/32"]
+networks:
+  - {name: web, exclude: [192.168.0.0/16]}
+  - {name: docker0, exclude: []}
 forwards:
   - {protocol: udp, network: docker0, external: 198.51.100.1:53, internal: "172.17.0.2:5353"}
   - external: 198.51.100.1:8080
@@ -62,6 +74,8 @@ state_dir: /sys/fs/bpf/x/
 			PortLow: 2000, PortHigh: 3000, SessionsPerBinding: 7},
 		Capacity: dataplane.Capacity{Sessions: 1000, Bindings: 500},
 		Limits:   dataplane.Limits{HostPorts: 100, HostSessions: 200, NetworkPorts: 300}, BlockSize: 256,
+		Exclude:  prefixes("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
+		Networks: map[string]Network{"web": {Exclude: prefixes("192.168.0.0/16")}, "docker0": {Exclude: prefixes()}},
 		Forwards: []dataplane.Forward{
 			{Protocol: dataplane.UDP, Network: "docker0", External: netip.MustParseAddrPort("198.51.100.1:53"), Internal: netip.MustParseAddrPort("172.17.0.2:5353")},
 			{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:8080"), Internal: netip.MustParseAddrPort("172.17.0.2:80")},
@@ -175,6 +189,11 @@ func TestRefusals(t *testing.T) {
 		{"unknown_nested_key", in + "timeouts: {upd: 5m}", Layer{}, `c.yaml:2:12: unknown field "upd"`},
 		{"unknown_filtering_protocol", in + "filtering: {sctp: endpoint-independent}", Layer{}, `c.yaml:2:13: unknown field "sctp"`},
 		{"refusal", in + "refusal: rst", Layer{}, `c.yaml:2:10: unknown refusal "rst": want silent, host-unreachable or admin-prohibited`},
+		{"exclude", in + "exclude: [10.0.0.0/8, lan]", Layer{}, `c.yaml:2:23: "lan" is no prefix: want ADDR/BITS, such as 10.0.0.0/8`},
+		{"exclude_within", in, Layer{Exclude: []Value{Flag("exclude", "10.1.2.3/8")}}, "--exclude: prefix 10.1.2.3/8 has an address within it: want 10.0.0.0/8"},
+		{"exclude_of_network", in + "networks: [{name: web, exclude: [10.0.0.0/33]}]", Layer{}, `c.yaml:2:34: "10.0.0.0/33" is no prefix`},
+		{"network_without_name", in + "networks: [{exclude: []}]", Layer{}, "networks: an entry has no name"},
+		{"network_twice", in + "networks: [{name: a}, {name: a}]", Layer{}, "c.yaml:2:30: network a is given twice"},
 		{"mss", in + "mss: 1400", Layer{}, `c.yaml:2:6: mss "1400": want clamp or keep`},
 		{"doubled_key", in + "inside: [br1]", Layer{}, "c.yaml:2:1: "},
 		{"syntax", "inside: [br0\nx", Layer{}, "c.yaml:"},

@@ -47,23 +47,25 @@ func (e *ValueError) Unwrap() error { return e.Err }
 
 // Layer is what one source (the file, the command line) says, unchecked.
 type Layer struct {
-	Inside    []Value   `yaml:"inside"`
-	Outside   []Value   `yaml:"outside"`
-	External  Value     `yaml:"external"`
-	Docker    Value     `yaml:"docker"`
-	Mapping   Behaviors `yaml:"mapping"`
-	Filtering Behaviors `yaml:"filtering"`
-	Refusal   Value     `yaml:"refusal"`
-	MSS       Value     `yaml:"mss"`
-	Path      Value     `yaml:"path"`
-	Ports     Value     `yaml:"ports"`
-	Timeouts  Timeouts  `yaml:"timeouts"`
-	Capacity  Capacity  `yaml:"capacity"`
-	Limits    Limits    `yaml:"limits"`
-	BlockSize Value     `yaml:"block_size"`
-	Forwards  []Forward `yaml:"forwards"`
-	Socket    Value     `yaml:"socket"`
-	StateDir  Value     `yaml:"state_dir"`
+	Inside    []Value         `yaml:"inside"`
+	Outside   []Value         `yaml:"outside"`
+	External  Value           `yaml:"external"`
+	Docker    Value           `yaml:"docker"`
+	Mapping   Behaviors       `yaml:"mapping"`
+	Filtering Behaviors       `yaml:"filtering"`
+	Refusal   Value           `yaml:"refusal"`
+	MSS       Value           `yaml:"mss"`
+	Path      Value           `yaml:"path"`
+	Ports     Value           `yaml:"ports"`
+	Timeouts  Timeouts        `yaml:"timeouts"`
+	Capacity  Capacity        `yaml:"capacity"`
+	Limits    Limits          `yaml:"limits"`
+	BlockSize Value           `yaml:"block_size"`
+	Exclude   []Value         `yaml:"exclude"`
+	Networks  []NetworkValues `yaml:"networks"`
+	Forwards  []Forward       `yaml:"forwards"`
+	Socket    Value           `yaml:"socket"`
+	StateDir  Value           `yaml:"state_dir"`
 }
 
 // Behaviors are one mapping or filtering behaviour for all protocols, or one for each.
@@ -97,6 +99,12 @@ type Limits struct {
 	SessionsPerHost    Value `yaml:"sessions_per_host"`
 	PortsPerNetwork    Value `yaml:"ports_per_network"`
 	SessionsPerNetwork Value `yaml:"sessions_per_network"`
+}
+
+// NetworkValues are what is said of one inside network, in place of what is said of all.
+type NetworkValues struct {
+	Name    Value   `yaml:"name"`
+	Exclude []Value `yaml:"exclude"`
 }
 
 // Forward is one static binding.
@@ -169,7 +177,7 @@ func Parse(name string, r io.Reader) (Layer, error) {
 	default:
 		return Layer{}, &ValueError{Origin: name, Err: err}
 	}
-	l.Inside, l.Outside, l.Forwards = slices.Clone(l.Inside), slices.Clone(l.Outside), slices.Clone(l.Forwards) // aliases share them
+	l.unshare()
 	l.each(func(v *Value) {
 		if v.Given() {
 			v.Origin = name + ":" + v.Origin
@@ -189,6 +197,15 @@ func decode(r io.Reader, l *Layer) (err error) {
 	return yaml.NewDecoder(r, yaml.Strict()).Decode(l)
 }
 
+// unshare copies the lists, which aliases share.
+func (l *Layer) unshare() {
+	l.Inside, l.Outside, l.Forwards = slices.Clone(l.Inside), slices.Clone(l.Outside), slices.Clone(l.Forwards)
+	l.Exclude, l.Networks = slices.Clone(l.Exclude), slices.Clone(l.Networks)
+	for i := range l.Networks {
+		l.Networks[i].Exclude = slices.Clone(l.Networks[i].Exclude)
+	}
+}
+
 // Merge is base with everything that over gives in its place. Lists are replaced, not appended to.
 func Merge(base, over Layer) Layer {
 	if over.Inside == nil {
@@ -199,6 +216,12 @@ func Merge(base, over Layer) Layer {
 	}
 	if over.Forwards == nil {
 		over.Forwards = base.Forwards
+	}
+	if over.Exclude == nil {
+		over.Exclude = base.Exclude
+	}
+	if over.Networks == nil {
+		over.Networks = base.Networks
 	}
 	if over.Mapping == (Behaviors{}) {
 		over.Mapping = base.Mapping
@@ -233,6 +256,16 @@ func (l *Layer) each(visit func(*Value)) {
 	}
 	for i := range l.Outside {
 		all = append(all, &l.Outside[i])
+	}
+	for i := range l.Exclude {
+		all = append(all, &l.Exclude[i])
+	}
+	for i := range l.Networks {
+		n := &l.Networks[i]
+		all = append(all, &n.Name)
+		for j := range n.Exclude {
+			all = append(all, &n.Exclude[j])
+		}
 	}
 	for i := range l.Forwards {
 		f := &l.Forwards[i]

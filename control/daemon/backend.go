@@ -189,7 +189,7 @@ func (d *daemon) Networks() ([]api.Network, error) {
 	}
 	for _, n := range d.loop.View().LeftAlone {
 		out = append(out, api.Network{Name: n.Name, Interface: n.Interface, Driver: n.Driver, State: "left-alone", Reason: n.Reason,
-			Prefixes: []string{}, Ports: []string{}, Hosts: []api.HostUse{}, Outside: []string{}})
+			Prefixes: []string{}, Exclude: []string{}, Ports: []string{}, Hosts: []api.HostUse{}, Outside: []string{}})
 	}
 	slices.SortFunc(out, func(a, b api.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
@@ -197,7 +197,7 @@ func (d *daemon) Networks() ([]api.Network, error) {
 
 func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
 	shown := api.Network{Name: n.Shown(), Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
-		Prefixes: []string{}, Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering),
+		Prefixes: []string{}, Exclude: []string{}, Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering),
 		Limits: limitsOf(n.Limits), BlockSize: n.BlockSize, Refusal: n.Refusal.String(), MSS: "keep", Outside: outside}
 	if n.MSSClamp {
 		shown.MSS = "clamp"
@@ -212,6 +212,9 @@ func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapsho
 	shown.Driver = l.Kind
 	for _, p := range n.Prefixes {
 		shown.Prefixes = append(shown.Prefixes, p.String())
+	}
+	for _, p := range n.Exclude {
+		shown.Exclude = append(shown.Exclude, p.String())
 	}
 	for _, p := range links {
 		if p.Kind == dataplane.InsidePort && p.Owner == n.Name {

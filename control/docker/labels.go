@@ -5,6 +5,7 @@ package docker
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ type labels struct {
 	blockSize *uint32
 	refusal   *dataplane.Refusal
 	mssClamp  *bool
+	exclude   []netip.Prefix // nil: no label
 }
 
 // LimitsOver has nil for what a label does not name.
@@ -75,7 +77,7 @@ func parseLabels(object string, all map[string]string) (l labels, problems []str
 	return l, problems
 }
 
-// ofNetworks are the labels of limits, blocks and what hosts are told, which are a network's, for each of its containers.
+// ofNetworks are the labels of limits, blocks, destinations and what hosts are told, which are a network's, for each of its containers.
 func (l *labels) ofNetworks() (given []string) {
 	if l.limits.HostPorts != nil || l.limits.NetworkPorts != nil {
 		given = append(given, "conenat.max-ports")
@@ -91,6 +93,9 @@ func (l *labels) ofNetworks() (given []string) {
 	}
 	if l.mssClamp != nil {
 		given = append(given, "conenat.mss")
+	}
+	if l.exclude != nil {
+		given = append(given, "conenat.exclude")
 	}
 	return given
 }
@@ -136,10 +141,16 @@ func (l *labels) parse(key, value string) error {
 			return err
 		}
 		l.mssClamp = &clamp
+	case "conenat.exclude":
+		exclude, err := config.ParseDestinations(value)
+		if err != nil {
+			return err
+		}
+		l.exclude = exclude
 	case "conenat.external":
 		return fmt.Errorf("external addresses of one object arrive with a later version")
 	default:
-		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss or conenat.external")
+		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude or conenat.external")
 	}
 	return nil
 }

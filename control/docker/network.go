@@ -36,7 +36,7 @@ func newNetwork(n network.Summary, mapping, filtering [3]dataplane.Behavior) (Ne
 		w.Filtering = l.filtering.over(filtering)
 	}
 	w.Limits, w.BlockSize = l.limits, l.blockSize
-	w.Refusal, w.MSSClamp = l.refusal, l.mssClamp
+	w.Refusal, w.MSSClamp, w.Exclude = l.refusal, l.mssClamp, l.exclude
 	w.LeftAlone = leftAlone(n, l)
 	if w.LeftAlone == "" {
 		w.LeftAlone, w.Partly = leftAloneByFamily(n, w.Subnets)

@@ -4,6 +4,7 @@ package docker
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -70,7 +71,7 @@ func TestLabels(t *testing.T) {
 		},
 		{
 			name: "typo", key: "conenat.filterin", value: "a",
-			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss or conenat.external`,
+			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude or conenat.external`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -331,6 +332,24 @@ func TestBlockSizeLabel(t *testing.T) {
 	l, problems = parseLabels("network n", map[string]string{"conenat.block-size": "500"})
 	if l.blockSize != nil || len(problems) != 1 || !strings.Contains(problems[0], "want a power of two from 64 to 4096") {
 		t.Errorf("%v %q", l.blockSize, problems)
+	}
+}
+
+// TestExcludeLabel: a network's destinations; none is a word, too.
+func TestExcludeLabel(t *testing.T) {
+	for value, want := range map[string]string{"10.0.0.0/8, 192.0.2.7": "[10.0.0.0/8 192.0.2.7/32]", "": "[]"} {
+		n, problems := newNetwork(network.Summary{ID: "0123456789abcdef", Driver: "bridge", Labels: map[string]string{"conenat.exclude": value}}, base, base)
+		if fmt.Sprint(n.Exclude) != want || n.Exclude == nil || problems != nil {
+			t.Errorf("%q: %v %q", value, n.Exclude, problems)
+		}
+	}
+	l, problems := parseLabels("network n", map[string]string{"conenat.exclude": "10.0.0.0/8,,"})
+	if len(problems) != 1 || l.exclude != nil {
+		t.Errorf("%v %q", l.exclude, problems)
+	}
+	l, _ = parseLabels("container x", map[string]string{"conenat.exclude": "10.0.0.0/8"})
+	if diff := cmp.Diff([]string{"conenat.exclude"}, l.ofNetworks()); diff != "" {
+		t.Error(diff)
 	}
 }
 

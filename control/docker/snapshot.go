@@ -38,6 +38,7 @@ type Network struct {
 	BlockSize *uint32                // label conenat.block-size; nil: the daemon's
 	Refusal   *dataplane.Refusal     // label conenat.refusal, the same
 	MSSClamp  *bool                  // label conenat.mss, the same
+	Exclude   []netip.Prefix         // label conenat.exclude, the same
 	Endpoints []Endpoint             // by container name
 }
 

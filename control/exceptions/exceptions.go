@@ -29,6 +29,9 @@ type Pair struct {
 	Except   []netip.Addr
 	// All of one family. Except are inside addresses that conenat leaves to the host's NAT.
 
+	Exclude []netip.Prefix // destinations that nobody translates, whatever the protocol; those of the other family mean nothing
+	From    int            // inside interface index, where another network has the same addresses; else 0
+
 	// Unhooked: the hooks that translate what leaves are not on yet, and it stays the host's NAT's.
 	Unhooked bool
 }
@@ -42,6 +45,12 @@ func (p Pair) comment() string {
 	}
 	if len(p.Except) > 0 {
 		c += fmt.Sprintf(", %d excepted (%.8x)", len(p.Except), sha256.Sum256(fmt.Append(nil, p.Except)))
+	}
+	if len(p.Exclude) > 0 {
+		c += fmt.Sprintf(", %d excluded (%.8x)", len(p.Exclude), sha256.Sum256(fmt.Append(nil, p.Exclude)))
+	}
+	if p.From != 0 {
+		c += fmt.Sprintf(", from %d", p.From)
 	}
 	if p.Unhooked {
 		c += ", inward"
@@ -129,6 +138,7 @@ func normal(pairs []Pair) []Pair {
 	for i, p := range out {
 		out[i].Inside = p.Inside.Masked()
 		out[i].Except = slices.Compact(slices.SortedFunc(slices.Values(p.Except), netip.Addr.Compare))
+		out[i].Exclude = slices.Compact(slices.SortedFunc(slices.Values(p.Exclude), netip.Prefix.Compare))
 	}
 	slices.SortFunc(out, func(a, b Pair) int {
 		return cmp.Or(a.Inside.Compare(b.Inside), cmp.Compare(a.Outside, b.Outside), cmp.Compare(a.comment(), b.comment()))

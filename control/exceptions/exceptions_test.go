@@ -53,19 +53,22 @@ func TestNormalIsSortedAndWithoutDoubles(t *testing.T) {
 // Two rules that differ have different comments, for they are compared by them; and nft(8) takes them.
 func TestCommentSaysAll(t *testing.T) {
 	base := func(change func(*Pair)) string {
-		p := Pair{netip.MustParsePrefix("172.17.0.0/16"), 2, "eth0", netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9"), false}
+		p := Pair{netip.MustParsePrefix("172.17.0.0/16"), 2, "eth0", netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9"), nil, 0, false}
 		change(&p)
 		return p.comment()
 	}
 	tests := map[string]func(*Pair){
-		"same":           func(*Pair) {},
-		"inside":         func(p *Pair) { p.Inside = netip.MustParsePrefix("172.17.0.0/17") },
-		"outside":        func(p *Pair) { p.Outside = 3 },
-		"external":       func(p *Pair) { p.External = netip.MustParseAddr("198.51.100.2") },
-		"no_external":    func(p *Pair) { p.External = netip.Addr{} },
-		"except":         func(p *Pair) { p.Except = addrs("172.17.0.8") },
-		"except_another": func(p *Pair) { p.Except = addrs("172.17.0.8", "172.17.0.9") },
-		"nothing_except": func(p *Pair) { p.Except = nil },
+		"same":            func(*Pair) {},
+		"inside":          func(p *Pair) { p.Inside = netip.MustParsePrefix("172.17.0.0/17") },
+		"outside":         func(p *Pair) { p.Outside = 3 },
+		"external":        func(p *Pair) { p.External = netip.MustParseAddr("198.51.100.2") },
+		"no_external":     func(p *Pair) { p.External = netip.Addr{} },
+		"except":          func(p *Pair) { p.Except = addrs("172.17.0.8") },
+		"except_another":  func(p *Pair) { p.Except = addrs("172.17.0.8", "172.17.0.9") },
+		"nothing_except":  func(p *Pair) { p.Except = nil },
+		"exclude":         func(p *Pair) { p.Exclude = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} },
+		"exclude_another": func(p *Pair) { p.Exclude = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/9")} },
+		"from":            func(p *Pair) { p.From = 7 },
 		"IPv6": func(p *Pair) {
 			p.Inside, p.External = netip.MustParsePrefix("fd00:1234:5678:9abc:def0:1234:5678:0/112"), netip.MustParseAddr("2001:db8:1234:5678:9abc:def0:1234:5678")
 			p.Name, p.Outside = strings.Repeat("w", unix.IFNAMSIZ-1), 1<<31-1
@@ -137,6 +140,7 @@ func TestTable(t *testing.T) {
 	bridge := pair("172.17.0.0/16", "lo", 1)
 	bridge.External, bridge.Except = netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9", "172.17.0.8")
 	single := pair("10.0.0.5/32", "lo", 1)
+	single.From, single.Exclude = 1, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
 	ensure(bridge, single)
 	want := other + `table ip conenat {
 	chain prerouting {
@@ -147,19 +151,21 @@ func TestTable(t *testing.T) {
 
 	chain postrouting {
 		type nat hook postrouting priority 99; policy accept;
-		oif "lo" ip saddr 10.0.0.5 meta l4proto { icmp, tcp, udp } snat to ip saddr comment "10.0.0.5/32 by lo (1)"
+		oif "lo" iif "lo" ip saddr 10.0.0.5 meta l4proto { icmp, tcp, udp } snat to ip saddr comment "SINGLE"
+		oif "lo" iif "lo" ip saddr 10.0.0.5 ip daddr 192.0.2.0/24 snat to ip saddr comment "EXCLUDED"
 		oif "lo" ip saddr 172.17.0.0/16 ip saddr != { 172.17.0.8, 172.17.0.9 } meta l4proto { icmp, tcp, udp } snat to ip saddr comment "BRIDGE"
 	}
 
 	chain unclaimed {
 		type filter hook postrouting priority 101; policy accept;
-		oifname "lo" oif != "lo" ip saddr 10.0.0.5 drop comment "10.0.0.5/32 by lo (1)"
+		oifname "lo" oif != "lo" ip saddr 10.0.0.5 drop comment "SINGLE"
 		oifname "lo" oif != "lo" ip saddr 172.17.0.0/16 drop comment "BRIDGE"
 	}
 }
 `
 	hex := func(bytes ...byte) string { return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(bytes)) }
-	want = strings.NewReplacer("MASK", hex(255, 255, 0, 0), "INSIDE", hex(172, 17, 0, 0), "BRIDGE", normal([]Pair{bridge})[0].comment()).Replace(want)
+	want = strings.NewReplacer("MASK", hex(255, 255, 0, 0), "INSIDE", hex(172, 17, 0, 0), "BRIDGE", normal([]Pair{bridge})[0].comment(),
+		"SINGLE", normal([]Pair{single})[0].comment(), "EXCLUDED", leaving(ipv4, normal([]Pair{single}))[1].comment).Replace(want)
 	if diff := cmp.Diff(want, ruleset(t)); diff != "" {
 		t.Error(diff)
 	}

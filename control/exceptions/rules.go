@@ -100,26 +100,33 @@ func (p part) add(conn *nftables.Conn, table *nftables.Table) ([]expr.Any, error
 }
 
 // leaving is, for each pair,
-// "oif OUTSIDE ip saddr INSIDE ip saddr != { EXCEPT } meta l4proto { icmp, tcp, udp } snat to ip saddr", or the same of ip6.
+// "oif OUTSIDE iif FROM ip saddr INSIDE ip saddr != { EXCEPT } meta l4proto { icmp, tcp, udp } snat to ip saddr", or the same of
+// ip6, without "iif" where INSIDE is FROM's alone; and for each excluded destination the same with "ip daddr EXCLUDE" in place
+// of the protocols.
 func leaving(f family, pairs []Pair) (out []rule) {
 	for _, p := range pairs {
 		if p.Unhooked {
 			continue
 		}
-		r := rule{p.comment(), []part{
-			equal(&expr.Meta{Key: expr.MetaKeyOIF, Register: register}, index(p.Outside)),
-			f.within(p.Inside),
-		}}
+		match := []part{equal(&expr.Meta{Key: expr.MetaKeyOIF, Register: register}, index(p.Outside))}
+		if p.From != 0 { // Linux 5.7: the hook knows where a packet came from
+			match = append(match, equal(&expr.Meta{Key: expr.MetaKeyIIF, Register: register}, index(p.From)))
+		}
+		match = append(match, f.within(p.Inside))
 		if len(p.Except) > 0 {
-			r.parts = append(r.parts, part{lookup: &lookup{f.load(f.source), f.kind, keys(p.Except), true}})
+			match = append(match, part{lookup: &lookup{f.load(f.source), f.kind, keys(p.Except), true}})
 		}
 		protocols := [][]byte{{f.icmp}, {unix.IPPROTO_TCP}, {unix.IPPROTO_UDP}}
 		load := &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}
-		r.parts = append(r.parts, part{lookup: &lookup{load, nftables.TypeInetProto, protocols, false}}, do(
-			f.load(f.source),
-			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: f.proto, RegAddrMin: register},
-		))
-		out = append(out, r)
+		identity := do(f.load(f.source), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: f.proto, RegAddrMin: register})
+		out = append(out, rule{p.comment(),
+			slices.Concat(match, []part{{lookup: &lookup{load, nftables.TypeInetProto, protocols, false}}, identity})})
+		for _, d := range p.Exclude {
+			if d.Addr().Is4() == p.Inside.Addr().Is4() {
+				comment := fmt.Sprintf("to %s (%.8x)", d, sha256.Sum256([]byte(p.comment())))
+				out = append(out, rule{comment, slices.Concat(match, []part{in(f.load(f.destination), d.Addr().AsSlice(), d.Bits()), identity})})
+			}
+		}
 	}
 	return out
 }

@@ -209,7 +209,13 @@ func sameNetwork(a, b dataplane.Network) bool {
 	return a.IfIndex == b.IfIndex && bytes.Equal(a.Gateway, b.Gateway) && a.Mapping == b.Mapping &&
 		a.Filtering == b.Filtering && a.Limits == b.Limits && a.BlockSize == b.BlockSize && a.Label == b.Label && a.Isolated == b.Isolated &&
 		a.Address == b.Address && a.Address6 == b.Address6 && a.Refusal == b.Refusal && a.MSSClamp == b.MSSClamp &&
-		slices.Equal(inOrder(a.Prefixes, netip.Prefix.Compare), inOrder(b.Prefixes, netip.Prefix.Compare))
+		slices.Equal(inOrder(a.Prefixes, netip.Prefix.Compare), inOrder(b.Prefixes, netip.Prefix.Compare)) &&
+		slices.Equal(distinct(a.Exclude), distinct(b.Exclude))
+}
+
+// distinct are prefixes in order, each once.
+func distinct(list []netip.Prefix) []netip.Prefix {
+	return slices.Compact(inOrder(list, netip.Prefix.Compare))
 }
 
 // sameLink leaves out Name, which is for messages, and Mechanism, which the dataplane chooses.

@@ -87,6 +87,7 @@ func TestNew(t *testing.T) {
 		{"filtering_changed", func(s *State) { s.Networks[0].Filtering[1] = dataplane.AddressDependent }, full(), []string{"put network br0"}},
 		{"address_of_the_host_changed", func(s *State) { s.Networks[0].Address = addr }, full(), []string{"put network br0"}},
 		{"refusal_changed", func(s *State) { s.Networks[0].Refusal = dataplane.RefuseAdminProhibited }, full(), []string{"put network br0"}},
+		{"destination_excluded", func(s *State) { s.Networks[0].Exclude = []netip.Prefix{prefixB} }, full(), []string{"put network br0"}},
 		{"mss_clamp_changed", func(s *State) { s.Networks[0].MSSClamp = true }, full(), []string{"put network br0"}},
 		{"settings_changed", func(s *State) { s.Settings = settings(1) }, full(), []string{"configure"}},
 		{"forward_without_network_is_there", func(s *State) { s.Forwards[0].Network = "" }, full(), nil},

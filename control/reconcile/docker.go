@@ -27,6 +27,7 @@ type inside struct {
 	mssClamp  bool
 	limits    dataplane.Limits
 	blockSize uint32
+	exclude   []netip.Prefix
 	isolated  bool
 	endpoints []docker.Endpoint
 	partly    docker.Partly
@@ -94,8 +95,17 @@ func (in inputs) checkLabels(t *target, n *docker.Network) {
 // inside is a network that has what the configuration says for all.
 func (in inputs) inside(name string) inside {
 	c := in.cfg
-	return inside{name: name, mapping: c.Mapping, filtering: c.Filtering, refusal: c.Refusal, mssClamp: c.MSSClamp,
-		limits: c.Limits, blockSize: c.BlockSize}
+	i := inside{name: name, mapping: c.Mapping, filtering: c.Filtering, refusal: c.Refusal, mssClamp: c.MSSClamp,
+		limits: c.Limits, blockSize: c.BlockSize, exclude: c.Exclude}
+	i.configure(c.Networks[name])
+	return i
+}
+
+// configure gives it what the configuration says of it alone.
+func (i *inside) configure(own config.Network) {
+	if own.Exclude != nil {
+		i.exclude = own.Exclude
+	}
 }
 
 // leftAlone is why a network of Docker's is not translated; empty: it is.
@@ -112,6 +122,7 @@ func (in inputs) leftAlone(n docker.Network) string {
 
 func (in inputs) insideOf(n docker.Network, others []inside) inside {
 	i := in.inside(n.Interface)
+	i.configure(in.cfg.Networks[n.Name])
 	i.label, i.isolated, i.endpoints, i.partly = n.Name, !n.ICC, translated(in.alive(n), n.Partly), n.Partly
 	i.limits = n.Limits.Over(in.cfg.Limits)
 	taken := slices.ContainsFunc(others, func(o inside) bool { return o.name != i.name && (o.label == n.Name || o.name == n.Name) })
@@ -132,6 +143,9 @@ func (in inputs) insideOf(n docker.Network, others []inside) inside {
 	}
 	if n.MSSClamp != nil {
 		i.mssClamp = *n.MSSClamp
+	}
+	if n.Exclude != nil {
+		i.exclude = n.Exclude
 	}
 	return i
 }
@@ -167,7 +181,7 @@ func (in inputs) adoptedInsides() (list []inside) {
 	for _, n := range in.actual.Networks {
 		if !slices.Contains(in.cfg.Inside, n.Name) {
 			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, refusal: n.Refusal,
-				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, isolated: n.Isolated, adopted: true})
+				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, exclude: n.Exclude, isolated: n.Isolated, adopted: true})
 		}
 	}
 	return list

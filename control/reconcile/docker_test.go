@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/conenat/conenat/control/config"
 	"github.com/conenat/conenat/control/docker"
@@ -117,6 +118,37 @@ func TestLabelledReplies(t *testing.T) {
 	if n, _ := w.dp.Networks(); n[0].Refusal != dataplane.RefuseHostUnreachable || n[0].MSSClamp {
 		t.Errorf("without labels: %+v", n[0])
 	}
+}
+
+// TestExcludedDestinations: the label's come before what the file says of the network, by either of its names, and that before
+// what it says of all; the rules that keep the host's NAT off them follow.
+func TestExcludedDestinations(t *testing.T) {
+	prefixes := func(text string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(text)} }
+	all, named, labelled := prefixes("10.0.0.0/8"), prefixes("192.0.2.0/24"), prefixes("198.18.0.0/15")
+	w, engine := dockerWorld(config.Config{Exclude: all}, dataplanetest.New(), picture(web()))
+	w.start(t)
+	want := func(want []netip.Prefix) {
+		t.Helper()
+		n, _ := w.dp.Networks()
+		if diff := cmp.Diff(want, n[0].Exclude, compareIP, cmpopts.EquateEmpty()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(want, w.exc.pairs[0].Exclude, compareIP, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("in the rules: %s", diff)
+		}
+	}
+	want(all)
+	for _, name := range []string{"docker0", "bridge"} {
+		w.cfg.Networks = map[string]config.Network{name: {Exclude: named}}
+		w.again()
+		want(named)
+	}
+	engine.picture.Networks[0].Exclude = labelled
+	w.again()
+	want(labelled)
+	engine.picture.Networks[0].Exclude = []netip.Prefix{}
+	w.again()
+	want(nil)
 }
 
 // TestLabelledMapping: the label's mapping is the network's, a warning says which RFCs it is against, and a label that comes or

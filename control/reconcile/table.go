@@ -44,11 +44,22 @@ func pairs(s plan.State, host hostnet.Snapshot) (out []exceptions.Pair) {
 					external = netip.Addr{}
 				}
 				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: external, Unhooked: !leaves,
+					Exclude: n.Exclude, From: cameBy(n, p, host),
 					Except: append(excluded(s, n, p), ownAddresses(host, n, p)...)})
 			}
 		}
 	}
 	return out
+}
+
+// cameBy is the network's interface, if another one has addresses of the prefix; else 0: any.
+func cameBy(n dataplane.Network, p netip.Prefix, host hostnet.Snapshot) int {
+	for _, l := range host.Links {
+		if l.Index != n.IfIndex && slices.ContainsFunc(l.Prefixes(), p.Overlaps) {
+			return n.IfIndex
+		}
+	}
+	return 0
 }
 
 // ownAddresses are the host's on the inside interface: what a process of the host sends from there is the host's NAT's.

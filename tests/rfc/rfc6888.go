@@ -7,7 +7,7 @@ var rfc6888 = Document{"RFC 6888", "many hosts share an address (BCP 127)", []Re
 	{"REQ-3", Must, "external pools of addresses that are not contiguous", Later, "issue 6: pools"},
 	{"REQ-4", Must, "a limit on the external ports of a subscriber", Holds, "16384 of a host by default; of a network, too"},
 	{"REQ-5", Should, "a limit on the state of a subscriber", Holds, "sessions of a binding, a host and a network"},
-	{"REQ-6", Must, "translation can be switched off for destinations", Later, "issue 6: excluded destinations"},
+	{"REQ-6", Must, "translation can be switched off for destinations", Holds, "`exclude`, for each network"},
 	{"REQ-8", ShouldNot, "an external port has a new mapping within 120 s of its mapping's end", Holds,
 		"but for what the RFC excepts: TCP, address-dependent or stricter filtering, static bindings"},
 	{"REQ-9", Must, "a port control protocol: PCP (RFC 6887)", Later, "the issue that brings PCP"},

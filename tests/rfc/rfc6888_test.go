@@ -46,9 +46,13 @@ func pools(l *line) {
 }
 
 func excludedDestinations(l *line) {
-	r := l.rig()
-	if r.Inside(UDP(at(l.c1, 20000), at(l.peer1, 53), "x")).Reason == "translated_outbound" {
-		l.lacks("whatever the route leads outside is translated; hosts can be left out, destinations cannot")
+	peer := netip.MustParseAddr(l.peer1)
+	r := l.rig(rig.WithNetworks(func(n *dataplane.Network) { n.Exclude = []netip.Prefix{netip.PrefixFrom(peer, peer.BitLen())} }))
+	for _, p := range []protocol{udp, tcp} {
+		s := p.first(at(l.c1, 20000), at(l.peer1, 53))
+		r.Inside(s).Passed("destination")
+		r.Egress("br0", s).Passed("destination")
+		out(r, p.first(at(l.c1, 20000), at(l.peer2, 53)), p.first(at(l.external, 20000), at(l.peer2, 53)))
 	}
 }
 
