@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// decide answers for a model of the rules. It is pure: the same input gives the same report.
+// decide answers for a model of the rules, and the traffic of its family. It is pure: the same input gives the same report.
 func decide(rs ruleset, t Traffic) Report {
 	w := newWalker(rs, t)
 	var report Report
@@ -26,6 +26,7 @@ func decide(rs ruleset, t Traffic) Report {
 
 // walker follows the rules as a packet of the traffic would.
 type walker struct {
+	family    *family
 	traffic   Traffic
 	names     []string // the inside interfaces, then the outside ones
 	links     []link
@@ -37,9 +38,10 @@ type walker struct {
 }
 
 func newWalker(rs ruleset, t Traffic) *walker {
-	w := &walker{traffic: t, links: rs.links, tables: rs.tables, docker: map[backend]dockerRules{}, found: map[*rule]bool{}}
+	w := &walker{family: rs.family, traffic: t.of(rs.family), links: rs.links, tables: rs.tables, docker: map[backend]dockerRules{},
+		found: map[*rule]bool{}}
 	w.names = append(slices.Clone(t.Inside), t.Outside...)
-	w.elsewhere = []netip.Prefix{loopback, multicast}
+	w.elsewhere = slices.Clone(rs.family.own)
 	for _, l := range rs.links {
 		for _, a := range l.addresses {
 			if !slices.Contains(w.names, l.name) {
@@ -47,16 +49,11 @@ func newWalker(rs ruleset, t Traffic) *walker {
 			}
 		}
 	}
-	for _, b := range []backend{iptables, iptablesLegacy} {
+	for _, b := range []backend{rs.family.iptables, rs.family.legacy} {
 		w.docker[b] = findDocker(rs.tables, b, t)
 	}
 	return w
 }
-
-var (
-	loopback  = netip.MustParsePrefix("127.0.0.0/8")
-	multicast = netip.MustParsePrefix("224.0.0.0/4")
-)
 
 type baseChain struct {
 	table table
@@ -127,7 +124,7 @@ func (w *walker) rules(t table, c *chain, f flow) (ended bool) {
 		if t.backend != nft && slices.Contains(dockerChains, r.target) {
 			continue
 		}
-		if w.docker[t.backend].wrote(t, c, r) && f.depth == 0 {
+		if w.docker[t.backend].wrote(w.family, t, c, r) && f.depth == 0 {
 			continue
 		}
 		if next := w.narrow(f, r); w.reaches(next, r) {
@@ -194,15 +191,15 @@ func (w *walker) keep(have []bool, matches []names) []bool {
 
 // reaches says whether a packet of the traffic may match a rule, f being narrowed by it.
 func (w *walker) reaches(f flow, r *rule) bool {
-	if r.never || !translated(r.protocols) || (f.bridge && !w.onBridge(r)) {
+	if r.never || !w.family.translates(r.protocols) || (f.bridge && !w.onBridge(r)) {
 		return false
 	}
 	return w.possible(f, r.verdict)
 }
 
 // translated: conenat carries ICMP, TCP and UDP, and nothing else.
-func translated(matches []protocols) bool {
-	return slices.ContainsFunc([]uint8{1, 6, 17}, func(protocol uint8) bool {
+func (f *family) translates(matches []protocols) bool {
+	return slices.ContainsFunc([]uint8{f.icmp, 6, 17}, func(protocol uint8) bool {
 		return !slices.ContainsFunc(matches, func(m protocols) bool { return !m.match(protocol) })
 	})
 }
@@ -253,7 +250,7 @@ func (w *walker) isRemote(matches []addrs) bool {
 func (w *walker) isUnicast(matches []addrs) bool {
 	for _, m := range matches {
 		if !m.not && !slices.ContainsFunc(m.prefixes, func(p netip.Prefix) bool {
-			return !covers([]netip.Prefix{loopback, multicast}, p)
+			return !covers(w.family.own, p)
 		}) {
 			return false
 		}

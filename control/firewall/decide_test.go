@@ -168,7 +168,7 @@ func fromText(t *testing.T, b backend, rules string) ruleset {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ruleset{tables: tables, links: hostLinks}
+	return ruleset{family: ipv4, tables: tables, links: hostLinks}
 }
 
 func lines(b backend, findings []Finding) (out []string) {
@@ -279,12 +279,14 @@ func TestRanges(t *testing.T) {
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(portRange{})); diff != "" {
 		t.Error(diff)
 	}
-	for text, r := range map[string][2]uint32{
-		"0.0.0.0/0": {0, 0xffffffff}, "10.0.0.1/32": {0x0a000001, 0x0a000001}, "10.0.0.0/30 10.0.0.4/32": {0x0a000000, 0x0a000004},
-		"255.255.255.254/31": {0xfffffffe, 0xffffffff},
+	for text, r := range map[string][2]string{
+		"0.0.0.0/0": {"0.0.0.0", "255.255.255.255"}, "10.0.0.1/32": {"10.0.0.1", "10.0.0.1"},
+		"10.0.0.0/30 10.0.0.4/32": {"10.0.0.0", "10.0.0.4"}, "255.255.255.254/31": {"255.255.255.254", "255.255.255.255"},
+		"::/0": {"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}, "fd00::/64": {"fd00::", "fd00::ffff:ffff:ffff:ffff"},
+		"fd00::1/128 fd00::2/127": {"fd00::1", "fd00::3"}, "": {"::2", "::1"},
 	} {
-		if got := join(rangePrefixes(r[0], r[1]), " "); got != text {
-			t.Errorf("%x: %s, want %s", r, got, text)
+		if got := join(rangePrefixes(netip.MustParseAddr(r[0]), netip.MustParseAddr(r[1])), " "); got != text {
+			t.Errorf("%s: %s, want %s", r, got, text)
 		}
 	}
 }

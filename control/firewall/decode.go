@@ -98,7 +98,7 @@ func (d *decoder) expression(name string, f *fields) error {
 	case "match":
 		d.rule.match(text(f[unix.NFTA_MATCH_NAME]), number(f[unix.NFTA_MATCH_REV]), f[unix.NFTA_MATCH_INFO])
 	case "target":
-		d.rule.extension(text(f[unix.NFTA_TARGET_NAME]), f[unix.NFTA_TARGET_INFO])
+		d.rule.extension(d.reader.family, text(f[unix.NFTA_TARGET_NAME]), f[unix.NFTA_TARGET_INFO])
 	case "limit", "quota", "connlimit":
 		d.rule.partial = true
 		d.extra(name)
@@ -199,7 +199,7 @@ func (d *decoder) set(number32 []byte, l loaded) {
 func (d *decoder) bitwise(f *fields) {
 	l := d.get(f[unix.NFTA_BITWISE_SREG])
 	mask := value(f[unix.NFTA_BITWISE_MASK])
-	if bits, ok := maskBits(mask); ok && (l.field == source || l.field == destination) && len(mask) == 4 && l.length == 4 {
+	if bits, ok := maskBits(mask); ok && (l.field == source || l.field == destination) && len(mask) == int(d.reader.family.size) && l.length == len(mask) {
 		l.bits = bits
 	} else {
 		l.field, l.mask = unknown, mask

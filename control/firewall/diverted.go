@@ -89,7 +89,7 @@ func (d *diverter) step(way diversion, r *rule) diversion {
 }
 
 func (d *diverter) alive(way diversion, r *rule) bool {
-	return !r.never && slices.Contains(way.in, true) && translated(way.protocols) && d.isUnicast(way.dst)
+	return !r.never && slices.Contains(way.in, true) && d.family.translates(way.protocols) && d.isUnicast(way.dst)
 }
 
 // end is the rule that translates the destination.
@@ -112,7 +112,7 @@ func (d *diverter) outside(way diversion) {
 			continue
 		}
 		for _, ports := range allowed(way.ports) {
-			for _, to := range destinations(way.dst) {
+			for _, to := range d.destinations(way.dst) {
 				out := Diverted{Protocol: protocol, Low: ports.low, High: ports.high, Prefix: to, Docker: way.docker, Where: way.where}
 				if to.IsValid() && to.IsSingleIP() {
 					out.Address = to.Addr()
@@ -123,9 +123,12 @@ func (d *diverter) outside(way diversion) {
 	}
 }
 
-// destinations are the prefixes that the narrowest match names, or the zero Prefix for any.
-func destinations(matches []addrs) []netip.Prefix {
+// destinations are the prefixes that the narrowest match names, or for any the zero Prefix, in IPv6 all of it.
+func (d *diverter) destinations(matches []addrs) []netip.Prefix {
 	out := []netip.Prefix{{}}
+	if d.family == ipv6 {
+		out[0] = ipv6.every()
+	}
 	longest := -1
 	for _, m := range matches {
 		if m.not || len(m.prefixes) == 0 {

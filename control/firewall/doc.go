@@ -5,7 +5,7 @@
 // policies of the network namespace into one small model, and a pure function, decide, answers. It also
 // tells which ports nat rules of others divert, so that no container gets one of them as external port.
 //
-// What counts: a rule of the hooks prerouting, forward and postrouting (IPv4) or of the bridge family that
+// What counts: a rule of the hooks prerouting, forward and postrouting or of the bridge family that
 // TCP, UDP or ICMP between inside and outside, or between inside networks, can reach and that does anything
 // but return. Accept counts: together with a policy or a later drop it is a firewall. What cannot be decoded
 // is taken to match. What does not count: Docker's and conenat's own rules (docker.go), rules for interfaces
@@ -13,6 +13,9 @@
 // (that is what conenat replaces), and the netdev family and inet's ingress hook, which see packets at the
 // device, before the outside hook, on either path. Translation of the destination of what containers send
 // is reported apart (Report.Translated), for packets to the host's own addresses never leave the stack.
+//
+// The families that the traffic has are followed one after the other, as their packets see the rules; a firewall of one
+// family alone decides for both, for the path is one.
 //
 // What it cannot see: rules of ebtables-legacy, programs of bpf or tc, the kernel's default xfrm action
 // (ip xfrm policy setdefault), and what a block list holds: a rule with one counts even if the list is empty.

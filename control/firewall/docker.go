@@ -19,12 +19,11 @@ const dockerTable = "docker-bridges"
 // The names that Docker gives to bridges whose name the user does not choose.
 var dockerBridge = regexp.MustCompile(`^(docker0|docker_gwbridge|br-[0-9a-f]{12})$`)
 
-// established is how Docker's rules for answers print, and extBridges how those of Docker 27 and 28.0 name
-// all bridges by one ipset.
-const (
-	established = "-m conntrack --ctstate RELATED,ESTABLISHED"
-	extBridges  = "-m set --match-set docker-ext-bridges-v4 dst"
-)
+// established is how Docker's rules for answers print.
+const established = "-m conntrack --ctstate RELATED,ESTABLISHED"
+
+// extBridges is how the rules of Docker 27 and 28.0 name all bridges by one ipset.
+func (f *family) extBridges() string { return "-m set --match-set " + f.bridgesSet + " dst" }
 
 // conenats says whether a table is conenat's own.
 func (t table) conenats() bool {
@@ -71,12 +70,12 @@ func (d dockerRules) bridge(name string, ok bool) bool {
 }
 
 // wrote says whether a rule of a base chain is Docker's, by its exact shape.
-func (d dockerRules) wrote(t table, c *chain, r *rule) bool {
+func (d dockerRules) wrote(f *family, t table, c *chain, r *rule) bool {
 	switch {
 	case !d.present || t.backend == nft:
 		return false
 	case t.name == "filter" && c.name == "FORWARD":
-		return d.forwards(r)
+		return d.forwards(f, r)
 	case t.name == "raw" && c.name == "PREROUTING":
 		return d.protects(r) || d.trusts(c, r)
 	}
@@ -89,7 +88,7 @@ func (d dockerRules) wrote(t table, c *chain, r *rule) bool {
 //	-i BR ! -o BR -j ACCEPT
 //	-i BR -o BR -j ACCEPT (or DROP: icc=false)
 //	-m set --match-set docker-ext-bridges-v4 dst -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-func (d dockerRules) forwards(r *rule) bool {
+func (d dockerRules) forwards(f *family, r *rule) bool {
 	if len(r.src)+len(r.dst)+len(r.protocols)+len(r.ports)+len(r.effects) > 0 || r.local {
 		return false
 	}
@@ -99,7 +98,7 @@ func (d dockerRules) forwards(r *rule) bool {
 	switch extra := strings.Join(r.extra, " "); {
 	case extra == established:
 		return r.verdict == accepts && len(r.in) == 0 && d.bridge(out, hasOut)
-	case extra == extBridges+" "+established:
+	case extra == f.extBridges()+" "+established:
 		return r.verdict == accepts && len(r.in)+len(r.out) == 0
 	case extra != "" || !d.bridge(in, hasIn):
 		return false

@@ -57,7 +57,7 @@ func (d *decoder) load(name string, f *fields) {
 			d.rule.partial = true
 			return
 		}
-		d.set(f[unix.NFTA_PAYLOAD_DREG], loadPayload(number(f[unix.NFTA_PAYLOAD_BASE]),
+		d.set(f[unix.NFTA_PAYLOAD_DREG], d.reader.family.loadPayload(number(f[unix.NFTA_PAYLOAD_BASE]),
 			number(f[unix.NFTA_PAYLOAD_OFFSET]), number(f[unix.NFTA_PAYLOAD_LEN])))
 	case "ct":
 		d.conntrack(f)
@@ -136,15 +136,15 @@ func metaText(key uint32) string {
 	return fmt.Sprint(key)
 }
 
-// loadPayload: an IPv4 header's addresses and protocol, and the destination port of TCP and UDP (RFC 791, 768, 9293).
-func loadPayload(base, offset, length uint32) loaded {
+// loadPayload: a header's addresses and protocol, and the destination port of TCP and UDP (RFC 791, 8200, 768, 9293).
+func (f *family) loadPayload(base, offset, length uint32) loaded {
 	l := loaded{length: int(length), text: fmt.Sprintf("@%s,%d,%d", payloadBase(base), offset*8, length*8)}
 	switch {
-	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == 9 && length == 1:
+	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == f.protocolAt && length == 1:
 		l.field = protocol
-	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == 12 && length <= 4:
+	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == f.sourceAt && length <= f.size:
 		l.field = source
-	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == 16 && length <= 4:
+	case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == f.destinationAt && length <= f.size:
 		l.field = destination
 	case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == 2 && length == 2:
 		l.field = port
@@ -179,17 +179,17 @@ func (d *decoder) add(r *rule, l loaded, negated bool, elements []element) (ok b
 	case inIndex, outIndex:
 		return d.addIndexes(r, l, negated, elements)
 	case source, destination:
-		return r.addAddresses(l, negated, elements)
+		return r.addAddresses(d.reader.family, l, negated, elements)
 	case protocol:
 		r.protocols = append(r.protocols, protocols{negated, octets(elements)})
 		return true
 	case port:
 		return r.addPorts(negated, elements)
 	case netfilterFamily:
-		r.never = r.never || negated == slices.Contains(octets(elements), unix.NFPROTO_IPV4)
+		r.never = r.never || negated == slices.Contains(octets(elements), d.reader.family.nfproto)
 		return true
 	case etherType:
-		return r.addEtherType(negated, elements)
+		return r.addEtherType(d.reader.family, negated, elements)
 	case addressType:
 		if !negated && len(elements) == 1 && bytes.Equal(elements[0].low, elements[0].high) && native(elements[0].low) == unix.RTN_LOCAL {
 			r.local = true
@@ -259,24 +259,25 @@ func (d *decoder) addIndexes(r *rule, l loaded, negated bool, elements []element
 	return true
 }
 
-func (r *rule) addAddresses(l loaded, negated bool, elements []element) bool {
+func (r *rule) addAddresses(f *family, l loaded, negated bool, elements []element) bool {
 	var list []netip.Prefix
 	for _, e := range elements {
-		var low, high [4]byte
-		if len(e.low) > 4 || len(e.high) > 4 {
+		if len(e.low) > int(f.size) || len(e.high) > int(f.size) {
 			return false
 		}
-		copy(low[:], e.low)
-		high = [4]byte{0xff, 0xff, 0xff, 0xff}
-		copy(high[:], e.high)
+		low, high := make([]byte, f.size), bytes.Repeat([]byte{0xff}, int(f.size))
+		copy(low, e.low)
+		copy(high, e.high)
+		first, _ := netip.AddrFromSlice(low)
+		last, _ := netip.AddrFromSlice(high)
 		if l.bits > 0 {
-			if low != high {
+			if first != last {
 				return false
 			}
-			list = append(list, netip.PrefixFrom(netip.AddrFrom4(low), l.bits))
+			list = append(list, netip.PrefixFrom(first, l.bits))
 			continue
 		}
-		list = append(list, rangePrefixes(binary.BigEndian.Uint32(low[:]), binary.BigEndian.Uint32(high[:]))...)
+		list = append(list, rangePrefixes(first, last)...)
 	}
 	if l.field == source {
 		r.src = append(r.src, addrs{negated, list})
@@ -287,18 +288,30 @@ func (r *rule) addAddresses(l loaded, negated bool, elements []element) bool {
 }
 
 // rangePrefixes are the fewest prefixes that make up a range of addresses.
-func rangePrefixes(low, high uint32) (out []netip.Prefix) {
-	for from := uint64(low); from <= uint64(high); {
-		bits := 32
-		for bits > 0 && from&(1<<(33-bits)-1) == 0 && from+1<<(33-bits)-1 <= uint64(high) {
-			bits--
+func rangePrefixes(low, high netip.Addr) (out []netip.Prefix) {
+	for from := low; from.IsValid() && from.Compare(high) <= 0; {
+		p := netip.PrefixFrom(from, from.BitLen())
+		for p.Bits() > 0 {
+			wider := netip.PrefixFrom(from, p.Bits()-1)
+			if wider.Masked().Addr() != from || lastOf(wider).Compare(high) > 0 {
+				break
+			}
+			p = wider
 		}
-		var b [4]byte
-		binary.BigEndian.PutUint32(b[:], uint32(from))
-		out = append(out, netip.PrefixFrom(netip.AddrFrom4(b), bits))
-		from += 1 << (32 - bits)
+		out = append(out, p)
+		from = lastOf(p).Next() // not valid behind the last of all
 	}
 	return out
+}
+
+// lastOf is the last address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := range b {
+		b[i] |= byte(0xff >> min(8, max(0, p.Bits()-8*i)))
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
 }
 
 func (r *rule) addPorts(negated bool, elements []element) bool {
@@ -313,15 +326,15 @@ func (r *rule) addPorts(negated bool, elements []element) bool {
 	return true
 }
 
-// addEtherType: a match on what is neither IPv4 nor a frame that may bear it (VLAN, PPPoE) matches no packet of ours.
-func (r *rule) addEtherType(negated bool, elements []element) bool {
+// addEtherType: a match on what is neither the family nor a frame that may bear it (VLAN, PPPoE) matches no packet of ours.
+func (r *rule) addEtherType(f *family, negated bool, elements []element) bool {
 	if len(elements) != 1 || len(elements[0].low) != 2 || !bytes.Equal(elements[0].low, elements[0].high) {
 		return false
 	}
-	switch binary.BigEndian.Uint16(elements[0].low) {
-	case unix.ETH_P_IP:
+	switch kind := binary.BigEndian.Uint16(elements[0].low); {
+	case kind == f.etherType:
 		return !negated
-	case unix.ETH_P_IPV6, unix.ETH_P_ARP:
+	case slices.Contains(f.otherTypes, kind):
 		r.never = r.never || !negated
 		return true
 	}
@@ -364,14 +377,14 @@ func (d *decoder) unknownMatch(l loaded, negated bool, low, high []byte) string 
 func (d *decoder) lookupText(s *set, key int, negated bool) string {
 	what := "key"
 	if key >= 0 && !d.concat(s, key) {
-		what = fieldText(d.registers[key])
+		what = d.reader.family.fieldText(d.registers[key])
 	}
 	return what + " " + not(negated, "!= ") + "@" + s.id.name
 }
 
-func fieldText(l loaded) string {
-	names := map[field]string{inName: "iifname", outName: "oifname", inIndex: "iif", outIndex: "oif", source: "ip saddr",
-		destination: "ip daddr", protocol: "meta l4proto", port: "th dport"}
+func (f *family) fieldText(l loaded) string {
+	names := map[field]string{inName: "iifname", outName: "oifname", inIndex: "iif", outIndex: "oif", source: f.word + " saddr",
+		destination: f.word + " daddr", protocol: "meta l4proto", port: "th dport"}
 	if name, ok := names[l.field]; ok {
 		return name
 	}

@@ -10,7 +10,7 @@ import (
 
 // look is all that is done with tables once they are read: it has to have an end, and no panic.
 func look(tables []table) {
-	decide(ruleset{tables: tables, links: hostLinks}, onHost)
+	decide(ruleset{family: ipv4, tables: tables, links: hostLinks}, onHost)
 	for _, t := range tables {
 		for _, c := range t.chains {
 			for i := range c.rules {
@@ -36,11 +36,11 @@ func FuzzParseSave(f *testing.F) {
 // for rules of this package's tests.
 func FuzzNFT(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, chainData, setData, elementData, ruleData []byte) {
-		r := nftReader{links: hostLinks, sets: map[setID]*set{}, elements: map[setID][]element{}}
+		r := nftReader{family: ipv4, links: hostLinks, sets: map[setID]*set{}, elements: map[setID][]element{}}
 		id, c := parseChain(unix.NFPROTO_IPV4, chainData)
-		t := &table{backend: nft, family: families[id.family], name: id.name}
+		t := &table{backend: nft, family: ipv4.tables[id.family], name: id.name}
 		t.add(c)
-		t.recognize()
+		t.recognize(ipv4)
 		if r.addSet(unix.NFPROTO_IPV4, setData) != nil {
 			return
 		}

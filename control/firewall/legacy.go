@@ -15,32 +15,29 @@ import (
 	"strings"
 )
 
-// legacyTables lists the tables of the old back end; of the thread's network namespace, as a child's are.
-const legacyTables = "/proc/thread-self/net/ip_tables_names"
-
 // readLegacy reads the tables of iptables' old back end, which has no other interface than its tool's text.
-func readLegacy() ([]table, error) {
-	text, err := legacyText()
+func (f *family) readLegacy() ([]table, error) {
+	text, err := f.legacyText()
 	if err != nil || len(text) == 0 {
 		return nil, err
 	}
-	tables, err := parseSave(iptablesLegacy, string(text))
+	tables, err := parseSave(f.legacy, string(text))
 	if err != nil {
-		return nil, fmt.Errorf("understand what iptables-legacy-save printed: %w", err)
+		return nil, fmt.Errorf("understand what %s printed: %w", f.legacySave, err)
 	}
 	return tables, nil
 }
 
 // legacyText is nil where there are no legacy tables.
-func legacyText() ([]byte, error) {
-	names, err := os.ReadFile(legacyTables)
+func (f *family) legacyText() ([]byte, error) {
+	names, err := os.ReadFile(f.legacyTables)
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && len(bytes.TrimSpace(names)) == 0) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s (grant CAP_NET_ADMIN): %w", legacyTables, err)
+		return nil, fmt.Errorf("read %s (grant CAP_NET_ADMIN): %w", f.legacyTables, err)
 	}
-	tool, err := legacyTool()
+	tool, err := f.legacyTool()
 	if err != nil {
 		return nil, err
 	}
@@ -49,24 +46,24 @@ func legacyText() ([]byte, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("read the legacy iptables rules with %s (grant CAP_NET_ADMIN and CAP_NET_RAW): %w: %s",
+		return nil, fmt.Errorf("read the legacy rules of iptables with %s (grant CAP_NET_ADMIN and CAP_NET_RAW): %w: %s",
 			tool, err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	return out, nil
 }
 
 // legacyTool is iptables-legacy-save, or the iptables-save of a host that knows no other back end.
-func legacyTool() (string, error) {
-	if tool := lookPath("iptables-legacy-save"); tool != "" {
+func (f *family) legacyTool() (string, error) {
+	if tool := lookPath(f.legacySave); tool != "" {
 		return tool, nil
 	}
-	tool := lookPath("iptables-save")
+	tool := lookPath(f.save)
 	if tool != "" {
 		if version, err := exec.Command(tool, "--version").Output(); err == nil && !bytes.Contains(version, []byte("nf_tables")) {
 			return tool, nil
 		}
 	}
-	return "", errors.New("cannot read the host's legacy iptables rules: install iptables-legacy-save (Debian: package iptables)")
+	return "", fmt.Errorf("cannot read the host's legacy iptables rules: install %s (Debian: package iptables)", f.legacySave)
 }
 
 // searched is where tools are: on the PATH, and where a service's PATH may not lead.
@@ -89,7 +86,7 @@ func parseSave(b backend, text string) (tables []table, err error) {
 		case line == "" || line[0] == '#' || line == "COMMIT":
 			continue
 		case line[0] == '*':
-			tables = append(tables, table{backend: b, family: "ip", name: line[1:]})
+			tables = append(tables, table{backend: b, family: b.tables(), name: line[1:]})
 			continue
 		case len(tables) == 0:
 			return nil, fmt.Errorf("line %d: %q is in no table", n+1, line)
@@ -113,6 +110,14 @@ var (
 	hooks      = map[string]hook{"PREROUTING": prerouting, "INPUT": input, "FORWARD": forward, "OUTPUT": output, "POSTROUTING": postrouting}
 	priorities = map[string]int{"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50} // netfilter_ipv4.h
 )
+
+// tables is the family of a back end's tables, as nft calls it.
+func (b backend) tables() string {
+	if b == ip6tables || b == ip6tablesLegacy {
+		return ipv6.word
+	}
+	return ipv4.word
+}
 
 // declare is a line like ":FORWARD DROP [0:0]".
 func (t *table) declare(line string) error {
@@ -280,11 +285,11 @@ func pattern(name string, negated bool) names {
 
 func appendAddrs(list []addrs, text string, negated bool) ([]addrs, error) {
 	if !strings.Contains(text, "/") {
-		text += "/32"
+		text += map[bool]string{false: "/32", true: "/128"}[strings.Contains(text, ":")]
 	}
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
-		if _, mask, ok := strings.Cut(text, "/"); ok && strings.Contains(mask, ".") { // a mask with holes: any address
+		if _, mask, ok := strings.Cut(text, "/"); ok && strings.ContainsAny(mask, ".:") { // a mask with holes: any address
 			return list, nil
 		}
 		return nil, err

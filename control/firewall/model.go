@@ -10,6 +10,7 @@ import (
 
 // ruleset is all that decide looks at.
 type ruleset struct {
+	family   *family
 	tables   []table
 	policies []policy
 	links    []link
@@ -30,11 +31,14 @@ const (
 	nft            backend = "nft"
 	iptables       backend = "iptables" // tables in nftables, as iptables-nft writes them
 	iptablesLegacy backend = "iptables-legacy"
+
+	ip6tables       backend = "ip6tables" // the same of IPv6
+	ip6tablesLegacy backend = "ip6tables-legacy"
 )
 
 type table struct {
 	backend backend
-	family  string // ip, inet or bridge
+	family  string // ip, ip6, inet or bridge
 	name    string
 	chains  []*chain
 	byName  map[string]*chain
@@ -101,7 +105,7 @@ type rule struct {
 	protocols []protocols
 	ports     []ports  // destination ports
 	local     bool     // only packets to an address of the host
-	never     bool     // no IPv4 packet
+	never     bool     // no packet of the family
 	extra     []string // matches that decide nothing here, as text
 	effects   []string // statements beside the verdict, as text
 	verdict   verdict

@@ -19,6 +19,7 @@ import (
 
 // nftReader reads nftables' tables, at one generation of them.
 type nftReader struct {
+	family   *family
 	links    []link
 	sets     map[setID]*set
 	elements map[setID][]element
@@ -47,8 +48,8 @@ type element struct {
 // errNoNFT: the kernel knows no nftables.
 var errNoNFT = errors.New("no nftables in this kernel")
 
-// readNFT reads all tables of the families that IPv4 packets meet, in a moment in which none of them changed.
-func readNFT(links []link) ([]table, error) {
+// readNFT reads all tables that the family's packets meet, in a moment in which none of them changed.
+func (f *family) readNFT(links []link) ([]table, error) {
 	for range attempts {
 		before, err := generation()
 		if errors.Is(err, errNoNFT) {
@@ -57,7 +58,7 @@ func readNFT(links []link) ([]table, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the host's nftables rules (grant CAP_NET_ADMIN): %w", err)
 		}
-		r := nftReader{links: links, sets: map[setID]*set{}, elements: map[setID][]element{}}
+		r := nftReader{family: f, links: links, sets: map[setID]*set{}, elements: map[setID][]element{}}
 		tables, readErr := r.tables()
 		after, err := generation()
 		if err != nil {
@@ -133,9 +134,6 @@ func number(b []byte) uint32 {
 	return binary.BigEndian.Uint32(b)
 }
 
-// families whose chains see IPv4 packets in the stack or a bridge.
-var families = map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_INET: "inet", unix.NFPROTO_BRIDGE: "bridge"}
-
 type tableID struct {
 	family uint8
 	name   string
@@ -155,7 +153,7 @@ func (r *nftReader) tables() ([]table, error) {
 			return nil
 		}
 		if byID[id] == nil {
-			byID[id] = &table{backend: nft, family: families[family], name: id.name}
+			byID[id] = &table{backend: nft, family: r.family.tables[family], name: id.name}
 			order = append(order, id)
 		}
 		byID[id].add(c)
@@ -168,7 +166,7 @@ func (r *nftReader) tables() ([]table, error) {
 		return nil, err
 	}
 	for _, t := range byID {
-		t.recognize()
+		t.recognize(r.family)
 	}
 	if err := r.dump(unix.NFT_MSG_GETRULE, func(family uint8, b []byte) error { return r.addRule(byID, family, b) }); err != nil {
 		return nil, err
@@ -201,14 +199,14 @@ func (r *nftReader) dormant() (map[tableID]bool, error) {
 	return out, err
 }
 
-// dump lists the objects of all tables of the families.
+// dump lists the objects of all tables that the family's packets meet.
 func (r *nftReader) dump(message int, each func(family uint8, attrs []byte) error) error {
 	messages, err := request(message, unix.NLM_F_DUMP, unix.NFPROTO_UNSPEC)
 	if err != nil {
 		return err
 	}
 	for _, m := range messages {
-		if families[m[0]] == "" {
+		if r.family.tables[m[0]] == "" {
 			continue
 		}
 		if err := each(m[0], m[nl.SizeofNfgenmsg:]); err != nil {
@@ -244,15 +242,15 @@ func parseChain(family uint8, b []byte) (tableID, *chain) {
 	return id, c
 }
 
-// nftHook: the numbers of the IPv4 hooks and the bridge's are the same (linux/netfilter.h, netfilter_bridge.h).
+// nftHook: the numbers of the hooks of IPv4, IPv6 and the bridge are the same (linux/netfilter.h, netfilter_bridge.h).
 // inet's ingress, 5, is none of ours.
 func nftHook(n uint32) hook {
 	return map[uint32]hook{0: prerouting, 1: input, 2: forward, 3: output, 4: postrouting}[n]
 }
 
 // recognize tells tables of iptables-nft from others that bear the same name: by its base chains' names.
-func (t *table) recognize() {
-	if _, known := priorities[t.name]; !known || t.family != "ip" {
+func (t *table) recognize(f *family) {
+	if _, known := priorities[t.name]; !known || t.family != f.word {
 		return
 	}
 	based := false
@@ -266,7 +264,7 @@ func (t *table) recognize() {
 		based = true
 	}
 	if based {
-		t.backend = iptables
+		t.backend = f.iptables
 	}
 }
 
@@ -334,7 +332,7 @@ func (r *nftReader) addRule(tables map[tableID]*table, family uint8, b []byte) e
 
 // unread says whether a chain's rules decide nothing here: there may be tens of thousands of them.
 func (t *table) unread(c *chain) bool {
-	published := t.backend == iptables && t.name == "filter" && c.name == "DOCKER" // its bridges stand elsewhere too
+	published := t.backend != nft && t.name == "filter" && c.name == "DOCKER" // its bridges stand elsewhere too
 	return published || c.kind == "nat" && c.hook != prerouting && c.hook != noHook
 }
 

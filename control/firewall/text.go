@@ -100,17 +100,14 @@ func (r *rule) nftText() string {
 		out = append(out, "oifname "+nftNames(m))
 	}
 	for _, m := range r.src {
-		out = append(out, "ip saddr "+not(m.not, "!= ")+braces(join(m.prefixes, ", ")))
+		out = append(out, word(m)+" saddr "+not(m.not, "!= ")+braces(join(m.prefixes, ", ")))
 	}
 	for _, m := range r.dst {
-		out = append(out, "ip daddr "+not(m.not, "!= ")+braces(join(m.prefixes, ", ")))
+		out = append(out, word(m)+" daddr "+not(m.not, "!= ")+braces(join(m.prefixes, ", ")))
 	}
 	out = append(out, r.nftPorts()...)
 	if r.local {
 		out = append(out, "fib daddr type local")
-	}
-	if r.never {
-		out = append(out, "meta nfproto ipv6")
 	}
 	out = append(out, r.extra...)
 	out = append(out, r.effects...)
@@ -118,6 +115,14 @@ func (r *rule) nftText() string {
 		out = append(out, v)
 	}
 	return strings.Join(append(out, fmt.Sprintf("# handle %d", r.handle)), " ")
+}
+
+// word is how nft calls the header that has the addresses.
+func word(m addrs) string {
+	if len(m.prefixes) > 0 && m.prefixes[0].Addr().Is6() {
+		return ipv6.word
+	}
+	return ipv4.word
 }
 
 // nftPorts are the protocol and its ports, "tcp dport 80" if it is that simple.

@@ -124,9 +124,16 @@ var counters = regexp.MustCompile(`(?m)\[\d+:\d+\]$|^#.*$`)
 
 // legacyState is a digest of the legacy rules without their counters and times; zero: there are none.
 func legacyState() (digest [sha256.Size]byte, err error) {
-	text, err := legacyText()
-	if len(bytes.TrimSpace(text)) == 0 || err != nil {
-		return digest, err
+	var text []byte
+	for _, f := range []*family{ipv4, ipv6} {
+		of, err := f.legacyText()
+		if err != nil {
+			return digest, err
+		}
+		text = append(text, of...)
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		return digest, nil
 	}
 	return sha256.Sum256(counters.ReplaceAll(text, nil)), nil
 }

@@ -107,11 +107,11 @@ func (r *rule) conntrackState(info []byte) bool {
 }
 
 // extension is one target extension; those that nftables has a verdict for are none.
-func (r *rule) extension(name string, info []byte) {
+func (r *rule) extension(f *family, name string, info []byte) {
 	r.target = name
 	switch name {
 	case "REJECT":
-		r.verdict, r.target = rejects, rejectOption(info)
+		r.verdict, r.target = rejects, f.rejectOption(info)
 	case "DNAT", "REDIRECT", "NETMAP":
 		r.verdict, r.partial = diverts, true
 	default:
@@ -119,12 +119,10 @@ func (r *rule) extension(name string, info []byte) {
 	}
 }
 
-// rejectOption reads struct ipt_reject_info: enum ipt_reject_with (linux/netfilter_ipv4/ipt_REJECT.h).
-func rejectOption(info []byte) string {
-	names := []string{"icmp-net-unreachable", "icmp-host-unreachable", "icmp-proto-unreachable", "icmp-port-unreachable",
-		"", "icmp-net-prohibited", "icmp-host-prohibited", "tcp-reset", "icmp-admin-prohibited"}
-	if len(info) < 4 || int(binary.NativeEndian.Uint32(info)) >= len(names) {
+// rejectOption reads struct ipt_reject_info or ip6t_reject_info, which are one enum.
+func (f *family) rejectOption(info []byte) string {
+	if len(info) < 4 || int(binary.NativeEndian.Uint32(info)) >= len(f.rejects) {
 		return ""
 	}
-	return " --reject-with " + names[binary.NativeEndian.Uint32(info)]
+	return " --reject-with " + f.rejects[binary.NativeEndian.Uint32(info)]
 }
