@@ -64,8 +64,10 @@ const (
 	attrTupleProto = 2
 	attrTupleZone  = 3
 
-	attrIPSource      = 1
-	attrIPDestination = 2
+	attrIPSource       = 1
+	attrIPDestination  = 2
+	attrIPSource6      = 3
+	attrIPDestination6 = 4
 
 	attrProtoNumber      = 1
 	attrProtoSource      = 2
@@ -76,11 +78,13 @@ const (
 	attrTCPFlagsOriginal = 4 // struct nf_ct_tcp_flags: flags, mask
 	attrTCPFlagsReply    = 5
 
-	attrNATMinAddress = 1
-	attrNATMaxAddress = 2
-	attrNATProto      = 3
-	attrNATMinPort    = 1 // in attrNATProto
-	attrNATMaxPort    = 2
+	attrNATMinAddress  = 1
+	attrNATMaxAddress  = 2
+	attrNATProto       = 3
+	attrNATMinAddress6 = 4
+	attrNATMaxAddress6 = 5
+	attrNATMinPort     = 1 // in attrNATProto
+	attrNATMaxPort     = 2
 )
 
 // unavailable says by ErrUnavailable that the kernel's answer is about connection tracking as a whole.

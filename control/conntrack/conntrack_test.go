@@ -213,16 +213,16 @@ func TestReplaceDefaults(t *testing.T) {
 func TestReplaceThatFails(t *testing.T) {
 	good := flow(dataplane.UDP, "172.17.0.2:1001", "203.0.113.1:53")
 	late := flow(dataplane.UDP, "172.17.0.2:1002", "203.0.113.1:53")
-	icmp, ipv6, portless := good, good, good
+	icmp, mixed, portless := good, good, good
 	icmp.Protocol = dataplane.ICMP
-	ipv6.Reply.Src = netip.MustParseAddrPort("[2001:db8::1]:53")
+	mixed.Reply.Src = netip.MustParseAddrPort("[2001:db8::1]:53")
 	portless.Original.Src = netip.MustParseAddrPort("172.17.0.2:0")
 	tests := []struct {
 		name string
 		bad  Flow
 	}{
 		{"icmp", icmp},
-		{"ipv6", ipv6},
+		{"two_families", mixed},
 		{"no_port", portless},
 	}
 	for _, tt := range tests {
@@ -293,7 +293,7 @@ func TestDecodeOfCutMessages(t *testing.T) {
 // Flows of another zone or protocol are not this namespace's plain connections.
 func TestDecodeLeavesOut(t *testing.T) {
 	build := func(change func(m *message)) []byte {
-		m := message{bytes: header()}
+		m := message{bytes: header(unix.AF_INET)}
 		m.flow(flow(dataplane.UDP, "172.17.0.2:1001", "203.0.113.1:53"))
 		change(&m)
 		return m.bytes
@@ -304,7 +304,7 @@ func TestDecodeLeavesOut(t *testing.T) {
 	if f, ok := decode(build(func(m *message) { m.number16(attrZone, 7) })); ok {
 		t.Errorf("zone 7: %+v", f)
 	}
-	sctp := message{bytes: header()}
+	sctp := message{bytes: header(unix.AF_INET)}
 	sctp.flow(flow(132, "172.17.0.2:1001", "203.0.113.1:53"))
 	if f, ok := decode(sctp.bytes); ok {
 		t.Errorf("SCTP: %+v", f)

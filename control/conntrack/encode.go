@@ -29,21 +29,17 @@ type message struct {
 
 // add appends a request to make a flow's entry.
 func (m *message) add(f Flow, sequence uint32) {
-	m.request(unix.NLM_F_CREATE|unix.NLM_F_EXCL, sequence, func() { m.flow(f) })
+	m.start(typeNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, sequence, f.Original.family(), func() { m.flow(f) })
 }
 
-func (m *message) request(flags uint16, sequence uint32, content func()) {
-	m.start(typeNew, flags, sequence, content)
-}
-
-func (m *message) start(kind, flags uint16, sequence uint32, content func()) {
+func (m *message) start(kind, flags uint16, sequence uint32, family uint8, content func()) {
 	m.last = len(m.bytes)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, 0) // the length, below
 	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, kind)
 	m.bytes = binary.NativeEndian.AppendUint16(m.bytes, unix.NLM_F_REQUEST|flags)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, sequence)
 	m.bytes = binary.NativeEndian.AppendUint32(m.bytes, 0)
-	m.bytes = append(m.bytes, header()...)
+	m.bytes = append(m.bytes, header(family)...)
 	content()
 	binary.NativeEndian.PutUint32(m.bytes[m.last:], uint32(len(m.bytes)-m.last))
 }
@@ -57,7 +53,7 @@ func (m *message) replace(f Flow, sequence uint32) {
 
 // remove appends a request to delete the entry with a tuple, of either direction. Nobody waits for its answer.
 func (m *message) remove(t Tuple, p dataplane.Protocol) {
-	m.start(typeDelete, 0, 0, func() { m.nest(attrOriginal, func() { m.tuple(t, p) }) })
+	m.start(typeDelete, 0, 0, t.family(), func() { m.nest(attrOriginal, func() { m.tuple(t, p) }) })
 }
 
 // acknowledge asks for an answer to the last request.
@@ -113,8 +109,12 @@ func (f Flow) timeout() uint32 {
 
 func (m *message) tuple(t Tuple, p dataplane.Protocol) {
 	m.nest(attrTupleIP, func() {
-		m.put(attrIPSource, t.Src.Addr().AsSlice())
-		m.put(attrIPDestination, t.Dst.Addr().AsSlice())
+		source, destination := uint16(attrIPSource), uint16(attrIPDestination)
+		if t.family() == unix.AF_INET6 {
+			source, destination = attrIPSource6, attrIPDestination6
+		}
+		m.put(source, t.Src.Addr().AsSlice())
+		m.put(destination, t.Dst.Addr().AsSlice())
 	})
 	m.nest(attrTupleProto, func() {
 		m.put(attrProtoNumber, []byte{uint8(p)})
@@ -134,8 +134,12 @@ func (m *message) tcp(state uint8) {
 
 // nat asks for a translation to one endpoint: a range of one.
 func (m *message) nat(to netip.AddrPort) {
-	m.put(attrNATMinAddress, to.Addr().AsSlice())
-	m.put(attrNATMaxAddress, to.Addr().AsSlice())
+	low, high := uint16(attrNATMinAddress), uint16(attrNATMaxAddress)
+	if to.Addr().Is6() {
+		low, high = attrNATMinAddress6, attrNATMaxAddress6
+	}
+	m.put(low, to.Addr().AsSlice())
+	m.put(high, to.Addr().AsSlice())
 	m.nest(attrNATProto, func() {
 		m.number16(attrNATMinPort, to.Port())
 		m.number16(attrNATMaxPort, to.Port())

@@ -38,5 +38,5 @@ func gone(err error) bool { return errors.Is(err, unix.ENOENT) }
 
 // forget appends a request to delete an entry.
 func (m *message) forget(f Flow, sequence uint32) {
-	m.start(typeDelete, 0, sequence, func() { m.nest(attrOriginal, func() { m.tuple(f.Original, f.Protocol) }) })
+	m.start(typeDelete, 0, sequence, f.Original.family(), func() { m.nest(attrOriginal, func() { m.tuple(f.Original, f.Protocol) }) })
 }

@@ -19,6 +19,10 @@ func FuzzDecode(f *testing.F) {
 		m.add(Flow{Protocol: p, TCPState: 3, SourceNAT: true,
 			Original: Tuple{at("172.17.0.2:2000"), at("203.0.113.1:53")}, Reply: Tuple{at("203.0.113.1:53"), at("198.51.100.1:2000")}}, 1)
 		f.Add(m.bytes[unix.SizeofNlMsghdr:])
+		m = message{}
+		m.add(Flow{Protocol: p, TCPState: 3, SourceNAT: true,
+			Original: Tuple{at("[fd00::2]:2000"), at("[2001:db8::9]:53")}, Reply: Tuple{at("[2001:db8::9]:53"), at("[2001:db8::1]:2000")}}, 1)
+		f.Add(m.bytes[unix.SizeofNlMsghdr:])
 	}
 	f.Fuzz(func(t *testing.T, entry []byte) {
 		flow, ok := decode(entry)

@@ -16,7 +16,7 @@ import (
 	"github.com/conenat/conenat/dataplane"
 )
 
-// List reads all entries of IPv4 TCP and UDP in zone 0. One that comes or goes meanwhile may be missing or there.
+// List reads all entries of TCP and UDP in zone 0, of IPv4 and IPv6. One that comes or goes meanwhile may be missing or there.
 // Error: ErrUnavailable.
 func List() (flows []Flow, err error) {
 	for range 10 {
@@ -32,7 +32,7 @@ func List() (flows []Flow, err error) {
 
 func dump() ([]Flow, error) {
 	req := nl.NewNetlinkRequest(typeGet, unix.NLM_F_DUMP)
-	req.AddRawData(header())
+	req.AddRawData(header(unix.AF_UNSPEC))
 	var flows []Flow
 	err := req.ExecuteIter(unix.NETLINK_NETFILTER, typeNew, func(m []byte) bool {
 		if f, ok := decode(m); ok {
@@ -45,8 +45,16 @@ func dump() ([]Flow, error) {
 
 const headerSize = 4
 
-// header is struct nfgenmsg.
-func header() []byte { return []byte{unix.AF_INET, unix.NFNETLINK_V0, 0, 0} }
+// header is struct nfgenmsg, of entries of a family.
+func header(family uint8) []byte { return []byte{family, unix.NFNETLINK_V0, 0, 0} }
+
+// family is that of a tuple's addresses.
+func (t Tuple) family() uint8 {
+	if t.Src.Addr().Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
 
 // attributes are the types, without flags, and values in a list of netlink attributes; it ends where a length is
 // wrong. (nl.ParseRouteAttr allocates.)
@@ -67,7 +75,7 @@ func attributes(b []byte) iter.Seq2[uint16, []byte] {
 
 // decode reads an entry; not ok: not of TCP or UDP in zone 0, or not whole.
 func decode(m []byte) (f Flow, ok bool) {
-	if len(m) < headerSize || m[0] != unix.AF_INET {
+	if len(m) < headerSize {
 		return f, false
 	}
 	var original, reply bool
@@ -111,19 +119,20 @@ func decodeTuple(b []byte) (t Tuple, p dataplane.Protocol, ok bool) {
 		}
 	}
 	t = Tuple{netip.AddrPortFrom(src, srcPort), netip.AddrPortFrom(dst, dstPort)}
-	return t, p, src.IsValid() && dst.IsValid() && (p == dataplane.TCP || p == dataplane.UDP)
+	return t, p, src.IsValid() && dst.IsValid() && src.Is4() == dst.Is4() && (p == dataplane.TCP || p == dataplane.UDP)
 }
 
 func decodeAddresses(b []byte) (src, dst netip.Addr) {
 	for kind, value := range attributes(b) {
-		if len(value) != 4 {
-			continue
-		}
-		switch kind {
-		case attrIPSource:
+		switch {
+		case kind == attrIPSource && len(value) == 4:
 			src = netip.AddrFrom4([4]byte(value))
-		case attrIPDestination:
+		case kind == attrIPDestination && len(value) == 4:
 			dst = netip.AddrFrom4([4]byte(value))
+		case kind == attrIPSource6 && len(value) == 16:
+			src = netip.AddrFrom16([16]byte(value))
+		case kind == attrIPDestination6 && len(value) == 16:
+			dst = netip.AddrFrom16([16]byte(value))
 		}
 	}
 	return src, dst

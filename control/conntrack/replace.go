@@ -157,8 +157,11 @@ func (s *writer) fail(f Flow, err error) {
 
 func (f Flow) check() error {
 	for _, a := range []netip.AddrPort{f.Original.Src, f.Original.Dst, f.Reply.Src, f.Reply.Dst} {
-		if !a.Addr().Is4() || a.Port() == 0 {
-			return fmt.Errorf("endpoint %s is none of IPv4 with a port", a)
+		if !a.IsValid() || a.Addr().Is4In6() || a.Port() == 0 {
+			return fmt.Errorf("endpoint %s is none of IPv4 or IPv6 with a port", a)
+		}
+		if a.Addr().Is4() != f.Original.Src.Addr().Is4() {
+			return fmt.Errorf("endpoints %s and %s are of two families", f.Original.Src, a)
 		}
 	}
 	if f.Protocol != dataplane.TCP && f.Protocol != dataplane.UDP {
