@@ -127,6 +127,8 @@ func spoilMap(m *ebpf.Map) error {
 		return m.Put(nil, value)
 	case ebpf.Hash, ebpf.LRUHash:
 		return m.Put(bytes.Repeat([]byte{0x5a}, int(m.KeySize())), value)
+	case ebpf.LPMTrie:
+		return m.Put(make([]byte, m.KeySize()), value) // everything: no prefix is as long as 0x5a5a5a5a
 	case ebpf.PerCPUArray:
 		return changeElement(m, []byte(indexKey(m.MaxEntries()-1)), bytes.Repeat([]byte{0x5a}, ebpf.MustPossibleCPU()*perCPUSize(m)))
 	}

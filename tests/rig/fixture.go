@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 )
 
 // The fixture's addresses, as in experiments of the paper: a bridge network, an uplink, two peers.
@@ -200,11 +202,8 @@ func (f *fixture) close() error {
 }
 
 func (f *fixture) interfaces() error {
-	// The interfaces' own chatter would move the counters.
-	for _, which := range []string{"all", "default"} {
-		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0); err != nil {
-			return err
-		}
+	if err := f.quiet(); err != nil {
+		return err
 	}
 	for _, b := range []struct {
 		name, addr string
@@ -234,12 +233,28 @@ func (f *fixture) interfaces() error {
 		err = netlink.LinkSetUp(lo)
 	}
 	if err == nil {
-		err = os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
+		err = f.sysctl(f.kind.family.Forwarding())
 	}
 	if err != nil {
 		return err
 	}
-	return netlink.RouteAdd(&netlink.Route{LinkIndex: f.Ports["eth0"], Gw: net.ParseIP("198.51.100.254")})
+	gateway := f.kind.family.Addr(netip.MustParseAddr("198.51.100.254"))
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: f.Ports["eth0"], Gw: gateway.AsSlice()})
+}
+
+// quiet keeps the interfaces' own chatter off the counters; what IPv6 cannot do without is said on wires that nobody listens to.
+func (f *fixture) quiet() error {
+	setting := "disable_ipv6=1"
+	if f.kind.family == family.V6 {
+		setting = "accept_dad=0"
+	}
+	return errors.Join(f.sysctl("net.ipv6.conf.all."+setting), f.sysctl("net.ipv6.conf.default."+setting))
+}
+
+// sysctl takes "key=value".
+func (f *fixture) sysctl(setting string) error {
+	key, value, _ := strings.Cut(setting, "=")
+	return os.WriteFile("/proc/sys/"+strings.ReplaceAll(key, ".", "/"), []byte(value), 0)
 }
 
 func (f *fixture) add(l netlink.Link, addr string) error {
@@ -262,7 +277,7 @@ func (f *fixture) add(l netlink.Link, addr string) error {
 		}
 	}
 	if addr != "" {
-		a, err := netlink.ParseAddr(addr)
+		a, err := netlink.ParseAddr(f.kind.family.Text(addr))
 		if err == nil {
 			err = netlink.AddrAdd(made, a)
 		}
@@ -282,7 +297,7 @@ func (f *fixture) equip() error {
 	}
 	return errors.Join(
 		f.putNetworks(dataplane.EndpointIndependent, dataplane.AddressDependent, func(*dataplane.Network) {}),
-		f.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.Ports["eth0"], Address: netip.MustParseAddr(External)}),
+		f.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.Ports["eth0"], Address: f.kind.family.Addr(netip.MustParseAddr(External))}),
 		f.link("br0", dataplane.InsideDevice, "br0"), f.link("p1", dataplane.InsidePort, "br0"),
 		f.link("p2", dataplane.InsidePort, "br0"), f.link("br1", dataplane.InsideDevice, "br1"),
 		f.link("q1", dataplane.InsidePort, "br1"), f.link("eth0", dataplane.OutsideLink, "eth0"),
@@ -291,10 +306,11 @@ func (f *fixture) equip() error {
 
 // putNetworks gives both networks a mapping and a filtering for all protocols, and what else change does to them.
 func (f *fixture) putNetworks(mapping, filtering dataplane.Behavior, change func(*dataplane.Network)) error {
+	prefix := func(s string) netip.Prefix { return f.kind.family.Prefix(netip.MustParsePrefix(s)) }
 	var errs []error
 	for _, n := range []dataplane.Network{
-		{Name: "br0", IfIndex: f.Ports["br0"], Gateway: BridgeMAC, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}},
-		{Name: "br1", IfIndex: f.Ports["br1"], Gateway: Bridge2, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}},
+		{Name: "br0", IfIndex: f.Ports["br0"], Gateway: BridgeMAC, Prefixes: []netip.Prefix{prefix("172.17.0.0/16")}},
+		{Name: "br1", IfIndex: f.Ports["br1"], Gateway: Bridge2, Prefixes: []netip.Prefix{prefix("172.18.0.0/16")}},
 	} {
 		n.Mapping = [3]dataplane.Behavior{mapping, mapping, mapping}
 		n.Filtering = [3]dataplane.Behavior{filtering, filtering, filtering}

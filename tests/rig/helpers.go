@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/packets"
@@ -29,7 +30,7 @@ func (r *Rig) From(dev string, s packets.Spec) result {
 	if dev == "p2" {
 		s.SrcMAC = C2MAC
 	}
-	return r.Send(r.DP.Objects().NatInside, dev, s.Bytes(), nil)
+	return r.Send(r.DP.Objects().NatInside, dev, r.Frame(s), nil)
 }
 
 // Out and in send a packet that must be translated there and back, and nothing else changed but the TTL.
@@ -119,6 +120,7 @@ func EventLine(e dataplane.Event) string {
 // WantEvents checks the unread events; a want that ends in "*" is a prefix.
 func (r *Rig) WantEvents(want ...string) {
 	r.T.Helper()
+	want = r.Family.Texts(want...)
 	var got []string
 	for i, e := range r.Events() {
 		line := EventLine(e)
@@ -127,7 +129,7 @@ func (r *Rig) WantEvents(want ...string) {
 		}
 		got = append(got, line)
 	}
-	if diff := gocmp.Diff(want, got); diff != "" {
+	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		r.T.Errorf("events (-want +got):\n%s", diff)
 	}
 }
@@ -173,6 +175,6 @@ func (r *Rig) Put(name string, gateway net.HardwareAddr, prefix string, filterin
 	r.T.Helper()
 	r.Must("put network", func() error {
 		return r.DP.PutNetwork(dataplane.Network{Name: name, IfIndex: r.Ports[name], Gateway: gateway,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix(prefix)}, Filtering: filtering})
+			Prefixes: []netip.Prefix{r.Family.Prefix(netip.MustParsePrefix(prefix))}, Filtering: filtering})
 	})
 }

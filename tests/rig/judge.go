@@ -44,7 +44,7 @@ func (r *Rig) OpenAll() {
 // Renumbered is want with the ID that its datagram got on its way from in to out, where it was due one that nobody can
 // foresee: it has another source now, and may be cut or was (RFC 6864).
 func Renumbered(in, want, out []byte) []byte {
-	if len(in) < L4 || len(out) < L4 || len(want) < L4 || bytes.Equal(in[L3+12:L3+16], want[L3+12:L3+16]) {
+	if len(in) < L4 || len(out) < L4 || len(want) < L4 || in[L3]>>4 != 4 || bytes.Equal(in[L3+12:L3+16], want[L3+12:L3+16]) {
 		return want
 	}
 	id, control := out[L3+4:L3+6], binary.BigEndian.Uint16(in[L3+6:])
@@ -57,15 +57,34 @@ func Renumbered(in, want, out []byte) []byte {
 	return want
 }
 
+// shape is where things lie in a packet of a family without options or extension headers, from its IP header on.
+type shape struct {
+	protocol, src, dst, address, header int
+	icmp                                byte
+	told                                string // types of the NAT's own errors
+}
+
+var shapes = map[byte]shape{
+	4: {protocol: 9, src: 12, dst: 16, address: 4, header: 20, icmp: 1, told: "\x03\x0b"},
+	6: {protocol: 6, src: 8, dst: 24, address: 16, header: 40, icmp: 58, told: "\x01\x02\x03"},
+}
+
 // IsReply says whether a dropped packet became an ICMP error about itself, to its sender (packets.Told).
 func IsReply(in, out []byte) bool {
-	const headers = L4 + 8
-	if len(in) < L4 || len(out) < headers || !bytes.Equal(out[:12], slices.Concat(in[6:12], in[:6])) {
+	if len(in) <= L3 || len(out) <= L3 || in[L3]>>4 != out[L3]>>4 {
 		return false
 	}
-	ip, transport := packets.Sums(out[L3:])
-	isError := out[L3+9] == 1 && (out[L4] == 3 || out[L4] == 11)
-	return ip == packets.RightSum && transport == packets.RightSum && isError && bytes.Equal(out[L3+16:L3+20], in[L3+12:L3+16]) && bytes.HasPrefix(in[L3:], out[headers:])
+	s := shapes[in[L3]>>4]
+	sent, told, icmp := in[L3:], out[L3:], s.header+8
+	if s.header == 0 || len(sent) < s.header || len(told) < icmp || !bytes.Equal(out[:12], slices.Concat(in[6:12], in[:6])) {
+		return false
+	}
+	if told[s.protocol] != s.icmp || strings.IndexByte(s.told, told[s.header]) < 0 {
+		return false
+	}
+	header, transport := packets.Sums(told)
+	toSender := bytes.Equal(told[s.dst:s.dst+s.address], sent[s.src:s.src+s.address])
+	return header != packets.WrongSum && transport == packets.RightSum && toSender && bytes.HasPrefix(sent, told[icmp:])
 }
 
 // Judge sends a frame and says what is wrong with what came of it; nothing: "".

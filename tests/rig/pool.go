@@ -10,12 +10,14 @@ import (
 	"testing"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 )
 
 // kind is what a fixture differs by from others: what is of a load, and stays.
 type kind struct {
 	Capacity  dataplane.Capacity
 	realClock bool
+	family    family.Family
 }
 
 // pool has a fixture of each kind that a test wanted so far: to load the programs costs half a second, and in a

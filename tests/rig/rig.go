@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/require"
 )
@@ -35,6 +36,8 @@ type Rig struct {
 	*fixture
 	T   testing.TB
 	Now time.Duration
+	// Family is that of its addresses. Packets, endpoints and expected lines are given to its methods in IPv4 in any case: tests/family.
+	Family family.Family
 }
 
 type Option func(*RigOptions)
@@ -47,6 +50,9 @@ type RigOptions struct {
 	mtu       int
 	network   func(*dataplane.Network)
 }
+
+// In makes it one of a family: its addresses, and the packets that its methods are given.
+func In(f family.Family) Option { return func(o *RigOptions) { o.family = f } }
 
 func WithMapping(b dataplane.Behavior) Option { return func(o *RigOptions) { o.mapping = b } }
 
@@ -92,7 +98,7 @@ func New(t testing.TB, options ...Option) *Rig {
 	for _, set := range options {
 		set(&o)
 	}
-	r := &Rig{fixture: fixtures.take(t, o.kind), T: t, Now: beginning}
+	r := &Rig{fixture: fixtures.take(t, o.kind), T: t, Now: beginning, Family: o.family}
 	r.Must("settings", func() error {
 		return errors.Join(r.DP.Configure(o.settings), r.putNetworks(o.mapping, o.filtering, o.network))
 	})
@@ -192,12 +198,13 @@ type result struct {
 	Verdict uint32
 	in, out []byte
 	Reason  string
+	family  family.Family
 }
 
 // Send runs a program with a frame on an interface, and checks that just one counter moved, by one.
 func (r *Rig) Send(program *ebpf.Program, dev string, frame []byte, change func(*SKB)) result {
 	r.T.Helper()
-	res := result{t: r.T, in: frame, out: make([]byte, len(frame)+256)}
+	res := result{t: r.T, in: frame, out: make([]byte, len(frame)+256), family: r.Family}
 	before := r.counters()
 	r.Must("run program", func() error {
 		ctx := SKB{Ifindex: uint32(r.Ports[dev])}
@@ -232,10 +239,13 @@ func (r *Rig) counters() (out []dataplane.Counter) {
 	return out
 }
 
+// Frame is a packet in the rig's family.
+func (r *Rig) Frame(s packets.Spec) []byte { return s.In(r.Family).Bytes() }
+
 // Inside sends a packet of a container through its port's hook.
 func (r *Rig) Inside(s packets.Spec) result {
 	r.T.Helper()
-	return r.Send(r.DP.Objects().NatInside, "p1", FromContainer(s).Bytes(), nil)
+	return r.Send(r.DP.Objects().NatInside, "p1", r.Frame(FromContainer(s)), nil)
 }
 
 func FromContainer(s packets.Spec) packets.Spec {
@@ -253,14 +263,14 @@ func FromOutside(s packets.Spec) packets.Spec {
 
 func (r *Rig) Outside(s packets.Spec) result {
 	r.T.Helper()
-	return r.Send(r.DP.Objects().NatOutsideIngress, "eth0", FromOutside(s).Bytes(), nil)
+	return r.Send(r.DP.Objects().NatOutsideIngress, "eth0", r.Frame(FromOutside(s)), nil)
 }
 
 // Egress sends a packet of the host itself; from is the interface it was forwarded from, or "".
 func (r *Rig) Egress(from string, s packets.Spec) result {
 	r.T.Helper()
 	s.DstMAC, s.SrcMAC = RouterMAC, UplinkMAC
-	return r.Send(r.DP.Objects().NatOutsideEgress, "eth0", s.Bytes(), func(c *SKB) { c.IngressIfindex = uint32(r.Ports[from]) })
+	return r.Send(r.DP.Objects().NatOutsideEgress, "eth0", r.Frame(s), func(c *SKB) { c.IngressIfindex = uint32(r.Ports[from]) })
 }
 
 // Translated checks verdict, reason and the whole packet; the frame's MACs are as they came.
@@ -271,7 +281,7 @@ func (res result) Translated(reason string, want packets.Spec) {
 	if reason == "translated_host" || reason == "translated_stack" {
 		verdict = Next
 	}
-	res.Check(verdict, reason, want.Bytes())
+	res.Check(verdict, reason, want.In(res.family).Bytes())
 }
 
 // Frame is what came out.
@@ -300,7 +310,7 @@ func (res result) Dropped(reason string) {
 func (res result) Told(reason string, want packets.Spec) {
 	res.t.Helper()
 	want.DstMAC, want.SrcMAC = res.in[6:12], res.in[0:6]
-	res.Check(Redirect, "dropped_"+reason, want.Bytes())
+	res.Check(Redirect, "dropped_"+reason, want.In(res.family).Bytes())
 }
 
 // Wait moves the clock and lets the sweeper walk once.
@@ -329,9 +339,19 @@ func (r *Rig) Bindings() (out []string) {
 	return out
 }
 
+// lines are those that a test expects, in the rig's family and sorted as they are there.
+func (r *Rig) lines(want []string) []string {
+	if r.Family == family.V4 {
+		return want
+	}
+	want = r.Family.Texts(want...)
+	slices.Sort(want)
+	return want
+}
+
 func (r *Rig) WantBindings(want ...string) {
 	r.T.Helper()
-	if diff := gocmp.Diff(want, r.Bindings()); diff != "" {
+	if diff := gocmp.Diff(r.lines(want), r.Bindings()); diff != "" {
 		r.T.Errorf("bindings (-want +got):\n%s", diff)
 	}
 	r.Consistent()
@@ -353,17 +373,23 @@ func (r *Rig) Sessions() (out []string) {
 
 func (r *Rig) WantSessions(want ...string) {
 	r.T.Helper()
-	if diff := gocmp.Diff(want, r.Sessions()); diff != "" {
+	if diff := gocmp.Diff(r.lines(want), r.Sessions()); diff != "" {
 		r.T.Errorf("sessions (-want +got):\n%s", diff)
 	}
 }
+
+// Endpoint is one of the rig's family.
+func (r *Rig) Endpoint(s string) netip.AddrPort { return r.Family.Endpoint(packets.Endpoint(s)) }
+
+// Address is one of the rig's family.
+func (r *Rig) Address(s string) netip.Addr { return r.Endpoint(s).Addr() }
 
 // Forward adds a static binding.
 func (r *Rig) Forward(network string, p dataplane.Protocol, ext, in string) {
 	r.T.Helper()
 	r.Must("forward", func() error {
 		_, err := r.DP.AddForward(dataplane.Forward{Protocol: p, Network: network,
-			External: netip.MustParseAddrPort(ext), Internal: netip.MustParseAddrPort(in)})
+			External: r.Endpoint(ext), Internal: r.Endpoint(in)})
 		return err
 	})
 }
@@ -371,6 +397,7 @@ func (r *Rig) Forward(network string, p dataplane.Protocol, ext, in string) {
 // ExternalOf is the external endpoint of an internal one; "" when it has none.
 func (r *Rig) ExternalOf(proto, internal string) string {
 	r.T.Helper()
+	internal = r.Family.Text(internal)
 	for _, b := range r.Bindings() {
 		f := strings.Fields(b)
 		if f[0] == proto && f[2] == internal {

@@ -137,7 +137,7 @@ func (r *Rig) Refused(why error, p dataplane.Protocol, network, ext, in string) 
 	before := len(r.Bindings())
 	err := r.Do(func() error {
 		_, err := r.DP.AddForward(dataplane.Forward{Protocol: p, Network: network,
-			External: netip.MustParseAddrPort(ext), Internal: netip.MustParseAddrPort(in)})
+			External: r.Endpoint(ext), Internal: r.Endpoint(in)})
 		return err
 	})
 	if err == nil || (why != nil && !errors.Is(err, why)) {
@@ -150,7 +150,7 @@ func (r *Rig) Refused(why error, p dataplane.Protocol, network, ext, in string) 
 }
 
 func (r *Rig) RemoveForward(p dataplane.Protocol, ext string) error {
-	return r.Do(func() error { return r.DP.RemoveForward(p, netip.MustParseAddrPort(ext)) })
+	return r.Do(func() error { return r.DP.RemoveForward(p, r.Endpoint(ext)) })
 }
 
 // Empty checks that no table holds anything.
@@ -183,8 +183,8 @@ func Identified(s packets.Spec) packets.Spec { return s.With(func(s *packets.Spe
 func (r *Rig) Fragments(h Hook, in, want packets.Spec, reason string) {
 	r.T.Helper()
 	want.DstMAC, want.SrcMAC = in.DstMAC, in.SrcMAC
-	wanted := Identified(want).Fragments(320)
-	for i, frame := range Identified(in).Fragments(320) {
+	wanted := Identified(want).In(r.Family).Fragments(320)
+	for i, frame := range Identified(in).In(r.Family).Fragments(320) {
 		verdict := uint32(Redirect)
 		if reason == "translated_stack" {
 			verdict = Next
@@ -202,7 +202,7 @@ func (r *Rig) Hairpin(dev string, in, want packets.Spec) {
 func (r *Rig) Imported(p dataplane.Protocol, state, in, ext, remote string) error {
 	return r.Do(func() error {
 		return r.DP.ImportSession(dataplane.Session{Protocol: p, Network: "br0", State: state,
-			Internal: packets.Endpoint(in), External: packets.Endpoint(ext), Remote: packets.Endpoint(remote)})
+			Internal: r.Endpoint(in), External: r.Endpoint(ext), Remote: r.Endpoint(remote)})
 	})
 }
 
@@ -217,7 +217,7 @@ func (r *Rig) MustImport(p dataplane.Protocol, state, in, ext, remote string) {
 func (r *Rig) Publish(p dataplane.Protocol, ext, in string) {
 	r.T.Helper()
 	r.Must("publish", func() error {
-		_, err := r.DP.AddForward(dataplane.Forward{Protocol: p, External: packets.Endpoint(ext), Internal: packets.Endpoint(in), OverHostSocket: true, Published: true})
+		_, err := r.DP.AddForward(dataplane.Forward{Protocol: p, External: r.Endpoint(ext), Internal: r.Endpoint(in), OverHostSocket: true, Published: true})
 		return err
 	})
 }
@@ -225,7 +225,7 @@ func (r *Rig) Publish(p dataplane.Protocol, ext, in string) {
 // Owner says whose an address of br0 is.
 func (r *Rig) Owner(address, port string, change func(*dataplane.Owner)) {
 	r.T.Helper()
-	o := dataplane.Owner{Network: "br0", Address: netip.MustParseAddr(address), ID: 7, Port: r.Ports[port]}
+	o := dataplane.Owner{Network: "br0", Address: r.Address(address), ID: 7, Port: r.Ports[port]}
 	if change != nil {
 		change(&o)
 	}
@@ -233,7 +233,7 @@ func (r *Rig) Owner(address, port string, change func(*dataplane.Owner)) {
 }
 
 func (r *Rig) RemoveOwner(address string) error {
-	return r.Do(func() error { return r.DP.RemoveOwner("br0", netip.MustParseAddr(address)) })
+	return r.Do(func() error { return r.DP.RemoveOwner("br0", r.Address(address)) })
 }
 
 // TakePath puts every link on the stack path, or back.
@@ -254,7 +254,7 @@ func (r *Rig) TakePath(stack bool) {
 func (r *Rig) Enters(in, want packets.Spec, inside string) {
 	r.T.Helper()
 	ctx, after := SKB{Ifindex: uint32(r.Ports["eth0"])}, SKB{}
-	frame := FromOutside(in).Bytes()
+	frame := r.Frame(FromOutside(in))
 	out := make([]byte, len(frame)+256)
 	r.Must("run program", func() error {
 		opts := ebpf.RunOptions{Data: frame, DataOut: out, Context: ctx, ContextOut: &after}
@@ -265,7 +265,7 @@ func (r *Rig) Enters(in, want packets.Spec, inside string) {
 		}
 		return err
 	})
-	packets.Same(r.T, out, FromOutside(want).Bytes())
+	packets.Same(r.T, out, r.Frame(FromOutside(want)))
 	address := packets.Endpoint(inside + ":1").Addr().As4()
 	if got := binary.NativeEndian.AppendUint32(nil, after.Mark); string(got) != string(address[:]) {
 		r.T.Errorf("mark %v, want %v", got, address)
@@ -292,12 +292,12 @@ func (r *Rig) Opened(proto, internal string) int {
 func (r *Rig) HostListens(addr string) {
 	r.T.Helper()
 	r.Must("listen", func() error {
-		u, err := net.ListenPacket("udp4", addr)
+		u, err := net.ListenPacket(r.Family.Network("udp"), r.Family.Text(addr))
 		if err != nil {
 			return err
 		}
 		r.T.Cleanup(func() { u.Close() })
-		l, err := net.Listen("tcp4", addr)
+		l, err := net.Listen(r.Family.Network("tcp"), r.Family.Text(addr))
 		if err != nil {
 			return err
 		}
@@ -311,13 +311,13 @@ const Second = "192.0.2.1"
 
 func (r *Rig) SecondUplink() error {
 	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}, PeerName: "wire1"}
-	return errors.Join(r.add(up, Second+"/24"),
-		r.DP.PutOutside(dataplane.Outside{Name: "eth1", IfIndex: r.Ports["eth1"], Address: netip.MustParseAddr(Second)}),
+	return errors.Join(r.add(up, r.Family.Text(Second+"/24")),
+		r.DP.PutOutside(dataplane.Outside{Name: "eth1", IfIndex: r.Ports["eth1"], Address: r.Address(Second)}),
 		r.link("eth1", dataplane.OutsideLink, "eth1"))
 }
 
 func (r *Rig) DefaultBy(dev, gateway string) error {
-	return netlink.RouteReplace(&netlink.Route{LinkIndex: r.Ports[dev], Gw: net.ParseIP(gateway)})
+	return netlink.RouteReplace(&netlink.Route{LinkIndex: r.Ports[dev], Gw: r.Address(gateway).AsSlice()})
 }
 
 const (
