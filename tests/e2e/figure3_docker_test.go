@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/conenat/conenat/tests/docker"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/figure3"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
@@ -17,11 +18,13 @@ import (
 
 // Figure 3 under a real dockerd with conenat in the place of Docker's NAT: one endpoint for every peer, in
 // every order, whatever the port, and Docker's rules are the same before, during and after.
-func TestFigure3ConenatStaysCone(t *testing.T) {
-	f := topo.Figure3ForTest(t, topo.Figure3Config{SymmetricPeer: true})
-	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{})
+func TestFigure3ConenatStaysCone(t *testing.T) { family.Each(t, testFigure3ConenatStaysCone) }
+
+func testFigure3ConenatStaysCone(t *testing.T, fam family.Family) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{SymmetricPeer: true, IPv6: fam == family.V6})
+	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{IPv6: fam == family.V6})
 	agent := d.RunForTest(t, docker.Spec{Name: "agent"})
-	experiment, err := figure3.On(f, agent)
+	experiment, err := figure3.OnFamily(fam, f, agent.In(fam))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +34,7 @@ func TestFigure3ConenatStaysCone(t *testing.T) {
 		t.Run(order.String(), func(t *testing.T) { manyPorts(t, experiment, order) })
 	}
 	t.Run("SymmetricCaller", func(t *testing.T) {
-		call, err := experiment.Call(t.Context(), probe.In(f.Peer3), 0)
+		call, err := experiment.Call(t.Context(), probe.InFamily(fam, f.Peer3), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/require"
@@ -21,6 +22,7 @@ type lab struct {
 	*topo.Figure3
 	*harness.Conenat
 	t                  *testing.T
+	family             family.Family // of what the probes send
 	host, peer1, peer2 probe.Host
 	containers         []probe.Host
 }
@@ -36,28 +38,39 @@ timeouts:
   sweep: 100ms
 `
 
-// newLab builds the topology with Docker's rules in the host and starts conenat there; config is YAML.
+// newLab is newLabIn with IPv4 alone.
 func newLab(t *testing.T, cfg topo.Figure3Config, config string, args ...string) *lab {
 	t.Helper()
-	l := &lab{Figure3: topo.Figure3ForTest(t, cfg), t: t}
+	return newLabIn(family.V4, t, cfg, config, args...)
+}
+
+// newLabIn builds the topology with Docker's rules in the host and starts conenat there, with both families if it is IPv6 that is
+// tested; config is YAML. Configuration, commands and topology are given in IPv4.
+func newLabIn(fam family.Family, t *testing.T, cfg topo.Figure3Config, config string, args ...string) *lab {
+	t.Helper()
+	cfg.IPv6 = fam == family.V6
+	l := &lab{Figure3: topo.Figure3ForTest(t, cfg), t: t, family: fam}
 	if err := topo.DockerRules(t.Context(), l.Host); err != nil {
 		t.Fatal(err)
 	}
 	args = append([]string{"--inside", "docker0"}, args...)
 	if config != "" {
 		file := filepath.Join(l.Dir(), "conenat.yaml")
-		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(fam.Text(config)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		args = append(args, "--config", file)
 	}
-	l.Conenat = harness.Start(t, l.Topo, l.Host, args...)
-	l.host, l.peer1, l.peer2 = probe.In(l.Host), probe.In(l.Peer1), probe.In(l.Peer2)
+	l.Conenat = harness.StartIn(fam, t, l.Topo, l.Host, args...)
+	l.host, l.peer1, l.peer2 = l.probe(l.Host), l.probe(l.Peer1), l.probe(l.Peer2)
 	for _, c := range append(l.Containers, l.Net2...) {
-		l.containers = append(l.containers, probe.In(c))
+		l.containers = append(l.containers, l.probe(c))
 	}
 	return l
 }
+
+// probe sends from a namespace, in the lab's family.
+func (l *lab) probe(ns *topo.NS) probe.Host { return probe.InFamily(l.family, ns) }
 
 // udp opens a socket; the test's end closes it.
 func (l *lab) udp(h probe.Host, port uint16) probe.Socket {
@@ -73,7 +86,7 @@ func (l *lab) serve(h probe.Host, port uint16) netip.AddrPort {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { s.Close() })
-	return netip.AddrPortFrom(netip.IPv4Unspecified(), s.Port())
+	return netip.AddrPortFrom(l.family.Any(), s.Port())
 }
 
 func (l *lab) dial(h probe.Host, server netip.AddrPort) probe.Conn {
@@ -110,6 +123,7 @@ func (l *lab) eventually(what string, cond func() bool) {
 
 func (l *lab) bindingOf(protocol, internal string) (harness.Binding, bool) {
 	l.t.Helper()
+	internal = l.family.Text(internal)
 	for _, b := range l.Bindings() {
 		if b.Protocol == protocol && b.Internal == internal {
 			return b, true

@@ -16,28 +16,32 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 // TestKillAndAdopt: traffic does not need the daemon, nor does a new one disturb it.
-func TestKillAndAdopt(t *testing.T) {
+func TestKillAndAdopt(t *testing.T) { family.Each(t, testKillAndAdopt) }
+
+func testKillAndAdopt(t *testing.T, fam family.Family) {
 	for name, args := range map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}} {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 2}, "", args...)
+			l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, "", args...)
 			killAndAdopt(l)
 		})
 	}
 }
 
 func killAndAdopt(l *lab) {
+	at := l.family.At
 	server := l.serve(l.peer1, 8080)
 	conn := l.dial(l.containers[0], at(topo.Peer1Addr, server.Port()))
 	udp, peer := l.udp(l.containers[0], 20000), l.udp(l.peer1, 3478)
 	l.send(udp, at(topo.Peer1Addr, 3478), "before")
 	mapped := l.receives(peer, "before")
-	ping, err := l.containers[1].Ping(probe.PingSpec{To: topo.Peer2Addr, Interval: 5 * time.Millisecond})
+	ping, err := l.containers[1].Ping(probe.PingSpec{To: l.family.Addr(topo.Peer2Addr), Interval: 5 * time.Millisecond})
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -126,8 +130,11 @@ func TestPrivateMounts(t *testing.T) {
 }
 
 // TestExpiryWithoutDaemon: sessions end and ports come free while no daemon lives.
-func TestExpiryWithoutDaemon(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2}, quick)
+func TestExpiryWithoutDaemon(t *testing.T) { family.Each(t, testExpiryWithoutDaemon) }
+
+func testExpiryWithoutDaemon(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, quick)
 	peer := l.udp(l.peer1, 3478)
 	first, second := l.udp(l.containers[0], 20000), l.udp(l.containers[1], 20000)
 	l.send(first, at(topo.Peer1Addr, 3478), "first")
@@ -147,7 +154,7 @@ func TestExpiryWithoutDaemon(t *testing.T) {
 	if _, there := l.bindingOf("udp", "172.17.0.2:20000"); there {
 		t.Error("the first binding is still there, 3 s after its last packet, with a timeout of 2 s")
 	}
-	if b, there := l.bindingOf("udp", "172.17.0.3:20000"); !there || b.External == "198.51.100.1:20000" {
+	if b, there := l.bindingOf("udp", "172.17.0.3:20000"); !there || b.External == fam.Text("198.51.100.1:20000") {
 		t.Errorf("the second binding, in use all the time, is %+v", b)
 	}
 	stop()

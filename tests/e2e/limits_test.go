@@ -13,15 +13,17 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/control/api"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 // sendsFrom sends a datagram from each port of a range, out of a container.
 func (l *lab) sendsFrom(container, first, ports int) {
+	at := l.family.At
 	l.t.Helper()
 	err := l.Containers[container].Do(func() error {
 		for port := first; port < first+ports; port++ {
-			c, err := net.DialUDP("udp4", &net.UDPAddr{Port: port}, net.UDPAddrFromAddrPort(at(topo.Peer1Addr, 9)))
+			c, err := net.DialUDP(l.family.Network("udp"), &net.UDPAddr{Port: port}, net.UDPAddrFromAddrPort(at(topo.Peer1Addr, 9)))
 			if err != nil {
 				return fmt.Errorf("port %d: %w", port, err)
 			}
@@ -60,8 +62,13 @@ func (l *lab) told(typ string) (e api.Event) {
 // TestOneContainerCannotTakeAllPorts: by what holds where nothing is configured. The second one works on, and so does what the first
 // one has; an event, status and networks say so.
 func TestOneContainerCannotTakeAllPorts(t *testing.T) {
+	family.Each(t, testOneContainerCannotTakeAllPorts)
+}
+
+func testOneContainerCannotTakeAllPorts(t *testing.T, fam family.Family) {
+	at := fam.At
 	const limit = 16384
-	l := newLab(t, topo.Figure3Config{Containers: 2}, "")
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, "")
 	peer := l.udp(l.peer1, 3478)
 	first := l.udp(l.containers[0], 5000)
 	l.send(first, at(topo.Peer1Addr, 3478), "mine")
@@ -72,7 +79,8 @@ func TestOneContainerCannotTakeAllPorts(t *testing.T) {
 	if len(n.Hosts) != 1 || n.Hosts[0].Ports != limit || n.Usage.Ports != limit || n.Limits.PortsPerHost != limit {
 		t.Errorf("%+v", n)
 	}
-	if e := l.told("quota.exceeded"); e.Limit != "host_ports" || !strings.HasPrefix(e.Internal, "172.17.0.2:") {
+	e := l.told("quota.exceeded")
+	if host, err := netip.ParseAddrPort(e.Internal); err != nil || e.Limit != "host_ports" || host.Addr().String() != fam.Text("172.17.0.2") {
 		t.Errorf("%+v", e)
 	}
 	if status := l.Client("status"); !strings.Contains(status, fmt.Sprintf("has %d of %d ports", limit, limit)) {
@@ -88,8 +96,11 @@ func TestOneContainerCannotTakeAllPorts(t *testing.T) {
 }
 
 // TestPortBlocks: one event when a container gets its block, and one when it gives it back.
-func TestPortBlocks(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2}, quick+"block_size: 256\n")
+func TestPortBlocks(t *testing.T) { family.Each(t, testPortBlocks) }
+
+func testPortBlocks(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, quick+"block_size: 256\n")
 	peer := l.udp(l.peer1, 3478)
 	l.send(l.udp(l.containers[0], 5000), at(topo.Peer1Addr, 3478), "mine")
 	from := l.receives(peer, "mine")

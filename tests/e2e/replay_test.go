@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -86,8 +87,11 @@ func checkReplay(l *lab) {
 }
 
 // TestReplay: bindings and sessions of every protocol that come and go, with short timeouts.
-func TestReplay(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2}, quick)
+func TestReplay(t *testing.T) { family.Each(t, testReplay) }
+
+func testReplay(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, quick)
 	peer := l.udp(l.peer1, 3478)
 	server := l.serve(l.peer2, 8080)
 	l.Client("forward", "add", "198.51.100.1:8081", "172.17.0.2:80")

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -16,10 +17,13 @@ import (
 const megabyte = 1 << 20
 
 // TestBulk: 100 MB each way with the right hash, also over an uplink with a smaller MTU.
-func TestBulk(t *testing.T) {
+func TestBulk(t *testing.T) { family.Each(t, testBulk) }
+
+func testBulk(t *testing.T, fam family.Family) {
+	at := fam.At
 	for name, mtu := range map[string]int{"MTU1500": 1500, "MTU1400": 1400} {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 1, UplinkMTU: mtu}, "")
+			l := newLabIn(fam, t, topo.Figure3Config{Containers: 1, UplinkMTU: mtu}, "")
 			server := l.serve(l.peer1, 8080)
 			conn := l.dial(l.containers[0], at(topo.Peer1Addr, server.Port()))
 			down, err := conn.Download(100 * megabyte)
@@ -44,11 +48,16 @@ func TestBulk(t *testing.T) {
 // TestLargeDatagrams: datagrams larger than every MTU there and back, with the sender's path MTU discovery
 // on (the first one too large is lost, and the kernel tells why from the container's gateway) and off (DF=0:
 // the packets go the kernel's way, which fragments them).
-func TestLargeDatagrams(t *testing.T) {
+func TestLargeDatagrams(t *testing.T) { family.Each(t, testLargeDatagrams) }
+
+func testLargeDatagrams(t *testing.T, fam family.Family) {
 	for name, mtu := range map[string]int{"MTU1500": 1500, "MTU1400": 1400} {
 		for discovery, off := range map[string]string{"DF": "0", "NoDF": "1"} {
+			if fam == family.V6 && off == "1" {
+				continue // nobody but the sender fragments in IPv6, so that it cannot do without
+			}
 			t.Run(name+discovery, func(t *testing.T) {
-				l := newLab(t, topo.Figure3Config{Containers: 1, UplinkMTU: mtu}, "")
+				l := newLabIn(fam, t, topo.Figure3Config{Containers: 1, UplinkMTU: mtu}, "")
 				for _, ns := range []*topo.NS{l.Containers[0], l.Peer1} {
 					if err := ns.Sysctl("net.ipv4.ip_no_pmtu_disc=" + off); err != nil {
 						t.Fatal(err)
@@ -61,6 +70,7 @@ func TestLargeDatagrams(t *testing.T) {
 }
 
 func (l *lab) largeDatagrams(firstIsLost bool) {
+	at := l.family.At
 	c, peer := l.udp(l.containers[0], 20000), l.udp(l.peer1, 3478)
 	there, here := at(topo.Peer1Addr, 3478), at(topo.HostAddr, 20000)
 	for _, size := range []int{100, 1390, 1460, 3000, 8000} {
@@ -102,8 +112,11 @@ func (l *lab) afterLoss(from probe.Socket, to netip.AddrPort, receiver probe.Soc
 }
 
 // TestHostKeepsWorking: its service, its connections, and its socket on a port that a container also uses.
-func TestHostKeepsWorking(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, "")
+func TestHostKeepsWorking(t *testing.T) { family.Each(t, testHostKeepsWorking) }
+
+func testHostKeepsWorking(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "")
 	service, peerServer := l.serve(l.host, 8000), l.serve(l.peer1, 8080)
 	if err := l.dial(l.peer1, at(topo.HostAddr, service.Port())).Echo("to the host's service"); err != nil {
 		t.Error(err)
@@ -118,11 +131,11 @@ func TestHostKeepsWorking(t *testing.T) {
 		t.Error(err)
 	}
 	for _, h := range []probe.Host{l.host, l.containers[0]} {
-		if r, err := probe.PingOnce(h, topo.Peer1Addr, 3); err != nil || r.Received != 3 {
+		if r, err := probe.PingOnce(h, fam.Addr(topo.Peer1Addr), 3); err != nil || r.Received != 3 {
 			t.Errorf("ping: %+v, %v", r, err)
 		}
 	}
-	if r, err := probe.PingOnce(l.peer1, topo.HostAddr, 3); err != nil || r.Received != 3 {
+	if r, err := probe.PingOnce(l.peer1, fam.Addr(topo.HostAddr), 3); err != nil || r.Received != 3 {
 		t.Errorf("ping to the host: %+v, %v", r, err)
 	}
 	t.Run("ContainerFirst", func(t *testing.T) { l.at(t).samePort(20000, true) })
@@ -138,6 +151,7 @@ func (l *lab) at(t *testing.T) *lab {
 
 // samePort: host and container send from one port to one peer, and each gets its own answers.
 func (l *lab) samePort(port uint16, containerFirst bool) {
+	at := l.family.At
 	peer := l.udp(l.peer1, port+5000)
 	to := at(topo.Peer1Addr, port+5000)
 	names := []string{"host", "container"}
@@ -168,26 +182,31 @@ func (l *lab) samePort(port uint16, containerFirst bool) {
 
 // TestBridgeIsUntouched: what containers say to each other is none of the NAT's business, and another
 // network stays another network.
-func TestBridgeIsUntouched(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2, Net2Containers: 1}, "", "--inside", "net2")
+func TestBridgeIsUntouched(t *testing.T) { family.Each(t, testBridgeIsUntouched) }
+
+func testBridgeIsUntouched(t *testing.T, fam family.Family) {
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2, Net2Containers: 1}, "", "--inside", "net2")
 	c1, c2 := l.udp(l.containers[0], 20000), l.udp(l.containers[1], 20000)
-	l.send(c1, netip.MustParseAddrPort("172.17.0.3:20000"), "neighbour")
-	if from := l.receives(c2, "neighbour"); from.String() != "172.17.0.2:20000" {
+	l.send(c1, netip.MustParseAddrPort(fam.Text("172.17.0.3:20000")), "neighbour")
+	if from := l.receives(c2, "neighbour"); from.String() != fam.Text("172.17.0.2:20000") {
 		t.Errorf("a neighbour is seen as %s", from)
 	}
 	if len(l.Bindings()) != 0 {
 		t.Errorf("bindings: %+v", l.Bindings())
 	}
 	server := l.serve(l.containers[1], 8080)
-	conn := l.dial(l.containers[0], netip.AddrPortFrom(netip.MustParseAddr("172.17.0.3"), server.Port()))
+	conn := l.dial(l.containers[0], netip.AddrPortFrom(netip.MustParseAddr(fam.Text("172.17.0.3")), server.Port()))
 	if _, err := conn.Download(10 * megabyte); err != nil {
 		t.Error(err)
 	}
 }
 
 // TestHairpin: a neighbour is reached by its external endpoint, and sees the caller's.
-func TestHairpin(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2, Net2Containers: 1}, "", "--inside", "net2")
+func TestHairpin(t *testing.T) { family.Each(t, testHairpin) }
+
+func testHairpin(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2, Net2Containers: 1}, "", "--inside", "net2")
 	peer := l.udp(l.peer1, 3478)
 	c1, c2, far := l.udp(l.containers[0], 20000), l.udp(l.containers[1], 20001), l.udp(l.containers[2], 20002)
 	for _, s := range []probe.Socket{c1, c2, far} {
@@ -216,7 +235,7 @@ func TestHairpin(t *testing.T) {
 			t.Errorf("container %d to the published port: %v", i+1, err)
 			continue
 		}
-		if from, err := conn.Seen(); err != nil || from.Addr() != topo.HostAddr {
+		if from, err := conn.Seen(); err != nil || from.Addr() != fam.Addr(topo.HostAddr) {
 			t.Errorf("container %d is seen as %s, %v", i+1, from, err)
 		}
 		if _, err := conn.Download(5 * megabyte); err != nil {
@@ -228,12 +247,15 @@ func TestHairpin(t *testing.T) {
 }
 
 // TestForward: a static binding admits everybody, who sees and is seen as what he is.
-func TestForward(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, "")
+func TestForward(t *testing.T) { family.Each(t, testForward) }
+
+func testForward(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "")
 	l.serve(l.containers[0], 80)
 	l.Client("forward", "add", "--protocol", "tcp", "--network", "docker0", "198.51.100.1:8080", "172.17.0.2:80")
 	conn := l.dial(l.peer2, at(topo.HostAddr, 8080))
-	if from, err := conn.Seen(); err != nil || from.Addr() != topo.Peer2Addr {
+	if from, err := conn.Seen(); err != nil || from.Addr() != fam.Addr(topo.Peer2Addr) {
 		t.Errorf("the service sees the client as %s, %v", from, err)
 	}
 	if _, err := conn.Download(20 * megabyte); err != nil {
@@ -242,7 +264,7 @@ func TestForward(t *testing.T) {
 	if _, err := conn.Upload(20 * megabyte); err != nil {
 		t.Error(err)
 	}
-	if out := l.Client("forward", "list"); !strings.Contains(out, "tcp/198.51.100.1:8080") {
+	if out := l.Client("forward", "list"); !strings.Contains(out, fam.Text("tcp/198.51.100.1:8080")) {
 		t.Errorf("forward list: %s", out)
 	}
 	l.Client("forward", "remove", "tcp/198.51.100.1:8080")
@@ -255,12 +277,15 @@ func TestForward(t *testing.T) {
 }
 
 // TestSpoofedSource: a container cannot send from an address that is not of its network.
-func TestSpoofedSource(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, "")
+func TestSpoofedSource(t *testing.T) { family.Each(t, testSpoofedSource) }
+
+func testSpoofedSource(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "")
 	if err := l.Containers[0].AddAddr("eth0", "10.1.2.3/32"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Containers[0].Run(t.Context(), "", "ip", "route", "replace", "default", "via", "172.17.0.1", "src", "10.1.2.3"); err != nil {
+	if _, err := l.Containers[0].Run(t.Context(), "", "ip", fam.Network("-"), "route", "replace", "default", "via", fam.Text("172.17.0.1"), "src", fam.Text("10.1.2.3")); err != nil {
 		t.Fatal(err)
 	}
 	peer, c := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
@@ -271,14 +296,17 @@ func TestSpoofedSource(t *testing.T) {
 
 // TestNewContainer: a container that comes while the daemon runs is translated from its first packet, on its
 // own port's hook a moment later; when it goes its port goes.
-func TestNewContainer(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, "")
+func TestNewContainer(t *testing.T) { family.Each(t, testNewContainer) }
+
+func testNewContainer(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "")
 	peer := l.udp(l.peer1, 3478)
 	ns, err := l.AddContainer("late", "docker0", "172.17.0.77", "172.17.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := l.udp(probe.In(ns), 20000)
+	c := l.udp(l.probe(ns), 20000)
 	l.send(c, at(topo.Peer1Addr, 3478), "first packet")
 	if from := l.receives(peer, "first packet"); from != at(topo.HostAddr, 20000) {
 		t.Errorf("seen as %s", from)
@@ -298,8 +326,11 @@ func TestNewContainer(t *testing.T) {
 }
 
 // TestUplinkUnderLoad: the uplink goes and comes back with another index while packets flow.
-func TestUplinkUnderLoad(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--outside", "eth0")
+func TestUplinkUnderLoad(t *testing.T) { family.Each(t, testUplinkUnderLoad) }
+
+func testUplinkUnderLoad(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "", "--outside", "eth0")
 	peer, c := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
 	l.send(c, at(topo.Peer1Addr, 3478), "before")
 	mapped := l.receives(peer, "before")

@@ -122,6 +122,11 @@ func (f Family) Endpoint(e netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(f.Addr(e.Addr()), e.Port())
 }
 
+// At is Addr with a port.
+func (f Family) At(a netip.Addr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(f.Addr(a), port)
+}
+
 // Prefix is Addr for a network, or an address with its network's length. A network of tests has 64 bits in IPv6, and one with everything
 // none; a part of a network is as much smaller than it in IPv6 as it is in IPv4.
 func (f Family) Prefix(p netip.Prefix) netip.Prefix {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/tests/build"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -38,6 +39,8 @@ type Conenat struct {
 	args     []string
 	process  *topo.Process
 	log      *topo.Log
+	// Family is that of addresses in the arguments of commands, which are given in IPv4: tests/family.
+	Family family.Family
 	// PrivateMounts starts everything by `ip netns exec`, which gives it mounts of its own.
 	PrivateMounts bool
 }
@@ -68,6 +71,15 @@ func Place(t testing.TB, top *topo.Topo, host *topo.NS, args ...string) *Conenat
 	return c
 }
 
+// StartIn is Start with arguments of a family.
+func StartIn(f family.Family, t testing.TB, top *topo.Topo, host *topo.NS, args ...string) *Conenat {
+	t.Helper()
+	c := Place(t, top, host, args...)
+	c.Family = f
+	c.Run()
+	return c
+}
+
 // Start is Place and Run.
 func Start(t testing.TB, top *topo.Topo, host *topo.NS, args ...string) *Conenat {
 	t.Helper()
@@ -92,6 +104,7 @@ func (c *Conenat) Run() {
 }
 
 func (c *Conenat) command(args []string) *exec.Cmd {
+	args = c.Family.Texts(args...)
 	if c.PrivateMounts {
 		return exec.Command("ip", append([]string{"netns", "exec", c.host.Name, c.binary}, args...)...)
 	}

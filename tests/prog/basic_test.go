@@ -7,13 +7,16 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestEndpointIndependentMapping: one external endpoint for every remote (RFC 4787 REQ-1).
-func TestEndpointIndependentMapping(t *testing.T) {
-	r := rig.New(t)
+func TestEndpointIndependentMapping(t *testing.T) { family.Each(t, testEndpointIndependentMapping) }
+
+func testEndpointIndependentMapping(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, remote := range []string{rig.Peer1 + ":3478", rig.Peer1 + ":3479", rig.Peer2 + ":40000"} {
 		r.Inside(UDP(rig.C1+":20000", remote, "hello")).Translated("translated_outbound", UDP(rig.External+":20000", remote, "hello").Hop())
 		r.Outside(UDP(remote, rig.External+":20000", "hi")).Translated("translated_inbound", UDP(remote, rig.C1+":20000", "hi").Hop())
@@ -22,8 +25,10 @@ func TestEndpointIndependentMapping(t *testing.T) {
 }
 
 // TestFigure3: a packet that came too early leaves nothing that changes the mapping.
-func TestFigure3(t *testing.T) {
-	r := rig.New(t)
+func TestFigure3(t *testing.T) { family.Each(t, testFigure3) }
+
+func testFigure3(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":20000", rig.Peer1+":3478", "stun")).Translated("translated_outbound", UDP(rig.External+":20000", rig.Peer1+":3478", "stun").Hop())
 	r.Outside(UDP(rig.Peer2+":40000", rig.External+":20000", "early")).Dropped("filtered")
 	r.Inside(UDP(rig.C1+":20000", rig.Peer2+":40000", "check")).Translated("translated_outbound", UDP(rig.External+":20000", rig.Peer2+":40000", "check").Hop())
@@ -51,8 +56,10 @@ func TestProtocols(t *testing.T) {
 }
 
 // TestExpiry: a binding lives as long as its last session, to the second; its port is free then.
-func TestExpiry(t *testing.T) {
-	r := rig.New(t)
+func TestExpiry(t *testing.T) { family.Each(t, testExpiry) }
+
+func testExpiry(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	out := UDP(rig.C1+":20000", rig.Peer1+":3478", "x")
 	r.Inside(out)
 	r.Wait(299 * time.Second)
@@ -65,8 +72,10 @@ func TestExpiry(t *testing.T) {
 	r.Outside(UDP(rig.Peer1+":3478", rig.External+":20000", "x")).Passed("unbound")
 }
 
-func TestStaticBinding(t *testing.T) {
-	r := rig.New(t)
+func TestStaticBinding(t *testing.T) { family.Each(t, testStaticBinding) }
+
+func testStaticBinding(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.TCP, rig.External+":8080", rig.C1+":80")
 	r.Outside(TCP(rig.Peer1+":1234", rig.External+":8080", "S", "")).Translated("translated_inbound", TCP(rig.Peer1+":1234", rig.C1+":80", "S", "").Hop())
 	r.Inside(TCP(rig.C1+":80", rig.Peer1+":1234", "SA", "")).Translated("translated_outbound", TCP(rig.External+":8080", rig.Peer1+":1234", "SA", "").Hop())

@@ -9,6 +9,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/rig"
@@ -29,7 +30,7 @@ func blocksOf(r *rig.Rig, host string) (list []dataplane.Block) {
 	r.Must("read the usage", func() error {
 		u, err := r.DP.NetworkUsages()
 		for _, h := range u["br0"].Hosts {
-			if h.Address.String() == host {
+			if h.Address == r.Address(host) {
 				list = h.Blocks
 			}
 		}
@@ -48,16 +49,18 @@ func within(port int, list []dataplane.Block) bool {
 }
 
 // TestBlock: all of a host's ports are of its block, for every protocol, and one event says so when it begins and when it ends.
-func TestBlock(t *testing.T) {
+func TestBlock(t *testing.T) { family.Each(t, testBlock) }
+
+func testBlock(t *testing.T, fam family.Family) {
 	for _, size := range []uint32{64, 256, 4096} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
-			r := rig.New(t, blocks(size))
+			r := rig.New(t, rig.In(fam), blocks(size))
 			first := r.Opened("udp", rig.C1+":5000")
 			got := blocksOf(r, rig.C1)
 			if len(got) != 1 || uint32(got[0].First)%size != 0 || uint32(got[0].Last-got[0].First)+1 != size || got[0].First < 1024 {
 				t.Fatalf("blocks %+v", got)
 			}
-			block := fmt.Sprintf("br0 %s %s:%d-%d", rig.C1, rig.External, got[0].First, got[0].Last)
+			block := fam.Text(fmt.Sprintf("br0 %s %s:%d-%d", rig.C1, rig.External, got[0].First, got[0].Last))
 			r.WantEvents("block.allocated "+block, "binding.created udp br0 "+rig.C1+":5000*", "session.created udp br0 "+rig.C1+":5000*")
 			ports := map[int]bool{first: true}
 			for i := range 20 {
@@ -87,8 +90,10 @@ func TestBlock(t *testing.T) {
 }
 
 // TestBlockPorts: the internal port itself where it lies inside and is free, then its parity, then any.
-func TestBlockPorts(t *testing.T) {
-	r := rig.New(t, blocks(64))
+func TestBlockPorts(t *testing.T) { family.Each(t, testBlockPorts) }
+
+func testBlockPorts(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), blocks(64))
 	r.Opened("udp", rig.C1+":5000")
 	b := blocksOf(r, rig.C1)[0]
 	inside := int(b.First) + 7
@@ -107,8 +112,10 @@ func TestBlockPorts(t *testing.T) {
 }
 
 // TestMoreBlocks: a host whose block is full gets another one, eight of them at most; then it is refused and told.
-func TestMoreBlocks(t *testing.T) {
-	r := rig.New(t, blocks(64))
+func TestMoreBlocks(t *testing.T) { family.Each(t, testMoreBlocks) }
+
+func testMoreBlocks(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), blocks(64))
 	for i := range 8 * 64 {
 		r.Opened("udp", fmt.Sprintf("%s:%d", rig.C1, 5000+i))
 	}
@@ -128,9 +135,11 @@ func TestMoreBlocks(t *testing.T) {
 
 // TestBlocksAreTheirHosts: of a range that is one block, another network's host gets nothing, nor does another host; and a block
 // that a port of is in use is nobody's.
-func TestBlocksAreTheirHosts(t *testing.T) {
+func TestBlocksAreTheirHosts(t *testing.T) { family.Each(t, testBlocksAreTheirHosts) }
+
+func testBlocksAreTheirHosts(t *testing.T, fam family.Family) {
 	t.Run("Taken", func(t *testing.T) {
-		r := rig.New(t, blocks(64), rig.WithPorts(40000, 40063))
+		r := rig.New(t, rig.In(fam), blocks(64), rig.WithPorts(40000, 40063))
 		r.Opened("udp", rig.C1+":5000")
 		r.From("q1", UDP(rig.Other+":5000", rig.Peer1+":1", "x")).Dropped("port_exhausted")
 		r.From("q1", TCP(rig.Other+":40001", rig.Peer1+":1", "S", "")).Dropped("port_exhausted") // nor by preservation
@@ -142,7 +151,7 @@ func TestBlocksAreTheirHosts(t *testing.T) {
 		r.Consistent()
 	})
 	t.Run("InUse", func(t *testing.T) {
-		r := rig.New(t, blocks(64), rig.WithPorts(40000, 40127))
+		r := rig.New(t, rig.In(fam), blocks(64), rig.WithPorts(40000, 40127))
 		r.From("q1", TCP(rig.Other+":40001", rig.Peer1+":1", "S", ""))
 		if got := r.Opened("udp", rig.C1+":5000"); got < 40064 {
 			t.Errorf("port %d is of a block of which TCP port 40001 is in use", got)
@@ -151,7 +160,7 @@ func TestBlocksAreTheirHosts(t *testing.T) {
 		r.Consistent()
 	})
 	t.Run("LimitOfPorts", func(t *testing.T) {
-		r := rig.New(t, rig.WithNetworks(func(n *dataplane.Network) { n.BlockSize, n.Limits = 64, dataplane.Limits{HostPorts: 2} }))
+		r := rig.New(t, rig.In(fam), rig.WithNetworks(func(n *dataplane.Network) { n.BlockSize, n.Limits = 64, dataplane.Limits{HostPorts: 2} }))
 		r.Opened("udp", rig.C1+":5000")
 		r.Opened("udp", rig.C1+":5001")
 		r.Inside(UDP(rig.C1+":5002", rig.Peer1+":1", "x")).Dropped("host_ports")
@@ -160,8 +169,10 @@ func TestBlocksAreTheirHosts(t *testing.T) {
 }
 
 // TestBlocksChange: what is there stays as it is while the network's blocks change, and is given back.
-func TestBlocksChange(t *testing.T) {
-	r := rig.New(t, blocks(64))
+func TestBlocksChange(t *testing.T) { family.Each(t, testBlocksChange) }
+
+func testBlocksChange(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), blocks(64))
 	r.Opened("udp", rig.C1+":5000")
 	resize := func(size uint32) {
 		r.Must("change the blocks", func() error {

@@ -14,12 +14,15 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 )
 
 // TestEventsInOrder: of a binding's whole life, with all that its packets do.
-func TestEventsInOrder(t *testing.T) {
-	r := rig.New(t)
+func TestEventsInOrder(t *testing.T) { family.Each(t, testEventsInOrder) }
+
+func testEventsInOrder(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	binding := "udp br0 " + rig.C1 + ":5000 " + rig.External + ":5000"
 	r.Inside(UDP(rig.C1+":5000", rig.Peer1+":1", "x"))
 	r.Inside(UDP(rig.C1+":5000", rig.Peer2+":2", "x"))
@@ -47,14 +50,16 @@ func TestEventsInOrder(t *testing.T) {
 	for _, e := range r.Events() {
 		closed = append(closed, rig.EventLine(e))
 	}
-	if len(closed) != 4 || closed[3] != "binding.expired "+binding {
+	if len(closed) != 4 || closed[3] != fam.Text("binding.expired "+binding) {
 		t.Errorf("events at the end: %q", closed)
 	}
 }
 
 // TestEventFields: times are the clock's, and counts of sessions those of the binding.
-func TestEventFields(t *testing.T) {
-	r := rig.New(t)
+func TestEventFields(t *testing.T) { family.Each(t, testEventFields) }
+
+func testEventFields(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for i := range 3 {
 		r.Inside(UDP(rig.C1+":5000", fmt.Sprintf("%s:%d", rig.Peer1, i+1), "x"))
 		r.Wait(time.Second)
@@ -109,8 +114,10 @@ func (p *replay) apply(t *testing.T, e dataplane.Event) {
 }
 
 // TestReplay: the stream of events gives the tables, after any mixture of packets.
-func TestReplay(t *testing.T) {
-	r := rig.New(t, rig.WithPorts(40000, 40063))
+func TestReplay(t *testing.T) { family.Each(t, testReplay) }
+
+func testReplay(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithPorts(40000, 40063))
 	rnd := rand.New(rand.NewPCG(3, 4))
 	told := replay{map[string]string{}, map[string]string{}}
 	r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":80")

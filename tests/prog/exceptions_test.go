@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 )
 
@@ -181,8 +182,10 @@ func TestSpoofed(t *testing.T) {
 }
 
 // TestNoAddress: an outside that has none now.
-func TestNoAddress(t *testing.T) {
-	r := rig.New(t)
+func TestNoAddress(t *testing.T) { family.Each(t, testNoAddress) }
+
+func testNoAddress(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Must("take address", func() error {
 		return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"]})
 	})

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -36,7 +37,9 @@ func putExcluded(r *rig.Rig, prefixes ...string) error {
 }
 
 // TestExcludedDestination: whatever is sent there goes the kernel's way as it is (RFC 6888 REQ-6), of this network alone.
-func TestExcludedDestination(t *testing.T) {
+func TestExcludedDestination(t *testing.T) { family.Each(t, testExcludedDestination) }
+
+func testExcludedDestination(t *testing.T, fam family.Family) {
 	about := UDP(rig.Peer1+":53", rig.C1+":2000", "x")
 	for name, s := range map[string]Spec{
 		"UDP": UDP(rig.C1+":2000", rig.Peer1+":53", "x"), "SYN": TCP(rig.C1+":2000", rig.Peer1+":80", "S", ""),
@@ -45,7 +48,7 @@ func TestExcludedDestination(t *testing.T) {
 		"Error": ICMPError(rig.C1, rig.Peer1, 3, 3, about, 0),
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			exclude(r, "192.0.2.0/24", rig.Peer1+"/32")
 			for _, dev := range []string{"p1", "br0"} {
 				r.From(dev, s).Passed("destination")
@@ -54,7 +57,7 @@ func TestExcludedDestination(t *testing.T) {
 			r.WantBindings()
 		})
 	}
-	r := rig.New(t)
+	r := rig.New(t, rig.In(fam))
 	exclude(r, "203.0.113.0/31")
 	s := UDP(rig.Other+":2000", rig.Peer1+":53", "x")
 	r.From("q1", s).Translated("translated_outbound", UDP(rig.External+":2000", rig.Peer1+":53", "x").Hop())
@@ -84,8 +87,10 @@ func TestExcludedFragments(t *testing.T) {
 }
 
 // TestExclusionComesAndGoes: what lives keeps its translation until it ends; what is new follows the change.
-func TestExclusionComesAndGoes(t *testing.T) {
-	r := rig.New(t)
+func TestExclusionComesAndGoes(t *testing.T) { family.Each(t, testExclusionComesAndGoes) }
+
+func testExclusionComesAndGoes(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	s, out := UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.External+":2000", rig.Peer1+":53", "x")
 	r.Out(s, out)
 	exclude(r, rig.Peer1+"/32")
@@ -99,8 +104,10 @@ func TestExclusionComesAndGoes(t *testing.T) {
 }
 
 // TestExcludedIsReachable: the NAT's own addresses are never an excluded destination, and who is one may call in.
-func TestExcludedIsReachable(t *testing.T) {
-	r := rig.New(t)
+func TestExcludedIsReachable(t *testing.T) { family.Each(t, testExcludedIsReachable) }
+
+func testExcludedIsReachable(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	exclude(r, "0.0.0.0/0")
 	r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C2+":80")
 	syn := TCP(rig.Peer1+":1", rig.External+":80", "S", "")
@@ -110,8 +117,10 @@ func TestExcludedIsReachable(t *testing.T) {
 }
 
 // TestExcludedWithTheStack: the inside hook leaves all to the kernel, and egress leaves it as it is.
-func TestExcludedWithTheStack(t *testing.T) {
-	r := rig.New(t)
+func TestExcludedWithTheStack(t *testing.T) { family.Each(t, testExcludedWithTheStack) }
+
+func testExcludedWithTheStack(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.TakePath(true)
 	defer r.TakePath(false)
 	exclude(r, rig.Peer1+"/32")

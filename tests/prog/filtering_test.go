@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -26,11 +27,13 @@ var strangers = []struct {
 var behaviors = []dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressDependent, dataplane.AddressAndPortDependent}
 
 // TestFiltering: who may send to a binding (RFC 4787 section 5, RFC 5382 REQ-3), and nobody is answered.
-func TestFiltering(t *testing.T) {
+func TestFiltering(t *testing.T) { family.Each(t, testFiltering) }
+
+func testFiltering(t *testing.T, fam family.Family) {
 	for _, b := range behaviors {
 		for _, s := range strangers {
 			t.Run(b.String()+"/"+s.name, func(t *testing.T) {
-				r := rig.New(t, rig.WithFiltering(b))
+				r := rig.New(t, rig.In(fam), rig.WithFiltering(b))
 				r.Inside(UDP(rig.C1+":20000", rig.Peer1+":3478", "out"))
 				r.Inside(TCP(rig.C1+":20000", rig.Peer1+":3478", "S", ""))
 				udp, tcp := UDP(s.remote, rig.External+":20000", "in"), TCP(s.remote, rig.External+":20000", "S", "")
@@ -49,8 +52,10 @@ func TestFiltering(t *testing.T) {
 }
 
 // TestFilteringPerProtocol: RFC 7857 section 5.
-func TestFilteringPerProtocol(t *testing.T) {
-	r := rig.New(t)
+func TestFilteringPerProtocol(t *testing.T) { family.Each(t, testFilteringPerProtocol) }
+
+func testFilteringPerProtocol(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Put("br0", rig.BridgeMAC, "172.17.0.0/16", [3]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressAndPortDependent, dataplane.AddressDependent})
 	r.Inside(UDP(rig.C1+":20000", rig.Peer1+":3478", "out"))
 	r.Inside(TCP(rig.C1+":20000", rig.Peer1+":3478", "S", ""))
@@ -59,10 +64,12 @@ func TestFilteringPerProtocol(t *testing.T) {
 }
 
 // TestStaticBindingAdmitsAll: whatever the filtering.
-func TestStaticBindingAdmitsAll(t *testing.T) {
+func TestStaticBindingAdmitsAll(t *testing.T) { family.Each(t, testStaticBindingAdmitsAll) }
+
+func testStaticBindingAdmitsAll(t *testing.T, fam family.Family) {
 	for _, b := range behaviors {
 		t.Run(b.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithFiltering(b))
+			r := rig.New(t, rig.In(fam), rig.WithFiltering(b))
 			r.Forward("br0", dataplane.UDP, rig.External+":5060", rig.C1+":5061")
 			r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":8080")
 			for _, remote := range []string{rig.Peer1 + ":1", rig.Peer1 + ":2", rig.Peer2 + ":1"} {
@@ -76,8 +83,10 @@ func TestStaticBindingAdmitsAll(t *testing.T) {
 }
 
 // TestPermissionEnds: an address may send as long as a session with it lives, and no longer.
-func TestPermissionEnds(t *testing.T) {
-	r := rig.New(t)
+func TestPermissionEnds(t *testing.T) { family.Each(t, testPermissionEnds) }
+
+func testPermissionEnds(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	early, late, stranger := UDP(rig.C1+":20000", rig.Peer1+":1", "x"), UDP(rig.C1+":20000", rig.Peer1+":2", "x"), UDP(rig.Peer1+":9", rig.External+":20000", "x")
 	keep := UDP(rig.C1+":20000", rig.Peer2+":1", "x")
 	r.Inside(early)
@@ -101,10 +110,12 @@ func TestPermissionEnds(t *testing.T) {
 }
 
 // TestInboundRefresh: RFC 4787 REQ-6a; not under endpoint-independent filtering (RFC 7857 section 7).
-func TestInboundRefresh(t *testing.T) {
+func TestInboundRefresh(t *testing.T) { family.Each(t, testInboundRefresh) }
+
+func testInboundRefresh(t *testing.T, fam family.Family) {
 	for _, b := range behaviors {
 		t.Run(b.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithFiltering(b))
+			r := rig.New(t, rig.In(fam), rig.WithFiltering(b))
 			r.Inside(UDP(rig.C1+":20000", rig.Peer1+":1", "x"))
 			r.Wait(200 * time.Second)
 			r.Outside(UDP(rig.Peer1+":1", rig.External+":20000", "x"))
@@ -118,8 +129,10 @@ func TestInboundRefresh(t *testing.T) {
 }
 
 // TestFilteredEvent: sampled, one a tick, with the count of those that it stands for.
-func TestFilteredEvent(t *testing.T) {
-	r := rig.New(t)
+func TestFilteredEvent(t *testing.T) { family.Each(t, testFilteredEvent) }
+
+func testFilteredEvent(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":20000", rig.Peer1+":1", "x"))
 	r.Forget()
 	for range 5 {
@@ -157,8 +170,10 @@ func TestPings(t *testing.T) {
 }
 
 // TestUnsolicitedSYN: silence, also when an outbound SYN for it follows (RFC 5382 REQ-4).
-func TestUnsolicitedSYN(t *testing.T) {
-	r := rig.New(t)
+func TestUnsolicitedSYN(t *testing.T) { family.Each(t, testUnsolicitedSYN) }
+
+func testUnsolicitedSYN(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(TCP(rig.C1+":20000", rig.Peer1+":80", "S", ""))
 	syn := TCP(rig.Peer2+":443", rig.External+":20000", "S", "")
 	r.Outside(syn).Dropped("filtered")
@@ -169,7 +184,11 @@ func TestUnsolicitedSYN(t *testing.T) {
 
 // TestInboundSessionIsAsOldAsTheLastPacketOut: also where that one has opened a session of its own.
 func TestInboundSessionIsAsOldAsTheLastPacketOut(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+	family.Each(t, testInboundSessionIsAsOldAsTheLastPacketOut)
+}
+
+func testInboundSessionIsAsOldAsTheLastPacketOut(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent))
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":1", "x"))
 	r.Wait(239 * time.Second)
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":2", "x"))

@@ -8,13 +8,16 @@ import (
 	"testing"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestForwardRefused: every reason, and nothing half done.
-func TestForwardRefused(t *testing.T) {
-	r := rig.New(t)
+func TestForwardRefused(t *testing.T) { family.Each(t, testForwardRefused) }
+
+func testForwardRefused(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":5000", rig.Peer1+":1", "x"))
 	r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":80")
 	r.HostListens(rig.External + ":53")
@@ -58,8 +61,10 @@ func TestForwardOverHostSocket(t *testing.T) {
 }
 
 // TestForwardFull: no room for one more binding.
-func TestForwardFull(t *testing.T) {
-	r := rig.New(t, rig.WithSmallTables())
+func TestForwardFull(t *testing.T) { family.Each(t, testForwardFull) }
+
+func testForwardFull(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithSmallTables())
 	for _, port := range []string{":1", ":2", ":3", ":4"} {
 		r.Opened("udp", rig.C1+port)
 	}
@@ -67,8 +72,10 @@ func TestForwardFull(t *testing.T) {
 }
 
 // TestRemoveForward: its sessions end with it, at once, and the port is free; others go on.
-func TestRemoveForward(t *testing.T) {
-	r := rig.New(t)
+func TestRemoveForward(t *testing.T) { family.Each(t, testRemoveForward) }
+
+func testRemoveForward(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":80")
 	r.Forward("br0", dataplane.TCP, rig.External+":81", rig.C1+":81")
 	for _, remote := range []string{rig.Peer1 + ":1", rig.Peer1 + ":2", rig.Peer2 + ":1"} {
@@ -96,8 +103,10 @@ func TestRemoveForward(t *testing.T) {
 }
 
 // TestForwardsOfOneEndpoint: two external endpoints for one internal: each answers from where it was asked.
-func TestForwardsOfOneEndpoint(t *testing.T) {
-	r := rig.New(t)
+func TestForwardsOfOneEndpoint(t *testing.T) { family.Each(t, testForwardsOfOneEndpoint) }
+
+func testForwardsOfOneEndpoint(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(TCP(rig.C1+":80", rig.Peer2+":1", "S", "")) // it has a dynamic binding already
 	r.Forward("br0", dataplane.TCP, rig.External+":8080", rig.C1+":80")
 	r.Forward("br0", dataplane.TCP, rig.External+":8081", rig.C1+":80")
@@ -116,8 +125,10 @@ func TestForwardsOfOneEndpoint(t *testing.T) {
 }
 
 // TestRemoveNetwork: not while an interface has its hooks; then with all that lives in it, and nothing else.
-func TestRemoveNetwork(t *testing.T) {
-	r := rig.New(t)
+func TestRemoveNetwork(t *testing.T) { family.Each(t, testRemoveNetwork) }
+
+func testRemoveNetwork(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br1", dataplane.UDP, rig.External+":7001", rig.Other+":7001")
 	r.Forward("br0", dataplane.UDP, rig.External+":5001", rig.C1+":5001")
 	r.From("q1", UDP(rig.Other+":7000", rig.Peer1+":1", "x"))

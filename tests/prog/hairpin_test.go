@@ -7,16 +7,19 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestHairpin: within one network, from the sender's external endpoint (RFC 4787 REQ-9a), whatever the
 // filtering: both are inside.
-func TestHairpin(t *testing.T) {
+func TestHairpin(t *testing.T) { family.Each(t, testHairpin) }
+
+func testHairpin(t *testing.T, fam family.Family) {
 	for _, b := range behaviors {
 		t.Run(b.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithFiltering(b))
+			r := rig.New(t, rig.In(fam), rig.WithFiltering(b))
 			r.Inside(UDP(rig.C1+":1001", rig.Peer1+":1", "x"))
 			r.Hairpin("p2", UDP(rig.C2+":2001", rig.External+":1001", "hello"), UDP(rig.External+":2001", rig.C1+":1001", "hello"))
 			r.Hairpin("p1", UDP(rig.C1+":1001", rig.External+":2001", "hi"), UDP(rig.External+":1001", rig.C2+":2001", "hi"))
@@ -31,10 +34,12 @@ func TestHairpin(t *testing.T) {
 }
 
 // TestHairpinExpiry: the pair ends together, and each side keeps it.
-func TestHairpinExpiry(t *testing.T) {
+func TestHairpinExpiry(t *testing.T) { family.Each(t, testHairpinExpiry) }
+
+func testHairpinExpiry(t *testing.T, fam family.Family) {
 	for _, b := range []dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressDependent} {
 		t.Run(b.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithFiltering(b))
+			r := rig.New(t, rig.In(fam), rig.WithFiltering(b))
 			r.Inside(UDP(rig.C1+":1001", rig.Peer1+":1", "x"))
 			r.From("p2", UDP(rig.C2+":2001", rig.External+":1001", "x"))
 			r.Wait(200 * time.Second)
@@ -57,8 +62,10 @@ func TestHairpinExpiry(t *testing.T) {
 }
 
 // TestHairpinToItself: a container that sends to its own external endpoint gets its packet back.
-func TestHairpinToItself(t *testing.T) {
-	r := rig.New(t)
+func TestHairpinToItself(t *testing.T) { family.Each(t, testHairpinToItself) }
+
+func testHairpinToItself(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":1001", rig.Peer1+":1", "x"))
 	r.Forget()
 	r.Hairpin("p1", UDP(rig.C1+":1001", rig.External+":1001", "echo"), UDP(rig.External+":1001", rig.C1+":1001", "echo"))
@@ -75,8 +82,10 @@ func TestHairpinToItself(t *testing.T) {
 }
 
 // TestHairpinFromAnotherPort: of the same container.
-func TestHairpinFromAnotherPort(t *testing.T) {
-	r := rig.New(t)
+func TestHairpinFromAnotherPort(t *testing.T) { family.Each(t, testHairpinFromAnotherPort) }
+
+func testHairpinFromAnotherPort(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":1001", rig.Peer1+":1", "x"))
 	r.Hairpin("p1", UDP(rig.C1+":1002", rig.External+":1001", "x"), UDP(rig.External+":1002", rig.C1+":1001", "x"))
 	r.Hairpin("p1", UDP(rig.C1+":1001", rig.External+":1002", "x"), UDP(rig.External+":1001", rig.C1+":1002", "x"))
@@ -84,8 +93,10 @@ func TestHairpinFromAnotherPort(t *testing.T) {
 }
 
 // TestHairpinTCP: RFC 5382 REQ-8, both sides' state.
-func TestHairpinTCP(t *testing.T) {
-	r := rig.New(t)
+func TestHairpinTCP(t *testing.T) { family.Each(t, testHairpinTCP) }
+
+func testHairpinTCP(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":8080")
 	r.Hairpin("p2", TCP(rig.C2+":2001", rig.External+":80", "S", ""), TCP(rig.External+":2001", rig.C1+":8080", "S", ""))
 	r.Hairpin("p1", TCP(rig.C1+":8080", rig.External+":2001", "SA", ""), TCP(rig.External+":80", rig.C2+":2001", "SA", ""))
@@ -102,8 +113,10 @@ func TestHairpinTCP(t *testing.T) {
 }
 
 // TestHairpinBetweenNetworks: a static binding is reached, a dynamic one is not: networks stay isolated.
-func TestHairpinBetweenNetworks(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+func TestHairpinBetweenNetworks(t *testing.T) { family.Each(t, testHairpinBetweenNetworks) }
+
+func testHairpinBetweenNetworks(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent))
 	r.Forward("br0", dataplane.UDP, rig.External+":5060", rig.C1+":5061")
 	r.Hairpin("q1", UDP(rig.Other+":7000", rig.External+":5060", "call"), UDP(rig.External+":7000", rig.C1+":5061", "call"))
 	r.Hairpin("p1", UDP(rig.C1+":5061", rig.External+":7000", "answer"), UDP(rig.External+":5060", rig.Other+":7000", "answer"))
@@ -119,8 +132,10 @@ func TestHairpinBetweenNetworks(t *testing.T) {
 }
 
 // TestHairpinToUnbound: what no binding holds is the host's.
-func TestHairpinToUnbound(t *testing.T) {
-	r := rig.New(t)
+func TestHairpinToUnbound(t *testing.T) { family.Each(t, testHairpinToUnbound) }
+
+func testHairpinToUnbound(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, s := range []Spec{UDP(rig.C1+":1", rig.External+":53", "x"), TCP(rig.C1+":1", rig.External+":22", "S", ""), Ping(rig.C1+":1", rig.External)} {
 		r.Inside(s).Passed("local")
 	}
@@ -131,8 +146,10 @@ func TestHairpinToUnbound(t *testing.T) {
 }
 
 // TestHairpinFailures: what cannot come about leaves nothing behind.
-func TestHairpinFailures(t *testing.T) {
-	r := rig.New(t, rig.WithPorts(40000, 40000))
+func TestHairpinFailures(t *testing.T) { family.Each(t, testHairpinFailures) }
+
+func testHairpinFailures(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithPorts(40000, 40000))
 	r.Inside(UDP(rig.C1+":11001", rig.Peer1+":1", "x"))
 	ext := r.ExternalOf("udp", rig.C1+":11001")
 	r.From("p2", UDP(rig.C2+":12001", ext, "x")).Dropped("port_exhausted")

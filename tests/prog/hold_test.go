@@ -9,13 +9,16 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestHold: nobody gets the port of a UDP binding for 120 s after its end, where anybody could send to it (RFC 6888 REQ-8);
 // what the RFC exempts is free at once.
-func TestHold(t *testing.T) {
+func TestHold(t *testing.T) { family.Each(t, testHold) }
+
+func testHold(t *testing.T, fam family.Family) {
 	for name, c := range map[string]struct {
 		proto     string
 		filtering dataplane.Behavior
@@ -29,7 +32,7 @@ func TestHold(t *testing.T) {
 		"ICMP":             {"icmp", dataplane.EndpointIndependent, 61 * time.Second, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t, rig.WithFiltering(c.filtering))
+			r := rig.New(t, rig.In(fam), rig.WithFiltering(c.filtering))
 			gets := func(host string, want bool) {
 				t.Helper()
 				if got := r.Opened(c.proto, host+":5000") == 5000; got != want {
@@ -53,8 +56,10 @@ func TestHold(t *testing.T) {
 }
 
 // TestHoldUsesTheRange: a port that waits is taken; when its time has come it is free, also where it was the last one.
-func TestHoldUsesTheRange(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent), rig.WithPorts(40000, 40003))
+func TestHoldUsesTheRange(t *testing.T) { family.Each(t, testHoldUsesTheRange) }
+
+func testHoldUsesTheRange(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent), rig.WithPorts(40000, 40003))
 	for i := range 4 {
 		r.Opened("udp", fmt.Sprintf("172.17.1.%d:5000", i+1))
 	}
@@ -70,8 +75,10 @@ func TestHoldUsesTheRange(t *testing.T) {
 }
 
 // TestHeldPortAndStaticBinding: static bindings are exempt, on the way in and on the way out.
-func TestHeldPortAndStaticBinding(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+func TestHeldPortAndStaticBinding(t *testing.T) { family.Each(t, testHeldPortAndStaticBinding) }
+
+func testHeldPortAndStaticBinding(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent))
 	r.Opened("udp", rig.C1+":5000")
 	r.Wait(301 * time.Second)
 	r.Forward("br0", dataplane.UDP, rig.External+":5000", rig.C2+":5000")
@@ -89,8 +96,10 @@ func TestHeldPortAndStaticBinding(t *testing.T) {
 }
 
 // TestHeldPortAndHost: the host's packet passes, and has the port when its time has come.
-func TestHeldPortAndHost(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+func TestHeldPortAndHost(t *testing.T) { family.Each(t, testHeldPortAndHost) }
+
+func testHeldPortAndHost(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent))
 	r.Opened("udp", rig.C1+":5000")
 	r.Wait(301 * time.Second)
 	r.Egress("", UDP(rig.External+":5000", rig.Peer1+":1", "x")).Passed("host")
@@ -102,8 +111,10 @@ func TestHeldPortAndHost(t *testing.T) {
 }
 
 // TestHoldOfWhatNeverWas: a binding that no session came about with makes no port wait: who is at a limit cannot use up the range.
-func TestHoldOfWhatNeverWas(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent), rig.WithPorts(40000, 40003), limited(dataplane.Limits{HostSessions: 1}))
+func TestHoldOfWhatNeverWas(t *testing.T) { family.Each(t, testHoldOfWhatNeverWas) }
+
+func testHoldOfWhatNeverWas(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent), rig.WithPorts(40000, 40003), limited(dataplane.Limits{HostSessions: 1}))
 	r.Opened("udp", rig.C1+":5000")
 	for i := range 20 {
 		r.Inside(UDP(rig.C1+":6000", fmt.Sprintf("%s:%d", rig.Peer1, i+1), "x")).Dropped("host_sessions")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -26,10 +27,12 @@ func packetOf(proto, src, remote string) Spec {
 
 // TestHostTakesPort: what the host sends from is not given to a container, until it was silent for as long
 // as a session of the protocol would have lived.
-func TestHostTakesPort(t *testing.T) {
+func TestHostTakesPort(t *testing.T) { family.Each(t, testHostTakesPort) }
+
+func testHostTakesPort(t *testing.T, fam family.Family) {
 	for proto, lifetime := range map[string]time.Duration{"udp": 300 * time.Second, "tcp": established, "icmp": time.Minute} {
 		t.Run(proto, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			host := packetOf(proto, rig.External+":6000", rig.Peer1+":53")
 			r.Egress("", host).Passed("host")
 			r.WantBindings()
@@ -52,10 +55,12 @@ func TestHostTakesPort(t *testing.T) {
 }
 
 // TestHostClosesConnection: FIN or RST from the host shortens its claim; a new SYN undoes that.
-func TestHostClosesConnection(t *testing.T) {
+func TestHostClosesConnection(t *testing.T) { family.Each(t, testHostClosesConnection) }
+
+func testHostClosesConnection(t *testing.T, fam family.Family) {
 	for _, end := range []string{"FA", "R"} {
 		t.Run(end, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.Egress("", TCP(rig.External+":6000", rig.Peer1+":80", "S", "")).Passed("host")
 			r.Egress("", TCP(rig.External+":6000", rig.Peer1+":80", end, "")).Passed("host")
 			r.Egress("", TCP(rig.External+":6000", rig.Peer1+":80", "S", "")).Passed("host")
@@ -75,14 +80,16 @@ func TestHostClosesConnection(t *testing.T) {
 
 // TestHostMeetsBinding: the host sends from a port that a container's binding holds: from another port, and
 // its answers come back to the port that it knows.
-func TestHostMeetsBinding(t *testing.T) {
+func TestHostMeetsBinding(t *testing.T) { family.Each(t, testHostMeetsBinding) }
+
+func testHostMeetsBinding(t *testing.T, fam family.Family) {
 	for _, proto := range []string{"udp", "tcp", "icmp"} {
 		t.Run(proto, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.Opened(proto, rig.C1+":6000")
 			res := r.Egress("", packetOf(proto, rig.External+":6000", rig.Peer2+":53"))
 			ext := r.ExternalOf(proto, rig.External+":6000")
-			if ext == "" || ext == rig.External+":6000" {
+			if ext == "" || ext == fam.Text(rig.External+":6000") {
 				t.Fatalf("the host's external endpoint is %q", ext)
 			}
 			res.Translated("translated_host", packetOf(proto, ext, rig.Peer2+":53"))
@@ -95,13 +102,13 @@ func TestHostMeetsBinding(t *testing.T) {
 			}
 			r.Outside(answer).Translated("translated_host", known)
 			r.Outside(answer.With(lastHop)).Translated("translated_host", known.With(lastHop)) // it is for the host
-			if got := strings.Join(r.Bindings(), "\n"); !strings.Contains(got, proto+" host "+rig.External+":6000 "+ext+" 1") {
+			if got := strings.Join(r.Bindings(), "\n"); !strings.Contains(got, fam.Text(proto+" host "+rig.External+":6000 "+ext+" 1")) {
 				t.Errorf("bindings %s", got)
 			}
 			r.Consistent()
 			about, inside := packetOf(proto, ext, rig.Peer2+":53"), packetOf(proto, rig.External+":6000", rig.Peer2+":53")
 			r.Outside(ICMPError(router, rig.External, 3, 1, about, 0)).
-				Check(rig.Next, "translated_icmp_error", rig.FromOutside(ICMPError(router, rig.External, 3, 1, inside, 0)).Bytes())
+				Check(rig.Next, "translated_icmp_error", r.Frame(rig.FromOutside(ICMPError(router, rig.External, 3, 1, inside, 0))))
 			r.Wait(established + time.Second)
 			r.WantBindings()
 		})
@@ -109,8 +116,10 @@ func TestHostMeetsBinding(t *testing.T) {
 }
 
 // TestHostMeetsStaticBinding: the forward wins, and the host still gets through.
-func TestHostMeetsStaticBinding(t *testing.T) {
-	r := rig.New(t)
+func TestHostMeetsStaticBinding(t *testing.T) { family.Each(t, testHostMeetsStaticBinding) }
+
+func testHostMeetsStaticBinding(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.UDP, rig.External+":6000", rig.C1+":6000")
 	r.Egress("", UDP(rig.External+":6000", rig.Peer1+":53", "x"))
 	ext := r.ExternalOf("udp", rig.External+":6000")
@@ -120,8 +129,10 @@ func TestHostMeetsStaticBinding(t *testing.T) {
 }
 
 // TestHostClaimedFirst: a forward on what the host sends from is refused, and the tables agree.
-func TestHostClaimedFirst(t *testing.T) {
-	r := rig.New(t)
+func TestHostClaimedFirst(t *testing.T) { family.Each(t, testHostClaimedFirst) }
+
+func testHostClaimedFirst(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Egress("", UDP(rig.External+":6000", rig.Peer1+":53", "x")).Passed("host")
 	r.Refused(dataplane.ErrPortTaken, dataplane.UDP, "br0", rig.External+":6000", rig.C1+":6000")
 	r.Outside(UDP(rig.Peer2+":1", rig.External+":6000", "x")).Passed("host")
@@ -161,8 +172,10 @@ func TestHostConnectedSocket(t *testing.T) {
 }
 
 // TestReserveHost: what the daemon found at start; held already is no error.
-func TestReserveHost(t *testing.T) {
-	r := rig.New(t)
+func TestReserveHost(t *testing.T) { family.Each(t, testReserveHost) }
+
+func testReserveHost(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for range 2 {
 		r.Must("reserve", func() error { return r.DP.ReserveHost(dataplane.UDP, Endpoint(rig.External+":6000")) })
 	}

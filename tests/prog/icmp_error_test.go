@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -83,8 +84,10 @@ func TestErrorsOfTakenPort(t *testing.T) {
 
 // TestErrorsFromInside: about what came in; the outer source becomes the external address (RFC 5508 REQ-5),
 // a router's behind the container too.
-func TestErrorsFromInside(t *testing.T) {
-	r := rig.New(t)
+func TestErrorsFromInside(t *testing.T) { family.Each(t, testErrorsFromInside) }
+
+func testErrorsFromInside(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, f := range []struct{ opening, came, inside Spec }{
 		{UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.Peer1+":53", rig.External+":2000", "answer"), UDP(rig.Peer1+":53", rig.C1+":2000", "answer")},
 		{TCP(rig.C1+":2000", rig.Peer1+":80", "S", ""), TCP(rig.Peer1+":80", rig.External+":2000", "PA", "data"), TCP(rig.Peer1+":80", rig.C1+":2000", "PA", "data")},
@@ -104,8 +107,10 @@ func TestErrorsFromInside(t *testing.T) {
 }
 
 // TestErrorsHairpinned: RFC 5508 REQ-7.
-func TestErrorsHairpinned(t *testing.T) {
-	r := rig.New(t)
+func TestErrorsHairpinned(t *testing.T) { family.Each(t, testErrorsHairpinned) }
+
+func testErrorsHairpinned(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":1001", rig.Peer1+":1", "x"))
 	r.From("p2", UDP(rig.C2+":2001", rig.External+":1001", "hello"))
 	about, known := UDP(rig.External+":2001", rig.C1+":1001", "hello"), UDP(rig.C2+":2001", rig.External+":1001", "hello")
@@ -192,8 +197,10 @@ func TestErrorExtension(t *testing.T) {
 }
 
 // TestErrorsOfNoSession: from outside the host's to judge, from inside dropped (RFC 5508 REQ-4, REQ-5).
-func TestErrorsOfNoSession(t *testing.T) {
-	r := rig.New(t)
+func TestErrorsOfNoSession(t *testing.T) { family.Each(t, testErrorsOfNoSession) }
+
+func testErrorsOfNoSession(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
 	for name, about := range map[string]Spec{
 		"OtherPort":   UDP(rig.External+":2001", rig.Peer1+":53", "x"),

@@ -7,14 +7,17 @@ import (
 	"testing"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestImport: a connection that lived in netfilter's NAT goes on in both directions with the same external endpoint,
 // whichever side sends first, and what the endpoint opens anew has the same mapping.
-func TestImport(t *testing.T) {
-	r := rig.New(t)
+func TestImport(t *testing.T) { family.Each(t, testImport) }
+
+func testImport(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.MustImport(dataplane.TCP, "established", rig.C1+":2000", rig.External+":2000", rig.Peer1+":80")
 	r.MustImport(dataplane.UDP, "", rig.C1+":2000", rig.External+":3333", rig.Peer1+":53")
 	r.MustImport(dataplane.UDP, "", rig.C1+":2000", rig.External+":3333", rig.Peer1+":53") // again
@@ -32,8 +35,10 @@ func TestImport(t *testing.T) {
 
 // TestImportSymmetric: netfilter had given one endpoint two mappings: each session keeps its own until it ends, and the
 // first one is the binding.
-func TestImportSymmetric(t *testing.T) {
-	r := rig.New(t)
+func TestImportSymmetric(t *testing.T) { family.Each(t, testImportSymmetric) }
+
+func testImportSymmetric(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.MustImport(dataplane.UDP, "", rig.C1+":2000", rig.External+":2000", rig.Peer1+":53")
 	r.MustImport(dataplane.UDP, "", rig.C1+":2000", rig.External+":1024", rig.Peer2+":53")
 	r.Out(UDP(rig.C1+":2000", rig.Peer2+":53", "x"), UDP(rig.External+":1024", rig.Peer2+":53", "x"))
@@ -48,8 +53,10 @@ func TestImportSymmetric(t *testing.T) {
 }
 
 // TestImportPublished: a client's connection to a published port, which is a static binding by now.
-func TestImportPublished(t *testing.T) {
-	r := rig.New(t)
+func TestImportPublished(t *testing.T) { family.Each(t, testImportPublished) }
+
+func testImportPublished(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.TCP, rig.External+":8080", rig.C1+":80")
 	r.MustImport(dataplane.TCP, "established", rig.C1+":80", rig.External+":8080", rig.Peer1+":999")
 	r.In(TCP(rig.Peer1+":999", rig.External+":8080", "A", "q"), TCP(rig.Peer1+":999", rig.C1+":80", "A", "q"))
@@ -58,8 +65,10 @@ func TestImportPublished(t *testing.T) {
 }
 
 // TestImportRefused: nothing half done.
-func TestImportRefused(t *testing.T) {
-	r := rig.New(t)
+func TestImportRefused(t *testing.T) { family.Each(t, testImportRefused) }
+
+func testImportRefused(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C2+":2000", rig.Peer1+":1", "x")) // holds external port 2000
 	r.Egress("", UDP(rig.External+":3000", rig.Peer1+":53", "x"))
 	for name, c := range map[string]struct {
@@ -85,8 +94,10 @@ func TestImportRefused(t *testing.T) {
 }
 
 // TestPublishOverDynamic: a container has sent from a port before it was published: the binding becomes the static one.
-func TestPublishOverDynamic(t *testing.T) {
-	r := rig.New(t)
+func TestPublishOverDynamic(t *testing.T) { family.Each(t, testPublishOverDynamic) }
+
+func testPublishOverDynamic(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":80", rig.Peer1+":53", "x"))
 	ext := r.ExternalOf("udp", rig.C1+":80")
 	r.Forget()
@@ -102,8 +113,10 @@ func TestPublishOverDynamic(t *testing.T) {
 }
 
 // TestPublishOverHost: Docker's own NAT has answered from the port before conenat had it.
-func TestPublishOverHost(t *testing.T) {
-	r := rig.New(t)
+func TestPublishOverHost(t *testing.T) { family.Each(t, testPublishOverHost) }
+
+func testPublishOverHost(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Egress("br0", UDP(rig.External+":80", rig.Peer1+":9", "x").With(routed)).Passed("host")
 	r.Refused(dataplane.ErrPortTaken, dataplane.UDP, "br0", rig.External+":80", rig.C1+":80")
 	r.Must("publish", func() error {
@@ -118,8 +131,10 @@ func TestPublishOverHost(t *testing.T) {
 
 // TestPublishedTakesTheIndex: what an endpoint opens after it was published leaves as what is published; what it had opened
 // before goes on.
-func TestPublishedTakesTheIndex(t *testing.T) {
-	r := rig.New(t)
+func TestPublishedTakesTheIndex(t *testing.T) { family.Each(t, testPublishedTakesTheIndex) }
+
+func testPublishedTakesTheIndex(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(UDP(rig.C1+":80", rig.Peer1+":53", "x"))
 	was := r.ExternalOf("udp", rig.C1+":80")
 	r.Publish(dataplane.UDP, rig.External+":8080", rig.C1+":80")
@@ -133,8 +148,10 @@ func TestPublishedTakesTheIndex(t *testing.T) {
 }
 
 // TestForwardsIndexed: of two static bindings of one endpoint the first is what it sends by; when that goes, the other.
-func TestForwardsIndexed(t *testing.T) {
-	r := rig.New(t)
+func TestForwardsIndexed(t *testing.T) { family.Each(t, testForwardsIndexed) }
+
+func testForwardsIndexed(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.UDP, rig.External+":8080", rig.C1+":80")
 	r.Forward("br0", dataplane.UDP, rig.External+":8081", rig.C1+":80")
 	r.Out(UDP(rig.C1+":80", rig.Peer1+":1", "x"), UDP(rig.External+":8080", rig.Peer1+":1", "x"))
@@ -148,8 +165,10 @@ func TestForwardsIndexed(t *testing.T) {
 
 // TestPublishOverAnother: the port of another container's binding is published: new clients reach the service, what the
 // other one has opened goes on from the same endpoint, and what it opens anew gets another.
-func TestPublishOverAnother(t *testing.T) {
-	r := rig.New(t)
+func TestPublishOverAnother(t *testing.T) { family.Each(t, testPublishOverAnother) }
+
+func testPublishOverAnother(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(TCP(rig.C1+":32770", rig.Peer1+":80", "S", ""))
 	r.Forget()
 	r.Publish(dataplane.TCP, rig.External+":32770", rig.C2+":80")
@@ -163,7 +182,7 @@ func TestPublishOverAnother(t *testing.T) {
 	}
 	r.Wait(7441 * 1e9)
 	for _, e := range r.Events() {
-		if line := rig.EventLine(e); line == "binding.expired tcp br0 "+rig.C1+":32770 "+rig.External+":32770" {
+		if line := rig.EventLine(e); line == fam.Text("binding.expired tcp br0 "+rig.C1+":32770 "+rig.External+":32770") {
 			t.Errorf("told twice: %s", line)
 		}
 	}
@@ -178,8 +197,10 @@ func TestPublishOverAnother(t *testing.T) {
 }
 
 // TestPublishIntoAFullTable: a port that cannot be published is nobody's but his who has it.
-func TestPublishIntoAFullTable(t *testing.T) {
-	r := rig.New(t, rig.WithTables(16, 2))
+func TestPublishIntoAFullTable(t *testing.T) { family.Each(t, testPublishIntoAFullTable) }
+
+func testPublishIntoAFullTable(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithTables(16, 2))
 	r.Inside(TCP(rig.C1+":2000", rig.Peer1+":80", "S", ""))
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
 	r.Egress("", TCP(rig.External+":3000", rig.Peer1+":80", "S", "")).Passed("host")
@@ -201,8 +222,10 @@ func TestPublishIntoAFullTable(t *testing.T) {
 
 // TestForwardOfItsOwnInAFullTable: a binding towards one remote address becomes the static one, which is its host's towards every
 // remote, also where there is no place for one more.
-func TestForwardOfItsOwnInAFullTable(t *testing.T) {
-	r := rig.New(t, rig.WithTables(16, 2), rig.WithMapping(dataplane.AddressDependent))
+func TestForwardOfItsOwnInAFullTable(t *testing.T) { family.Each(t, testForwardOfItsOwnInAFullTable) }
+
+func testForwardOfItsOwnInAFullTable(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithTables(16, 2), rig.WithMapping(dataplane.AddressDependent))
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
 	r.Inside(UDP(rig.C1+":2001", rig.Peer1+":53", "x"))
 	r.Forward("br0", dataplane.UDP, rig.External+":2000", rig.C1+":2000")
@@ -212,8 +235,10 @@ func TestForwardOfItsOwnInAFullTable(t *testing.T) {
 
 // TestImportAfterMasquerade: packets of the flow have passed the egress hook under masquerade before it was imported; a
 // port of the host's own is not taken.
-func TestImportAfterMasquerade(t *testing.T) {
-	r := rig.New(t)
+func TestImportAfterMasquerade(t *testing.T) { family.Each(t, testImportAfterMasquerade) }
+
+func testImportAfterMasquerade(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Egress("br0", UDP(rig.External+":2000", rig.Peer1+":53", "x").With(routed)).Passed("host")
 	r.MustImport(dataplane.UDP, "", rig.C1+":2000", rig.External+":2000", rig.Peer1+":53")
 	r.Out(UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.External+":2000", rig.Peer1+":53", "x"))
@@ -226,8 +251,10 @@ func TestImportAfterMasquerade(t *testing.T) {
 }
 
 // TestPathStackBetweenNetworks: on the stack path the host's rules see what goes from one network to another.
-func TestPathStackBetweenNetworks(t *testing.T) {
-	r := rig.New(t)
+func TestPathStackBetweenNetworks(t *testing.T) { family.Each(t, testPathStackBetweenNetworks) }
+
+func testPathStackBetweenNetworks(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.TakePath(true)
 	r.Publish(dataplane.UDP, rig.External+":8080", rig.C1+":80")
 	r.From("q1", UDP(rig.Other+":9", rig.External+":8080", "x")).Passed("stack")
@@ -236,24 +263,30 @@ func TestPathStackBetweenNetworks(t *testing.T) {
 }
 
 // TestAlreadyTranslated: netfilter still translates a connection that was taken over, just as its session would.
-func TestAlreadyTranslated(t *testing.T) {
-	r := rig.New(t)
+func TestAlreadyTranslated(t *testing.T) { family.Each(t, testAlreadyTranslated) }
+
+func testAlreadyTranslated(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.MustImport(dataplane.UDP, "", rig.C1+":2000", rig.External+":2000", rig.Peer1+":53")
 	r.Egress("br0", UDP(rig.External+":2000", rig.Peer1+":53", "x").With(routed)).Passed("translated")
 	r.WantBindings("udp br0 " + rig.C1 + ":2000 " + rig.External + ":2000 1")
 }
 
 // TestHostConnectionBeforeBinding: a connection of the host's that was there before a binding got its port goes on.
-func TestHostConnectionBeforeBinding(t *testing.T) {
-	r := rig.New(t)
+func TestHostConnectionBeforeBinding(t *testing.T) { family.Each(t, testHostConnectionBeforeBinding) }
+
+func testHostConnectionBeforeBinding(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.MustImport(dataplane.TCP, "established", rig.C1+":2000", rig.External+":2000", rig.Peer1+":80")
 	r.Egress("", TCP(rig.External+":2000", rig.Peer2+":80", "A", "x")).Passed("host")
 	r.WantBindings("tcp br0 " + rig.C1 + ":2000 " + rig.External + ":2000 1")
 }
 
 // TestReservationRenewed: what the host still holds stays its.
-func TestReservationRenewed(t *testing.T) {
-	r := rig.New(t)
+func TestReservationRenewed(t *testing.T) { family.Each(t, testReservationRenewed) }
+
+func testReservationRenewed(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for range 3 {
 		r.Must("reserve", func() error { return r.DP.ReserveHost(dataplane.UDP, Endpoint(rig.External+":6000")) })
 		r.Wait(200 * 1e9)
@@ -265,8 +298,10 @@ func TestReservationRenewed(t *testing.T) {
 
 // TestImportOverReservation: what was reserved for a connection of another NAT's is its own again when the connection
 // turns out to be a container's, whose network the daemon did not know at the time. What a socket of the host holds is not.
-func TestImportOverReservation(t *testing.T) {
-	r := rig.New(t)
+func TestImportOverReservation(t *testing.T) { family.Each(t, testImportOverReservation) }
+
+func testImportOverReservation(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	other, socket := Endpoint(rig.External+":6000"), Endpoint(rig.External+":6001")
 	r.Must("reserve", func() error {
 		return errors.Join(r.DP.ReserveForwarded(dataplane.UDP, other), r.DP.ReserveHost(dataplane.UDP, socket),

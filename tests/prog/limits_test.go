@@ -10,6 +10,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -64,7 +65,9 @@ func wantUsed(r *rig.Rig, all string, hosts map[string]string) {
 
 // TestLimitOfPorts: a host, or its network, gets as many as the limit says (RFC 6888 REQ-4), of all protocols together; then it
 // is refused and told, what it has goes on, and what ends makes room.
-func TestLimitOfPorts(t *testing.T) {
+func TestLimitOfPorts(t *testing.T) { family.Each(t, testLimitOfPorts) }
+
+func testLimitOfPorts(t *testing.T, fam family.Family) {
 	for name, c := range map[string]struct {
 		limits dataplane.Limits
 		reason string
@@ -75,7 +78,7 @@ func TestLimitOfPorts(t *testing.T) {
 		"Both":    {dataplane.Limits{HostPorts: 3, NetworkPorts: 3}, "network_ports", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t, limited(c.limits))
+			r := rig.New(t, rig.In(fam), limited(c.limits))
 			for _, proto := range []string{"udp", "tcp", "icmp"} {
 				r.Opened(proto, rig.C1+":5000")
 			}
@@ -104,7 +107,9 @@ func TestLimitOfPorts(t *testing.T) {
 
 // TestLimitOfSessions: the same for sessions (REQ-5), from whichever side they are opened. The host whose packet opens a session
 // has it; a hairpin's is the sender's.
-func TestLimitOfSessions(t *testing.T) {
+func TestLimitOfSessions(t *testing.T) { family.Each(t, testLimitOfSessions) }
+
+func testLimitOfSessions(t *testing.T, fam family.Family) {
 	for name, c := range map[string]struct {
 		limits dataplane.Limits
 		reason string
@@ -113,7 +118,7 @@ func TestLimitOfSessions(t *testing.T) {
 		"Network": {dataplane.Limits{NetworkSessions: 3}, "network_sessions"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t, limited(c.limits), rig.WithFiltering(dataplane.EndpointIndependent))
+			r := rig.New(t, rig.In(fam), limited(c.limits), rig.WithFiltering(dataplane.EndpointIndependent))
 			r.Opened("udp", rig.C1+":5000")
 			r.In(UDP(rig.Peer2+":1", rig.External+":5000", "x"), UDP(rig.Peer2+":1", rig.C1+":5000", "x"))
 			r.Opened("tcp", rig.C1+":5000")
@@ -135,8 +140,10 @@ func TestLimitOfSessions(t *testing.T) {
 }
 
 // TestUsage: what counts for whom.
-func TestUsage(t *testing.T) {
-	r := rig.New(t, limited(dataplane.Limits{HostPorts: 2}))
+func TestUsage(t *testing.T) { family.Each(t, testUsage) }
+
+func testUsage(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), limited(dataplane.Limits{HostPorts: 2}))
 	r.Opened("udp", rig.C1+":5000")
 	r.Opened("udp", rig.C2+":5000")
 	r.Subtest("Hairpin", func() {
@@ -180,8 +187,10 @@ func TestUsage(t *testing.T) {
 }
 
 // TestLimitsChange: live, up and down: who has more than a lower limit keeps it, and gets none.
-func TestLimitsChange(t *testing.T) {
-	r := rig.New(t)
+func TestLimitsChange(t *testing.T) { family.Each(t, testLimitsChange) }
+
+func testLimitsChange(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for i := range 4 {
 		r.Opened("udp", fmt.Sprintf("%s:%d", rig.C1, 5000+i))
 	}
@@ -197,8 +206,10 @@ func TestLimitsChange(t *testing.T) {
 }
 
 // TestRemovedNetworkUsesNothing: nor does the one that gets its place in the tables.
-func TestRemovedNetworkUsesNothing(t *testing.T) {
-	r := rig.New(t)
+func TestRemovedNetworkUsesNothing(t *testing.T) { family.Each(t, testRemovedNetworkUsesNothing) }
+
+func testRemovedNetworkUsesNothing(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.From("q1", UDP(rig.Other+":5000", rig.Peer1+":1", "x"))
 	r.Must("remove br1", func() error {
 		for _, dev := range []string{"q1", "br1"} {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/rig"
@@ -43,6 +44,7 @@ func mapped(r *rig.Rig, proto, internal, remote string) string {
 	if proto == "icmp" {
 		remote = Endpoint(remote).Addr().String() + ":0"
 	}
+	internal, remote = r.Family.Text(internal), r.Family.Text(remote)
 	for _, s := range r.Sessions() {
 		if f := strings.Fields(s); f[0] == proto && f[1] == internal && f[3] == remote {
 			return f[2]
@@ -81,6 +83,7 @@ func mappings(r *rig.Rig) (out []string) {
 
 func wantMappings(r *rig.Rig, want ...string) {
 	r.T.Helper()
+	want = r.Family.Texts(want...)
 	slices.Sort(want)
 	if diff := gocmp.Diff(want, mappings(r)); diff != "" {
 		r.T.Errorf("mappings (-want +got):\n%s", diff)
@@ -90,11 +93,13 @@ func wantMappings(r *rig.Rig, want ...string) {
 
 // TestMapping: towards which remotes an internal endpoint has one external endpoint (RFC 4787 section 4.1), whatever the
 // filtering is. Each is of its own, the answers come in by it, and again it is the same.
-func TestMapping(t *testing.T) {
+func TestMapping(t *testing.T) { family.Each(t, testMapping) }
+
+func testMapping(t *testing.T, fam family.Family) {
 	for _, mapping := range behaviors {
 		for _, filtering := range behaviors {
 			t.Run(mapping.String()+"/"+filtering.String(), func(t *testing.T) {
-				r := rig.New(t, rig.WithMapping(mapping), rig.WithFiltering(filtering))
+				r := rig.New(t, rig.In(fam), rig.WithMapping(mapping), rig.WithFiltering(filtering))
 				for _, proto := range []string{"udp", "tcp", "icmp"} {
 					r.Subtest(proto, func() { mapsTowards(r, proto, mapping) })
 				}
@@ -123,7 +128,7 @@ func mapsTowards(r *rig.Rig, proto string, mapping dataplane.Behavior) {
 			}
 		}
 	}
-	if left[0] != rig.External+":20000" {
+	if left[0] != r.Family.Text(rig.External+":20000") {
 		r.T.Errorf("the first one is %s: its port is not preserved", left[0])
 	}
 	for i, to := range towards {
@@ -146,11 +151,13 @@ func answerOf(proto, remote, to string) Spec {
 }
 
 // TestMappingFiltered: whom a binding admits is a matter of what was sent by it, not by the endpoint's other bindings.
-func TestMappingFiltered(t *testing.T) {
+func TestMappingFiltered(t *testing.T) { family.Each(t, testMappingFiltered) }
+
+func testMappingFiltered(t *testing.T, fam family.Family) {
 	const stranger = "203.0.113.77:5"
 	for _, filtering := range behaviors {
 		t.Run(filtering.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithMapping(apd), rig.WithFiltering(filtering))
+			r := rig.New(t, rig.In(fam), rig.WithMapping(apd), rig.WithFiltering(filtering))
 			for _, proto := range []string{"udp", "tcp"} {
 				first, second := sends(r, proto, rig.C1+":20000", rig.Peer1+":9"), sends(r, proto, rig.C1+":20000", rig.Peer2+":9")
 				for _, c := range []struct {
@@ -193,8 +200,10 @@ func TestMappingPerProtocol(t *testing.T) {
 
 // TestMappingPorts: the first binding of an endpoint preserves the port; its others have random ones of the same parity and
 // range (RFC 4787 REQ-3 and REQ-4), and none when none is left.
-func TestMappingPorts(t *testing.T) {
-	r := rig.New(t, rig.WithMapping(apd), rig.WithPorts(40000, 40007))
+func TestMappingPorts(t *testing.T) { family.Each(t, testMappingPorts) }
+
+func testMappingPorts(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithMapping(apd), rig.WithPorts(40000, 40007))
 	for _, internal := range []uint16{40003, 500} {
 		var got []uint16
 		for i := range 4 {
@@ -216,10 +225,12 @@ func TestMappingPorts(t *testing.T) {
 }
 
 // TestMappingExpires: each binding ends with its own sessions, and the others go on. Events name what it depended on.
-func TestMappingExpires(t *testing.T) {
+func TestMappingExpires(t *testing.T) { family.Each(t, testMappingExpires) }
+
+func testMappingExpires(t *testing.T, fam family.Family) {
 	for _, mapping := range []dataplane.Behavior{ad, apd} {
 		t.Run(mapping.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithMapping(mapping))
+			r := rig.New(t, rig.In(fam), rig.WithMapping(mapping))
 			port := map[dataplane.Behavior]string{ad: ":0", apd: ":9"}[mapping]
 			first := sends(r, "udp", rig.C1+":20000", rig.Peer1+":9")
 			r.WantEvents("binding.created udp br0 "+rig.C1+":20000 "+first+" towards "+rig.Peer1+port, "session.created *")
@@ -244,11 +255,13 @@ func TestMappingExpires(t *testing.T) {
 
 // TestMappingStatic: a static binding is its host's towards every remote, whatever the mapping is; what was opened before
 // goes on as it was.
-func TestMappingStatic(t *testing.T) {
+func TestMappingStatic(t *testing.T) { family.Each(t, testMappingStatic) }
+
+func testMappingStatic(t *testing.T, fam family.Family) {
 	const internal, published = rig.C1 + ":80", rig.External + ":8080"
 	for _, mapping := range []dataplane.Behavior{ad, apd} {
 		t.Run(mapping.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithMapping(mapping))
+			r := rig.New(t, rig.In(fam), rig.WithMapping(mapping))
 			before := sends(r, "udp", internal, rig.Peer1+":1")
 			r.Forward("br0", dataplane.UDP, published, internal)
 			r.Forward("br0", dataplane.UDP, rig.External+":8081", internal)
@@ -267,7 +280,7 @@ func TestMappingStatic(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.Must("index", r.DP.IndexForwards)
-			if got := sends(r, "udp", internal, rig.Peer2+":2"); got != rig.External+":8081" {
+			if got := sends(r, "udp", internal, rig.Peer2+":2"); got != fam.Text(rig.External+":8081") {
 				t.Errorf("from %s, want the other static binding's", got)
 			}
 			if err := r.RemoveForward(dataplane.UDP, rig.External+":8081"); err != nil {
@@ -284,11 +297,13 @@ func TestMappingStatic(t *testing.T) {
 
 // TestMappingBecomesStatic: the very binding is made static: it is its host's towards every remote from then on, and no more
 // when it is removed.
-func TestMappingBecomesStatic(t *testing.T) {
+func TestMappingBecomesStatic(t *testing.T) { family.Each(t, testMappingBecomesStatic) }
+
+func testMappingBecomesStatic(t *testing.T, fam family.Family) {
 	const internal = rig.C1 + ":80"
 	for _, mapping := range []dataplane.Behavior{ad, apd} {
 		t.Run(mapping.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithMapping(mapping))
+			r := rig.New(t, rig.In(fam), rig.WithMapping(mapping))
 			one, two := sends(r, "udp", internal, rig.Peer1+":1"), sends(r, "udp", internal, rig.Peer2+":1")
 			r.Forget()
 			r.Forward("br0", dataplane.UDP, two, internal)
@@ -315,11 +330,13 @@ func TestMappingBecomesStatic(t *testing.T) {
 }
 
 // TestMappingPublished: a published port is what its container sends from, also towards those to whom it has bindings.
-func TestMappingPublished(t *testing.T) {
-	r := rig.New(t, rig.WithMapping(ad))
+func TestMappingPublished(t *testing.T) { family.Each(t, testMappingPublished) }
+
+func testMappingPublished(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithMapping(ad))
 	was := sends(r, "tcp", rig.C1+":80", rig.Peer1+":1")
 	r.Publish(dataplane.TCP, rig.External+":8080", rig.C1+":80")
-	if got := sends(r, "tcp", rig.C1+":80", rig.Peer1+":2"); got != rig.External+":8080" {
+	if got := sends(r, "tcp", rig.C1+":80", rig.Peer1+":2"); got != fam.Text(rig.External+":8080") {
 		t.Errorf("from %s", got)
 	}
 	if got := sends(r, "tcp", rig.C1+":80", rig.Peer1+":1"); got != was {
@@ -339,7 +356,9 @@ func TestMappingPublished(t *testing.T) {
 
 // TestMappingChanges: live; sessions and their bindings go on as they are, what is opened from then on is as the new mapping
 // has it.
-func TestMappingChanges(t *testing.T) {
+func TestMappingChanges(t *testing.T) { family.Each(t, testMappingChanges) }
+
+func testMappingChanges(t *testing.T, fam family.Family) {
 	const internal = rig.C1 + ":20000"
 	for _, from := range behaviors {
 		for _, to := range behaviors {
@@ -347,7 +366,7 @@ func TestMappingChanges(t *testing.T) {
 				continue
 			}
 			t.Run(from.String()+"/"+to.String(), func(t *testing.T) {
-				r := rig.New(t, rig.WithMapping(from))
+				r := rig.New(t, rig.In(fam), rig.WithMapping(from))
 				first, second := sends(r, "udp", internal, rig.Peer1+":1"), sends(r, "udp", internal, rig.Peer2+":1")
 				r.Behave(to, ad)
 				for remote, was := range map[string]string{rig.Peer1 + ":1": first, rig.Peer2 + ":1": second} {
@@ -364,7 +383,7 @@ func TestMappingChanges(t *testing.T) {
 				r.Consistent()
 				r.Wait(301 * time.Second)
 				r.Must("index", r.DP.IndexForwards)
-				if got := sends(r, "udp", internal, rig.Peer1+":4"); got != rig.External+":5060" {
+				if got := sends(r, "udp", internal, rig.Peer1+":4"); got != fam.Text(rig.External+":5060") {
 					t.Errorf("from %s, and the static binding is the only one left", got)
 				}
 				r.Consistent()
@@ -375,10 +394,12 @@ func TestMappingChanges(t *testing.T) {
 
 // TestMappingHairpin: a hairpin's sender has a binding towards the external endpoint that it sends to, as towards any remote
 // (RFC 4787 REQ-9a); answers go back by the same two.
-func TestMappingHairpin(t *testing.T) {
+func TestMappingHairpin(t *testing.T) { family.Each(t, testMappingHairpin) }
+
+func testMappingHairpin(t *testing.T, fam family.Family) {
 	for _, mapping := range []dataplane.Behavior{ad, apd} {
 		t.Run(mapping.String(), func(t *testing.T) {
-			r := rig.New(t, rig.WithMapping(mapping))
+			r := rig.New(t, rig.In(fam), rig.WithMapping(mapping))
 			one, two := sends(r, "udp", rig.C1+":1001", rig.Peer1+":1"), sends(r, "udp", rig.C1+":1003", rig.Peer1+":1")
 			sends(r, "udp", rig.C2+":2001", rig.Peer1+":1")
 			hairpins := func(dev, from, to, receiver string) string {
@@ -388,7 +409,7 @@ func TestMappingHairpin(t *testing.T) {
 				return external
 			}
 			first := hairpins("p2", rig.C2+":2001", one, rig.C1+":1001")
-			if first == rig.External+":2001" {
+			if first == fam.Text(rig.External+":2001") {
 				t.Error("towards a hairpin from what is towards the peer")
 			}
 			if second := hairpins("p2", rig.C2+":2001", two, rig.C1+":1003"); (second == first) != (mapping == ad) {
@@ -408,8 +429,10 @@ func TestMappingHairpin(t *testing.T) {
 }
 
 // TestMappingHairpinToItself: sender and receiver are one binding: what is towards the external address leads back to itself.
-func TestMappingHairpinToItself(t *testing.T) {
-	r := rig.New(t, rig.WithMapping(ad))
+func TestMappingHairpinToItself(t *testing.T) { family.Each(t, testMappingHairpinToItself) }
+
+func testMappingHairpinToItself(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithMapping(ad))
 	sends(r, "udp", rig.C2+":2001", rig.Peer1+":1")
 	r.From("p1", UDP(rig.C1+":1001", rig.External+":2001", "x"))
 	own := mapped(r, "udp", rig.C1+":1001", rig.External+":2001")
@@ -422,9 +445,11 @@ func TestMappingHairpinToItself(t *testing.T) {
 
 // TestMappingImport: another NAT's sessions go on from the external endpoints that they have; what is opened anew is as the
 // mapping has it, and takes an imported one towards the same remote.
-func TestMappingImport(t *testing.T) {
+func TestMappingImport(t *testing.T) { family.Each(t, testMappingImport) }
+
+func testMappingImport(t *testing.T, fam family.Family) {
 	const internal = rig.C1 + ":2000"
-	r := rig.New(t, rig.WithMapping(apd))
+	r := rig.New(t, rig.In(fam), rig.WithMapping(apd))
 	for remote, external := range map[string]string{rig.Peer1 + ":53": ":2000", rig.Peer2 + ":53": ":1024"} {
 		r.MustImport(dataplane.UDP, "", internal, rig.External+external, remote)
 	}
@@ -435,11 +460,11 @@ func TestMappingImport(t *testing.T) {
 	}
 	wantMappings(r, internal+" "+rig.External+":2000 "+rig.Peer1+":53 2", internal+" "+rig.External+":1024 "+rig.Peer2+":53 1")
 	r.Behave(ad, ad)
-	if got := sends(r, "udp", internal, rig.Peer1+":99"); got == rig.External+":2000" {
+	if got := sends(r, "udp", internal, rig.Peer1+":99"); got == fam.Text(rig.External+":2000") {
 		t.Errorf("towards an address from what is towards an endpoint of it: %s", got)
 	}
 	r.MustImport(dataplane.TCP, "established", internal, rig.External+":3000", rig.Peer1+":80")
-	if got := sends(r, "tcp", internal, rig.Peer1+":81"); got != rig.External+":3000" {
+	if got := sends(r, "tcp", internal, rig.Peer1+":81"); got != fam.Text(rig.External+":3000") {
 		t.Errorf("beside an imported connection with that address from %s", got)
 	}
 	r.Consistent()
@@ -448,12 +473,14 @@ func TestMappingImport(t *testing.T) {
 }
 
 // TestMappingHost: the host's own packets have no network to ask: endpoint-independent.
-func TestMappingHost(t *testing.T) {
-	r := rig.New(t, rig.WithMapping(apd))
+func TestMappingHost(t *testing.T) { family.Each(t, testMappingHost) }
+
+func testMappingHost(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithMapping(apd))
 	sends(r, "udp", rig.C1+":5000", rig.Peer1+":1")
 	r.Egress("", UDP(rig.External+":5000", rig.Peer1+":2", "x"))
 	own := mapped(r, "udp", rig.External+":5000", rig.Peer1+":2")
-	if own == rig.External+":5000" {
+	if own == fam.Text(rig.External+":5000") {
 		t.Errorf("the host sends from a container's %s", own)
 	}
 	r.Egress("", UDP(rig.External+":5000", rig.Peer2+":3", "x")).Translated("translated_host", UDP(own, rig.Peer2+":3", "x"))
@@ -461,9 +488,11 @@ func TestMappingHost(t *testing.T) {
 }
 
 // TestMappingStackPath: at egress, on the kernel's way, it is the same.
-func TestMappingStackPath(t *testing.T) {
+func TestMappingStackPath(t *testing.T) { family.Each(t, testMappingStackPath) }
+
+func testMappingStackPath(t *testing.T, fam family.Family) {
 	const internal = rig.C1 + ":2000"
-	r := rig.New(t, rig.WithMapping(apd))
+	r := rig.New(t, rig.In(fam), rig.WithMapping(apd))
 	r.TakePath(true)
 	var left []string
 	for _, to := range towards {

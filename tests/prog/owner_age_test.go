@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 )
 
@@ -26,7 +27,9 @@ func sinceBoot(t *testing.T) time.Duration {
 
 // TestOwnerEndsOlder: bindings of an address that nobody was known to have end when it gets an owner that is younger. One
 // that may be the owner's own stays, and so do those of an owner of whom something else has changed, and an operator's.
-func TestOwnerEndsOlder(t *testing.T) {
+func TestOwnerEndsOlder(t *testing.T) { family.Each(t, testOwnerEndsOlder) }
+
+func testOwnerEndsOlder(t *testing.T, fam family.Family) {
 	tests := []struct {
 		name  string
 		age   time.Duration // of the owner; 0: not known
@@ -40,7 +43,7 @@ func TestOwnerEndsOlder(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			if !tt.first {
 				r.Owner(rig.C1, "p1", nil)
 			}

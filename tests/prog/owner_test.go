@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 )
 
@@ -101,15 +102,17 @@ func TestOwnerLeaves(t *testing.T) {
 		owners, err = r.DP.Owners()
 		return err
 	})
-	if len(owners) != 1 || owners[0].Address.String() != rig.C2 || owners[0].Port != r.Ports["p2"] || owners[0].ID != 7 {
+	if len(owners) != 1 || owners[0].Address.String() != r.Family.Text(rig.C2) || owners[0].Port != r.Ports["p2"] || owners[0].ID != 7 {
 		t.Errorf("owners %+v", owners)
 	}
 }
 
 // TestOwnerExcluded: an inside host that is left to the host's NAT goes the kernel's way, out and by hairpin, with all
 // its fragments and errors, and what masquerade has made of its packets is the host's.
-func TestOwnerExcluded(t *testing.T) {
-	r := rig.New(t)
+func TestOwnerExcluded(t *testing.T) { family.Each(t, testOwnerExcluded) }
+
+func testOwnerExcluded(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Owner(rig.C1, "p1", func(o *dataplane.Owner) { o.Excluded = true })
 	s := UDP(rig.C1+":2000", rig.Peer1+":53", "x")
 	r.Inside(s).Passed("excluded")
@@ -125,8 +128,10 @@ func TestOwnerExcluded(t *testing.T) {
 }
 
 // TestOwnerFiltering: a container's own filtering, beside its network's.
-func TestOwnerFiltering(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.AddressAndPortDependent))
+func TestOwnerFiltering(t *testing.T) { family.Each(t, testOwnerFiltering) }
+
+func testOwnerFiltering(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.AddressAndPortDependent))
 	r.Owner(rig.C1, "p1", func(o *dataplane.Owner) {
 		o.Filtering = &[3]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressDependent, dataplane.AddressDependent}
 	})

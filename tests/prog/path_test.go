@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -44,8 +45,10 @@ func TestPathStackForward(t *testing.T) {
 }
 
 // TestPathStackHairpin: hairpins are translated inside on this path, too.
-func TestPathStackHairpin(t *testing.T) {
-	r := rig.New(t)
+func TestPathStackHairpin(t *testing.T) { family.Each(t, testPathStackHairpin) }
+
+func testPathStackHairpin(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.TakePath(true)
 	r.Forward("br0", dataplane.UDP, rig.External+":8080", rig.C1+":80")
 	r.Hairpin("p2", UDP(rig.C2+":2001", rig.External+":8080", "hello"), UDP(rig.External+":2001", rig.C1+":80", "hello"))
@@ -72,8 +75,10 @@ func TestPathFollowed(t *testing.T) {
 
 // TestPathStackOutside: at egress the interface that the kernel has chosen counts, and a session's route is looked up
 // anew when it goes direct again.
-func TestPathStackOutside(t *testing.T) {
-	r := rig.New(t)
+func TestPathStackOutside(t *testing.T) { family.Each(t, testPathStackOutside) }
+
+func testPathStackOutside(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.TakePath(true)
 	s, out := UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.External+":2000", rig.Peer1+":53", "x")
 	r.Egress("br0", s.With(routed)).Translated("translated_stack", out.With(routed))

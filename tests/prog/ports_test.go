@@ -9,13 +9,16 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestPortPreserved: where it is free, whatever the protocol.
-func TestPortPreserved(t *testing.T) {
-	r := rig.New(t)
+func TestPortPreserved(t *testing.T) { family.Each(t, testPortPreserved) }
+
+func testPortPreserved(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, proto := range []string{"udp", "tcp", "icmp"} {
 		for _, port := range []int{1, 53, 1023, 1024, 20000, 65535} {
 			if got := r.Opened(proto, fmt.Sprintf("%s:%d", rig.C1, port)); got != port {
@@ -30,7 +33,9 @@ func TestPortPreserved(t *testing.T) {
 }
 
 // TestPortTaken: another one of the same class (RFC 4787 REQ-3a) and, for UDP, parity (REQ-4); at random.
-func TestPortTaken(t *testing.T) {
+func TestPortTaken(t *testing.T) { family.Each(t, testPortTaken) }
+
+func testPortTaken(t *testing.T, fam family.Family) {
 	for _, c := range []struct {
 		proto     string
 		port      int
@@ -38,7 +43,7 @@ func TestPortTaken(t *testing.T) {
 	}{{"udp", 500, 1, 1023}, {"udp", 501, 1, 1023}, {"tcp", 500, 1, 1023}, {"udp", 20000, 1024, 65535},
 		{"udp", 20001, 1024, 65535}, {"tcp", 20001, 1024, 65535}, {"icmp", 20000, 0, 65535}} {
 		t.Run(fmt.Sprintf("%s%d", c.proto, c.port), func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.Opened(c.proto, fmt.Sprintf("%s:%d", rig.C1, c.port))
 			seen := map[int]bool{c.port: true}
 			for i := range 20 {
@@ -65,8 +70,10 @@ func TestPortTaken(t *testing.T) {
 }
 
 // TestPortRange: the operator's range holds for ports from 1024 up, for their preservation too.
-func TestPortRange(t *testing.T) {
-	r := rig.New(t, rig.WithPorts(30000, 30099))
+func TestPortRange(t *testing.T) { family.Each(t, testPortRange) }
+
+func testPortRange(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithPorts(30000, 30099))
 	for i, port := range []int{30050, 20000, 30100, 65535, 1024} {
 		got := r.Opened("udp", fmt.Sprintf("172.17.1.%d:%d", i+1, port))
 		if got < 30000 || got > 30099 || (port == 30050 && got != port) {
@@ -83,10 +90,12 @@ func TestPortRange(t *testing.T) {
 
 // TestPortsExhausted: used to the last one (RFC 6888 REQ-13) whatever the parity, then refused and told;
 // nothing that lives is taken away, and what expires is free again.
-func TestPortsExhausted(t *testing.T) {
+func TestPortsExhausted(t *testing.T) { family.Each(t, testPortsExhausted) }
+
+func testPortsExhausted(t *testing.T, fam family.Family) {
 	for name, limits := range map[string][2]uint16{"OneWord": {40000, 40003}, "TwoWords": {40062, 40065}, "One": {40064, 40064}} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t, rig.WithPorts(limits[0], limits[1]))
+			r := rig.New(t, rig.In(fam), rig.WithPorts(limits[0], limits[1]))
 			all := int(limits[1]-limits[0]) + 1
 			used := map[int]bool{}
 			for i := range all {
@@ -111,10 +120,12 @@ func TestPortsExhausted(t *testing.T) {
 }
 
 // TestHostSocketsKeepTheirPorts: a port on which the host listens, or has an unconnected UDP socket.
-func TestHostSocketsKeepTheirPorts(t *testing.T) {
+func TestHostSocketsKeepTheirPorts(t *testing.T) { family.Each(t, testHostSocketsKeepTheirPorts) }
+
+func testHostSocketsKeepTheirPorts(t *testing.T, fam family.Family) {
 	for name, addr := range map[string]string{"ExternalAddress": rig.External, "AnyAddress": "0.0.0.0"} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t, rig.WithPorts(40000, 40003))
+			r := rig.New(t, rig.In(fam), rig.WithPorts(40000, 40003))
 			r.HostListens(addr + ":40001")
 			r.HostListens(addr + ":53")
 			for _, proto := range []string{"udp", "tcp"} {
@@ -135,8 +146,10 @@ func TestHostSocketsKeepTheirPorts(t *testing.T) {
 }
 
 // TestIdentifierTaken: ICMP identifiers are mapped as ports are (RFC 5508 REQ-1a).
-func TestIdentifierTaken(t *testing.T) {
-	r := rig.New(t)
+func TestIdentifierTaken(t *testing.T) { family.Each(t, testIdentifierTaken) }
+
+func testIdentifierTaken(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Opened("icmp", rig.C1+":7")
 	r.Opened("icmp", rig.C2+":7")
 	ext := r.ExternalOf("icmp", rig.C2+":7")
@@ -146,8 +159,10 @@ func TestIdentifierTaken(t *testing.T) {
 }
 
 // TestMappingOfTakenPort: endpoint-independent also where the port is not preserved.
-func TestMappingOfTakenPort(t *testing.T) {
-	r := rig.New(t)
+func TestMappingOfTakenPort(t *testing.T) { family.Each(t, testMappingOfTakenPort) }
+
+func testMappingOfTakenPort(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Opened("udp", rig.C1+":5000")
 	r.Opened("udp", rig.C2+":5000")
 	ext := r.ExternalOf("udp", rig.C2+":5000")
@@ -160,9 +175,11 @@ func TestMappingOfTakenPort(t *testing.T) {
 }
 
 // TestTablesFull: refused and counted; what lives goes on, and what ends makes room.
-func TestTablesFull(t *testing.T) {
+func TestTablesFull(t *testing.T) { family.Each(t, testTablesFull) }
+
+func testTablesFull(t *testing.T, fam family.Family) {
 	t.Run("Bindings", func(t *testing.T) {
-		r := rig.New(t, rig.WithSmallTables())
+		r := rig.New(t, rig.In(fam), rig.WithSmallTables())
 		for i := range 4 {
 			r.Opened("udp", fmt.Sprintf("%s:%d", rig.C1, 5000+i))
 		}
@@ -174,7 +191,7 @@ func TestTablesFull(t *testing.T) {
 		r.Consistent()
 	})
 	t.Run("Sessions", func(t *testing.T) {
-		r := rig.New(t, rig.WithSmallTables())
+		r := rig.New(t, rig.In(fam), rig.WithSmallTables())
 		for i := range 16 {
 			remote := fmt.Sprintf("%s:%d", rig.Peer1, i+1)
 			r.Out(UDP(rig.C1+":5000", remote, "x"), UDP(rig.External+":5000", remote, "x"))
@@ -191,8 +208,10 @@ func TestTablesFull(t *testing.T) {
 }
 
 // TestQuota: sessions of one binding are bounded, so that spoofed remotes cannot fill the table.
-func TestQuota(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent), rig.WithSettings(func(s *dataplane.Settings) { s.SessionsPerBinding = 3 }))
+func TestQuota(t *testing.T) { family.Each(t, testQuota) }
+
+func testQuota(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent), rig.WithSettings(func(s *dataplane.Settings) { s.SessionsPerBinding = 3 }))
 	for i := range 2 {
 		r.Inside(UDP(rig.C1+":5000", fmt.Sprintf("%s:%d", rig.Peer1, i+1), "x"))
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -112,8 +113,10 @@ func TestRefusalsByLimits(t *testing.T) {
 }
 
 // TestRefusalsOfOutsiders: only inside hosts are told (RFC 5508 REQ-8 speaks of no others).
-func TestRefusalsOfOutsiders(t *testing.T) {
-	r := rig.New(t, rig.WithSmallTables(), refusing(dataplane.RefuseHostUnreachable), rig.WithFiltering(dataplane.EndpointIndependent))
+func TestRefusalsOfOutsiders(t *testing.T) { family.Each(t, testRefusalsOfOutsiders) }
+
+func testRefusalsOfOutsiders(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithSmallTables(), refusing(dataplane.RefuseHostUnreachable), rig.WithFiltering(dataplane.EndpointIndependent))
 	openSessions(r, rig.C1+":5000", 16)
 	r.Outside(UDP(rig.Peer2+":99", rig.External+":5000", "x")).Dropped("sessions_full")
 	r.Egress("", UDP(rig.External+":5000", rig.Peer2+":99", "x")).Dropped("sessions_full") // of the host's own

@@ -9,14 +9,17 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
 // TestScannerDoesNotRefresh: under endpoint-independent filtering new remotes come in, and keep nothing alive
 // (RFC 7857 section 7).
-func TestScannerDoesNotRefresh(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+func TestScannerDoesNotRefresh(t *testing.T) { family.Each(t, testScannerDoesNotRefresh) }
+
+func testScannerDoesNotRefresh(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent))
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
 	r.Wait(200 * time.Second)
 	in := UDP(fmt.Sprintf("%s:%d", rig.Peer2, 4000), rig.External+":2000", "scan")

@@ -12,13 +12,16 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 )
 
 // TestRouteMoves: within a second the packets of a session follow the route; to an outside with another
 // address they cannot, and what opens anew has a binding there.
-func TestRouteMoves(t *testing.T) {
-	r := rig.New(t)
+func TestRouteMoves(t *testing.T) { family.Each(t, testRouteMoves) }
+
+func testRouteMoves(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	s, want := UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.External+":2000", rig.Peer1+":53", "x").Hop()
 	r.Inside(s).Translated("translated_outbound", want)
 	r.Must("another gateway", func() error { return r.DefaultBy("eth0", "198.51.100.253") })

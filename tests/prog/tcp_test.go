@@ -13,6 +13,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -69,8 +70,10 @@ var tcpSequences = []struct {
 }
 
 // TestTCPStates: every sequence passes (RFC 5382 REQ-2), and the session lives as its state says.
-func TestTCPStates(t *testing.T) {
-	r := rig.New(t)
+func TestTCPStates(t *testing.T) { family.Each(t, testTCPStates) }
+
+func testTCPStates(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, c := range tcpSequences {
 		r.Subtest(c.name, func() {
 			r.Segments(c.segments)
@@ -81,7 +84,9 @@ func TestTCPStates(t *testing.T) {
 }
 
 // TestTCPFromOutside: a connection to a static binding, the states the other way round.
-func TestTCPFromOutside(t *testing.T) {
+func TestTCPFromOutside(t *testing.T) { family.Each(t, testTCPFromOutside) }
+
+func testTCPFromOutside(t *testing.T, fam family.Family) {
 	for _, c := range []struct {
 		name, segments, state string
 		lifetime              time.Duration
@@ -92,7 +97,7 @@ func TestTCPFromOutside(t *testing.T) {
 		{"Refused", "<S >RA", "trans", closing},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.Forward("br0", dataplane.TCP, rig.TcpOutside, rig.TcpInside)
 			r.Segments(c.segments)
 			r.WantSessions("tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.TcpRemote + " " + c.state)
@@ -105,8 +110,10 @@ func TestTCPFromOutside(t *testing.T) {
 }
 
 // TestTCPRefresh: each direction keeps a session.
-func TestTCPRefresh(t *testing.T) {
-	r := rig.New(t)
+func TestTCPRefresh(t *testing.T) { family.Each(t, testTCPRefresh) }
+
+func testTCPRefresh(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Segments(">S <SA >A")
 	for _, next := range []string{">A", "<A", "<PA"} {
 		r.Wait(established - time.Minute)
@@ -133,10 +140,12 @@ func TestRSTOfIdleConnection(t *testing.T) {
 
 // TestNothingKeepsWhatIsClosed: after both sides' FIN the session ends 4 minutes later, whatever comes (RFC 6146 section
 // 3.5.2.2, V4 FIN + V6 FIN RCV), unless that is a SYN, which begins a connection of its own.
-func TestNothingKeepsWhatIsClosed(t *testing.T) {
+func TestNothingKeepsWhatIsClosed(t *testing.T) { family.Each(t, testNothingKeepsWhatIsClosed) }
+
+func testNothingKeepsWhatIsClosed(t *testing.T, fam family.Family) {
 	for name, late := range map[string]string{"ACKs": ">A <A", "FINs": ">FA <FA", "RSTs": ">R <R", "Data": ">PA <PA"} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.Segments(">S <SA >A >FA <FA")
 			r.Wait(100 * time.Second)
 			r.Segments(late)
@@ -144,14 +153,14 @@ func TestNothingKeepsWhatIsClosed(t *testing.T) {
 		})
 	}
 	t.Run("SYN", func(t *testing.T) {
-		r := rig.New(t)
+		r := rig.New(t, rig.In(fam))
 		r.Segments(">S <SA >A >FA <FA")
 		r.Wait(100 * time.Second)
 		r.Segments(">S")
 		r.LivesFor(partialOpen)
 	})
 	t.Run("Anew", func(t *testing.T) {
-		r := rig.New(t)
+		r := rig.New(t, rig.In(fam))
 		r.Segments(">S <SA >A >FA <FA")
 		r.Wait(100 * time.Second)
 		r.Segments(">S <SA >A")
@@ -190,8 +199,10 @@ func TestSimultaneousOpen(t *testing.T) {
 }
 
 // TestWindowsAreTheEndsOwn: sequence numbers and windows are not looked at: an old or wild one passes and counts as any.
-func TestWindowsAreTheEndsOwn(t *testing.T) {
-	r := rig.New(t)
+func TestWindowsAreTheEndsOwn(t *testing.T) { family.Each(t, testWindowsAreTheEndsOwn) }
+
+func testWindowsAreTheEndsOwn(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Segments(">S <SA >A")
 	wild := func(s Spec) Spec {
 		l4 := s.L4
@@ -212,7 +223,9 @@ func TestWindowsAreTheEndsOwn(t *testing.T) {
 }
 
 // TestPickUpOfImported: a connection that another NAT had goes on from what it was, in whichever way it goes on.
-func TestPickUpOfImported(t *testing.T) {
+func TestPickUpOfImported(t *testing.T) { family.Each(t, testPickUpOfImported) }
+
+func testPickUpOfImported(t *testing.T, fam family.Family) {
 	for _, c := range []struct {
 		name, was, segments, state string
 		lifetime                   time.Duration
@@ -223,7 +236,7 @@ func TestPickUpOfImported(t *testing.T) {
 		{"Reset", "established", "<R", "trans", closing},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.MustImport(dataplane.TCP, c.was, rig.TcpInside, rig.TcpOutside, rig.TcpRemote)
 			r.Segments(c.segments)
 			r.WantSessions("tcp " + rig.TcpInside + " " + rig.TcpOutside + " " + rig.TcpRemote + " " + c.state)
@@ -233,8 +246,10 @@ func TestPickUpOfImported(t *testing.T) {
 }
 
 // TestNoSession: segments that open nothing.
-func TestNoSession(t *testing.T) {
-	r := rig.New(t)
+func TestNoSession(t *testing.T) { family.Each(t, testNoSession) }
+
+func testNoSession(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, flags := range []string{"R", "RA"} {
 		r.Inside(TCP(rig.TcpInside, rig.TcpRemote, flags, "")).Dropped("tcp_no_session")
 	}
@@ -248,8 +263,10 @@ func TestNoSession(t *testing.T) {
 }
 
 // TestTCPStateEvents: each change is told once, with the new lifetime.
-func TestTCPStateEvents(t *testing.T) {
-	r := rig.New(t)
+func TestTCPStateEvents(t *testing.T) { family.Each(t, testTCPStateEvents) }
+
+func testTCPStateEvents(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Segments(">S <SA >A >PA <PA >FA <FA >A <A")
 	r.Wait(closing + time.Second)
 	r.Segments(">S <R")
@@ -270,8 +287,10 @@ func TestTCPStateEvents(t *testing.T) {
 }
 
 // TestTCPSessionsOfOneBinding: one binding, a state for each remote.
-func TestTCPSessionsOfOneBinding(t *testing.T) {
-	r := rig.New(t)
+func TestTCPSessionsOfOneBinding(t *testing.T) { family.Each(t, testTCPSessionsOfOneBinding) }
+
+func testTCPSessionsOfOneBinding(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Segments(">S <SA >A")
 	r.Out(TCP(rig.TcpInside, rig.Peer2+":80", "S", ""), TCP(rig.TcpOutside, rig.Peer2+":80", "S", ""))
 	want := []string{

@@ -14,6 +14,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -134,8 +135,10 @@ func TestOverlappingZonesAreTold(t *testing.T) {
 
 // TestOverlappingZonesHairpin: a static binding leads from one network to a host of the other that has the sender's
 // address; a dynamic one does not.
-func TestOverlappingZonesHairpin(t *testing.T) {
-	r := rig.New(t, overlapping)
+func TestOverlappingZonesHairpin(t *testing.T) { family.Each(t, testOverlappingZonesHairpin) }
+
+func testOverlappingZonesHairpin(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), overlapping)
 	for network, external := range map[string]string{"br0": rig.External + ":8000", "br1": rig.External + ":8001"} {
 		r.Forward(network, dataplane.UDP, external, rig.C1+":80")
 	}
