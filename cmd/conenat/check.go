@@ -30,6 +30,7 @@ func checkCommand(e env) *cobra.Command {
 			"The server must do RFC 5780, such as `conenat stun-server`.",
 		Example: "  conenat check --server 203.0.113.1\n" +
 			"  conenat check --server stun.example.org:3478 --lifetime 5m\n" +
+			"  conenat check --server '[2001:db8::1]:3478'    # what a NAT of IPv6 does\n" +
 			"  docker run --rm -v /usr/local/bin/conenat:/conenat:ro alpine /conenat check --server 203.0.113.1 -o json",
 		Args: cobra.NoArgs,
 	}
@@ -83,7 +84,7 @@ func parseServer(s string) (host string, port uint16, err error) {
 	return host, uint16(n), nil
 }
 
-// resolve prefers IPv4, which is what is translated.
+// resolve prefers IPv4, which is what is translated nearly everywhere; an address of IPv6 is asked by giving it.
 func resolve(ctx context.Context, host string) (netip.Addr, error) {
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {

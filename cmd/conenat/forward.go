@@ -36,7 +36,8 @@ func forwardAdd(e env, socket *string) *cobra.Command {
 		Use:   "add EXTERNAL:PORT INTERNAL:PORT",
 		Short: "Forward an external endpoint to an internal one",
 		Example: "  conenat forward add 198.51.100.1:8080 172.17.0.2:80\n" +
-			"  conenat forward add --protocol udp --network docker0 198.51.100.1:53 172.17.0.3:5353",
+			"  conenat forward add --protocol udp --network docker0 198.51.100.1:53 172.17.0.3:5353\n" +
+			"  conenat forward add '[2001:db8::1]:8080' '[fd00::2]:80'",
 		Args: cobra.ExactArgs(2),
 	}
 	cmd.Flags().StringVar(&r.Protocol, "protocol", "tcp", "`tcp|udp`")

@@ -195,6 +195,8 @@ func TestWrongUsage(t *testing.T) {
 		{"forward", "add, list or remove"},
 		{"forward bogus", "unknown command"},
 		{"forward add 198.51.100.1:80", "accepts 2 arg(s)"},
+		{"forward add 2001:db8::1:80 [fd00::2]:80", "is no endpoint"},
+		{"forward add [2001:db8::1]:80 172.17.0.2:80", "want both endpoints of IPv4, or both of IPv6"},
 		{"forward add 198.51.100.1 172.17.0.2:80", "is no endpoint"},
 		{"forward add --protocol icmp 198.51.100.1:80 172.17.0.2:80", "want tcp or udp"},
 		{"forward remove", "accepts 1 arg(s)"},

@@ -53,7 +53,7 @@ func (b *backend) AddForward(f dataplane.Forward) (api.Forward, error) {
 	return api.Forward{ID: f.Protocol.String() + "/" + f.External.String(), Network: f.Network, Active: f.OverHostSocket}, nil
 }
 func (b *backend) RemoveForward(p dataplane.Protocol, external netip.AddrPort) error {
-	if p == dataplane.TCP && external.String() == "198.51.100.1:8080" {
+	if p == dataplane.TCP && external.Port() == 8080 {
 		return nil
 	}
 	return fmt.Errorf("remove forward: %w", dataplane.ErrNotFound)
@@ -82,6 +82,10 @@ func TestStatusCodes(t *testing.T) {
 		{"add_over", "POST", "/v1/forwards", `{"protocol":"udp","network":"br0","external":"198.51.100.1:80","internal":"172.17.0.2:80","over_host_socket":true}`, 201, `"active":true`},
 		{"add_taken", "POST", "/v1/forwards", `{"external":"198.51.100.1:1","internal":"172.17.0.2:80"}`, 409, "bound already"},
 		{"add_nowhere", "POST", "/v1/forwards", `{"external":"198.51.100.1:2","internal":"172.17.0.2:80"}`, 404, "not found"},
+		{"add_IPv6", "POST", "/v1/forwards", `{"external":"[2001:db8::1]:80","internal":"[fd00::2]:80"}`, 201, `"id":"tcp/[2001:db8::1]:80"`},
+		{"add_of_two_families", "POST", "/v1/forwards", `{"external":"198.51.100.1:80","internal":"[fd00::2]:80"}`, 400, "want both endpoints of IPv4"},
+		{"add_of_a_link", "POST", "/v1/forwards", `{"external":"[fe80::1]:80","internal":"[fd00::2]:80"}`, 400, "one of a link alone"},
+		{"add_mapped", "POST", "/v1/forwards", `{"external":"[::ffff:198.51.100.1]:80","internal":"172.17.0.2:80"}`, 400, "write 198.51.100.1:80"},
 		{"add_nonsense", "POST", "/v1/forwards", `{"external":"198.51.100.1"}`, 400, "is no endpoint"},
 		{"add_icmp", "POST", "/v1/forwards", `{"protocol":"icmp","external":"198.51.100.1:2","internal":"172.17.0.2:80"}`, 400, "want tcp or udp"},
 		{"add_unknown_field", "POST", "/v1/forwards", `{"extrenal":"x"}`, 400, "unknown field"},
@@ -89,6 +93,7 @@ func TestStatusCodes(t *testing.T) {
 		{"add_nothing", "POST", "/v1/forwards", ``, 400, "read the body"},
 		{"add_large", "POST", "/v1/forwards", `{"external":"` + strings.Repeat("x", 70000) + `"}`, 413, "larger than"},
 		{"remove", "DELETE", "/v1/forwards/tcp/198.51.100.1:8080", "", 204, ""},
+		{"remove_IPv6", "DELETE", "/v1/forwards/tcp/%5B2001:db8::1%5D:8080", "", 204, ""},
 		{"remove_escaped", "DELETE", "/v1/forwards/tcp%2F198.51.100.1%3A8080", "", 204, ""},
 		{"remove_unknown", "DELETE", "/v1/forwards/udp/198.51.100.1:8080", "", 404, "not found"},
 		{"remove_nonsense", "DELETE", "/v1/forwards/8080", "", 400, "want PROTOCOL/ADDR:PORT"},

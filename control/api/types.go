@@ -344,7 +344,10 @@ func (r ForwardRequest) Forward() (dataplane.Forward, error) {
 	}
 	f.External, err2 = config.ParseEndpoint(r.External)
 	f.Internal, err3 = config.ParseEndpoint(r.Internal)
-	return f, errors.Join(err1, err2, err3)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return f, err
+	}
+	return f, config.CheckForward(f)
 }
 
 // ParseForwardID is the inverse of plan.ForwardID.
@@ -353,7 +356,7 @@ func ParseForwardID(id string) (dataplane.Protocol, netip.AddrPort, error) {
 	p, err1 := config.ParseForwardProtocol(protocol)
 	ep, err2 := config.ParseEndpoint(external)
 	if err := errors.Join(err1, err2); !found || err != nil {
-		return 0, netip.AddrPort{}, fmt.Errorf("forward %q: want PROTOCOL/ADDR:PORT, such as tcp/198.51.100.1:8080", id)
+		return 0, netip.AddrPort{}, fmt.Errorf("forward %q: want PROTOCOL/ADDR:PORT, such as tcp/198.51.100.1:8080 or tcp/[2001:db8::1]:8080", id)
 	}
 	return p, ep, nil
 }

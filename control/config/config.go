@@ -457,6 +457,11 @@ func (b *builder) forward(f Forward) (dataplane.Forward, bool) {
 	}
 	out.External = b.endpoint(f.External, "external")
 	out.Internal = b.endpoint(f.Internal, "internal")
+	if len(b.errs) == errs {
+		if err := CheckForward(out); err != nil {
+			b.refuse(f.Internal, "%w", err)
+		}
+	}
 	return out, len(b.errs) == errs
 }
 
@@ -474,20 +479,30 @@ func (b *builder) endpoint(v Value, key string) netip.AddrPort {
 
 // ParseForwardProtocol takes the protocols that have ports.
 func ParseForwardProtocol(s string) (dataplane.Protocol, error) {
-	if p, err := dataplane.ParseProtocol(s); err == nil && p != dataplane.ICMP {
+	if p, err := dataplane.ParseProtocol(s); err == nil && (p == dataplane.TCP || p == dataplane.UDP) {
 		return p, nil
 	}
 	return 0, fmt.Errorf("protocol %q cannot be forwarded: want tcp or udp", s)
 }
 
-// ParseEndpoint takes "ADDR:PORT" of IPv4, with a port that is not 0.
+// ParseEndpoint takes "ADDR:PORT" or, of IPv6, "[ADDR]:PORT", with a port that is not 0.
 func ParseEndpoint(s string) (netip.AddrPort, error) {
 	ep, err := netip.ParseAddrPort(s)
 	switch {
 	case err != nil || ep.Port() == 0 || ep.Addr().IsUnspecified():
-		return netip.AddrPort{}, fmt.Errorf("%q is no endpoint: want ADDR:PORT, such as 198.51.100.1:8080", s)
-	case !ep.Addr().Is4():
-		return netip.AddrPort{}, fmt.Errorf("endpoint %s: IPv6 arrives with a later version", ep)
+		return netip.AddrPort{}, fmt.Errorf("%q is no endpoint: want ADDR:PORT, such as 198.51.100.1:8080 or [2001:db8::1]:8080", s)
+	case ep.Addr().Is4In6():
+		return netip.AddrPort{}, fmt.Errorf("endpoint %s is one of IPv4: write %s", ep, netip.AddrPortFrom(ep.Addr().Unmap(), ep.Port()))
+	case ep.Addr().Zone() != "" || ep.Addr().IsLinkLocalUnicast():
+		return netip.AddrPort{}, fmt.Errorf("endpoint %s is one of a link alone: want an address that is routed", ep)
 	}
 	return ep, nil
+}
+
+// CheckForward refuses what no forward can be.
+func CheckForward(f dataplane.Forward) error {
+	if f.External.Addr().Is4() != f.Internal.Addr().Is4() {
+		return fmt.Errorf("forward %s to %s: want both endpoints of IPv4, or both of IPv6", f.External, f.Internal)
+	}
+	return nil
 }

@@ -223,6 +223,7 @@ func TestRefusals(t *testing.T) {
 		{"socket_relative", in, Layer{Socket: Flag("socket", "x.sock")}, "--socket: \"x.sock\": want an absolute path"},
 		{"forward_icmp", in + "forwards: [{protocol: icmp, external: '1.2.3.4:1', internal: '1.2.3.4:1'}]", Layer{}, "c.yaml:2:23: protocol \"icmp\" cannot be forwarded"},
 		{"forward_endpoint", in + "forwards: [{external: '1.2.3.4', internal: '1.2.3.4:1'}]", Layer{}, "c.yaml:2:23: \"1.2.3.4\" is no endpoint"},
+		{"forward_of_two_families", in + "forwards: [{external: '1.2.3.4:1', internal: '[fd00::2]:1'}]", Layer{}, "c.yaml:2:46: forward 1.2.3.4:1 to [fd00::2]:1: want both endpoints of IPv4"},
 		{"forward_half", in + "forwards: [{external: '1.2.3.4:1'}]", Layer{}, "an entry has no internal endpoint"},
 		{"forward_twice", in + "forwards:\n- {external: '1.2.3.4:1', internal: '10.0.0.1:1'}\n- {external: '1.2.3.4:1', internal: '10.0.0.2:1'}", Layer{},
 			"c.yaml:4:14: external endpoint tcp/1.2.3.4:1 is forwarded already at c.yaml:3:14"},

@@ -160,6 +160,8 @@ func (c *check) twoAddresses(a answer) bool {
 	case !a.other.IsValid():
 		c.problem("mapping and filtering cannot be told: STUN server %v has no OTHER-ADDRESS, so it does not do RFC 5780; "+
 			"ask one that does, such as `conenat stun-server` on a host with two addresses", c.Server)
+	case a.other.Addr().Is4() != c.Server.Addr().Is4():
+		c.problem("mapping and filtering cannot be told: OTHER-ADDRESS %v of STUN server %v is of another family", a.other, c.Server)
 	case a.other.Addr() == c.Server.Addr() || a.other.Port() == c.Server.Port():
 		c.problem("mapping and filtering cannot be told: OTHER-ADDRESS %v of STUN server %v is not another address and another port",
 			a.other, c.Server)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/conenat/conenat/control/natcheck"
 	"github.com/conenat/conenat/control/stunserver"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/require"
@@ -36,7 +37,10 @@ func clean(t *testing.T) {
 }
 
 // network is Figure 3 with an RFC 5780 server at peer 1.
-func network(t *testing.T) *topo.Figure3 {
+func network(t *testing.T) *topo.Figure3 { return networkIn(t, family.V4) }
+
+// networkIn is the same, asked in a family.
+func networkIn(t *testing.T, fam family.Family) *topo.Figure3 {
 	t.Helper()
 	topology, err := topo.New()
 	if err != nil {
@@ -47,43 +51,53 @@ func network(t *testing.T) *topo.Figure3 {
 			t.Error(err)
 		}
 	})
-	f, err := topo.NewFigure3(topology, topo.Figure3Config{Containers: 1})
+	f, err := topo.NewFigure3(topology, topo.Figure3Config{Containers: 1, IPv6: fam == family.V6})
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = errors.Join(
 		f.Peer1.AddAddr("eth0", alternate.String()+"/24"),
 		f.Host.AddAddr("eth0", "198.51.100.2/24"),
+		preferFirst(t, f.Host, fam),
 		f.Router.AddRoute("172.17.0.0/16", topo.HostAddr.String()),
 		// A hairpin by netfilter's rules is the host's to route; the bridge would drop what goes back into its port.
-		f.Host.Sysctl("net.bridge.bridge-nf-call-iptables=0"))
+		f.Host.Sysctl("net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, f.Peer1)
-	settle(t, f.Containers[0])
+	serve(t, f.Peer1, fam)
+	settle(t, f.Containers[0], fam)
 	return f
+}
+
+// preferFirst: masquerade takes an interface's first address in IPv4, and in IPv6 one that is not deprecated.
+func preferFirst(t *testing.T, host *topo.NS, fam family.Family) error {
+	t.Helper()
+	if fam == family.V4 {
+		return nil
+	}
+	return host.IPIn(t.Context(), fam, "addr change 198.51.100.2/24 dev eth0 valid_lft forever preferred_lft 0\n")
 }
 
 // settle waits until packets pass: new links on a busy machine may drop them for a second, which is as long as a test
 // here waits for an answer.
-func settle(t *testing.T, ns *topo.NS) {
+func settle(t *testing.T, ns *topo.NS, fam family.Family) {
 	t.Helper()
-	socket, err := probe.In(ns).ListenUDP(0)
+	socket, err := probe.InFamily(fam, ns).ListenUDP(0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	if _, err := socket.Mapped(netip.AddrPortFrom(topo.Peer1Addr, 3478), 10*time.Second); err != nil {
+	if _, err := socket.Mapped(netip.AddrPortFrom(fam.Addr(topo.Peer1Addr), 3478), 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func serve(t *testing.T, ns *topo.NS) {
+func serve(t *testing.T, ns *topo.NS, fam family.Family) {
 	t.Helper()
 	var server *stunserver.Server
 	err := ns.Do(func() (err error) {
-		server, err = stunserver.Listen(stunserver.Config{Primary: topo.Peer1Addr, Alternate: alternate, PrimaryPort: 3478, AlternatePort: 3479})
+		server, err = stunserver.Listen(stunserver.Config{Primary: fam.Addr(topo.Peer1Addr), Alternate: fam.Addr(alternate), PrimaryPort: 3478, AlternatePort: 3479})
 		return err
 	})
 	if err != nil {
@@ -109,7 +123,12 @@ func nft(t *testing.T, ns *topo.NS, rules string) {
 
 func run(t *testing.T, ns *topo.NS, port uint16, lifetime time.Duration) (natcheck.Report, error) {
 	t.Helper()
-	return natcheck.Run(t.Context(), natcheck.Options{Server: netip.AddrPortFrom(topo.Peer1Addr, port), Open: ns.Do,
+	return runIn(t, ns, family.V4, port, lifetime)
+}
+
+func runIn(t *testing.T, ns *topo.NS, fam family.Family, port uint16, lifetime time.Duration) (natcheck.Report, error) {
+	t.Helper()
+	return natcheck.Run(t.Context(), natcheck.Options{Server: netip.AddrPortFrom(fam.Addr(topo.Peer1Addr), port), Open: ns.Do,
 		RTO: 200 * time.Millisecond, Timeout: time.Second, Lifetime: lifetime})
 }
 
@@ -197,28 +216,40 @@ func TestNATs(t *testing.T) {
 		"HairpinOtherPort":    {hairpinMoved, found{yes, yes, yes, yes, "external", ei, ei, ei, "full cone"}},
 		"HairpinInternal":     {hairpinWrong, found{yes, yes, yes, yes, "internal", ei, ei, ei, "full cone"}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := network(t)
-			nft(t, f.Host, tc.rules)
-			began := time.Now()
-			r, err := run(t, f.Containers[0], 3478, 0)
-			if err != nil {
-				t.Fatalf("%v: %+v", err, r)
-			}
-			if diff := cmp.Diff(tc.want, summary(r)); diff != "" {
-				t.Errorf("(-want +got)\n%s%s", diff, text(r))
-			}
-			if took := time.Since(began); took > patience.For(20*time.Second) {
-				t.Errorf("took %v, and must take seconds", took)
-			}
-			complete(t, r)
-		})
+		for _, fam := range []family.Family{family.V4, family.V6} {
+			t.Run(name+"/"+fam.String(), func(t *testing.T) {
+				t.Parallel()
+				f := networkIn(t, fam)
+				nft(t, f.Host, in(fam, tc.rules))
+				began := time.Now()
+				r, err := runIn(t, f.Containers[0], fam, 3478, 0)
+				if err != nil {
+					t.Fatalf("%v: %+v", err, r)
+				}
+				if diff := cmp.Diff(tc.want, summary(r)); diff != "" {
+					t.Errorf("(-want +got)\n%s%s", diff, text(r))
+				}
+				if took := time.Since(began); took > patience.For(20*time.Second) {
+					t.Errorf("took %v, and must take seconds", took)
+				}
+				complete(t, fam, r)
+			})
+		}
 	}
 }
 
+// in are a NAT's rules in a family; in IPv6 neighbour discovery comes by the input chain.
+func in(fam family.Family, rules string) string {
+	if fam == family.V4 {
+		return rules
+	}
+	words := strings.NewReplacer("ipv4_addr", "ipv6_addr", "ip protocol udp", "meta l4proto udp",
+		"hook input priority filter; policy drop; }", "hook input priority filter; policy drop; meta l4proto ipv6-icmp accept; }")
+	return fam.Rules(words.Replace(rules))
+}
+
 // complete: every endpoint is there and none is of a stranger.
-func complete(t *testing.T, r natcheck.Report) {
+func complete(t *testing.T, fam family.Family, r natcheck.Report) {
 	t.Helper()
 	count := map[string]int{}
 	for _, m := range r.Mapped {
@@ -234,7 +265,7 @@ func complete(t *testing.T, r natcheck.Report) {
 	if diff := cmp.Diff(map[string]int{"udp": 4, "udp after": 4, "tcp": 4}, count); diff != "" {
 		t.Error(diff)
 	}
-	if r.OtherAddress != netip.AddrPortFrom(alternate, 3479) || r.Internal.Addr().String() != "172.17.0.2" {
+	if r.OtherAddress != netip.AddrPortFrom(fam.Addr(alternate), 3479) || r.Internal.Addr().String() != fam.Text("172.17.0.2") {
 		t.Errorf("%+v", r)
 	}
 }

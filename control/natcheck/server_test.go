@@ -74,6 +74,8 @@ func TestServersWithFaults(t *testing.T) {
 			"mapping cannot be told: ask 203.0.113.", natcheck.Unknown},
 		"OtherAddressIsItself": {success(at("203.0.113.1", 3491)), false, natcheck.ErrIncomplete,
 			"is not another address and another port", natcheck.Unknown},
+		"OtherAddressOfAnotherFamily": {success(at("2001:db8::9", 3491)), false, natcheck.ErrIncomplete,
+			"is of another family", natcheck.Unknown},
 		"Refuses": {func(netip.AddrPort) []stun.Setter {
 			return []stun.Setter{stun.BindingError, stun.CodeUnauthorized}
 		}, false, nil, "STUN server 203.0.113.1:3490 refuses: 401: Unauthorized", natcheck.Unknown},
