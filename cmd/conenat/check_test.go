@@ -86,34 +86,44 @@ func jsonText(v any) string { b, _ := json.Marshal(v); return string(b) }
 
 // TestCheckAsksStunServer runs both commands in a namespace without a NAT.
 func TestCheckAsksStunServer(t *testing.T) {
+	t.Run("IPv4", func(t *testing.T) { checkAsksStunServer(t, "127.0.0.1", "127.0.0.2") })
+	t.Run("IPv6", func(t *testing.T) { checkAsksStunServer(t, "2001:db8::1", "2001:db8::2") })
+}
+
+func checkAsksStunServer(t *testing.T, one, other string) {
 	top := topo.ForTest(t)
+	top.EnableIPv6()
 	ns, err := top.NewNS("stun")
+	if err == nil {
+		err = ns.IP(t.Context(), "addr add 2001:db8::1/128 dev lo nodad\naddr add 2001:db8::2/128 dev lo nodad\n")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := startStunServer(t, top, ns, "--primary", "127.0.0.1", "--alternate", "127.0.0.2", "--primary-port", "5000", "--alternate-port", "5001")
-	code, stdout, stderr := runCommandIn(t, ns, "check", "--server", "127.0.0.1:5000", "-o", "json")
+	at := netip.AddrPortFrom(netip.MustParseAddr(one), 5000).String()
+	server := startStunServer(t, top, ns, "--primary", one, "--alternate", other, "--primary-port", "5000", "--alternate-port", "5001")
+	code, stdout, stderr := runCommandIn(t, ns, "check", "--server", at, "-o", "json")
 	var list []natcheck.Report
 	if err := json.Unmarshal([]byte(stdout), &list); code != exitDone || err != nil || len(list) != 1 || stderr != "" {
 		t.Fatalf("exit code %d, %v\n%s%s", code, err, stdout, stderr)
 	}
-	if r := list[0]; r.RFC3489 != "open Internet" || r.Mapping != natcheck.None || r.TCP.Mapping != natcheck.None || r.OtherAddress.String() != "127.0.0.2:5001" {
+	if r := list[0]; r.RFC3489 != "open Internet" || r.Mapping != natcheck.None || r.TCP.Mapping != natcheck.None || r.OtherAddress != netip.AddrPortFrom(netip.MustParseAddr(other), 5001) {
 		t.Errorf("%s", stdout)
 	}
-	for _, field := range []string{`"server": "127.0.0.1:5000"`, `"hairpin": null`, `"problems": []`, `"lifetime": {`} {
+	for _, field := range []string{`"server": "` + at + `"`, `"hairpin": null`, `"problems": []`, `"lifetime": {`} {
 		if !strings.Contains(stdout, field) {
 			t.Errorf("no %s in\n%s", field, stdout)
 		}
 	}
-	code, stdout, stderr = runCommandIn(t, ns, "check", "--server", "127.0.0.1:5000", "--lifetime", "1s")
+	code, stdout, stderr = runCommandIn(t, ns, "check", "--server", at, "--lifetime", "1s")
 	if code != exitDone || !strings.Contains(stdout, "at least 1s") || !strings.Contains(stderr, "1s at the most") {
 		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 	}
 	if err := errors.Join(server.Stop(10*time.Second), server.Wait(t.Context())); err != nil {
 		t.Errorf("stun-server after SIGTERM: %v", err)
 	}
-	code, stdout, stderr = runCommandIn(t, ns, "check", "--server", "127.0.0.1:5000", "--timeout", "200ms")
-	if code != exitFailed || !strings.Contains(stdout, "problem: nothing listens on UDP 127.0.0.1:5000") || !strings.Contains(stderr, "port unreachable") {
+	code, stdout, stderr = runCommandIn(t, ns, "check", "--server", at, "--timeout", "200ms")
+	if code != exitFailed || !strings.Contains(stdout, "problem: nothing listens on UDP "+at) || !strings.Contains(stderr, "port unreachable") {
 		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 	}
 	if code, _, stderr := runCommandIn(t, ns, "stun-server", "--primary", "192.0.2.1", "--alternate", "192.0.2.2"); code != exitFailed || !strings.Contains(stderr, "192.0.2.1:3478") {

@@ -5,6 +5,7 @@ package stunattr
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,6 +25,29 @@ func sent(t *testing.T, setters ...stun.Setter) *stun.Message {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// TestSampleResponses: XOR-MAPPED-ADDRESS of RFC 5769, sections 2.2 and 2.3.
+func TestSampleResponses(t *testing.T) {
+	id := [stun.TransactionIDSize]byte{0xb7, 0xe7, 0xa7, 0x01, 0xbc, 0x34, 0xd6, 0x86, 0xfa, 0x87, 0xdf, 0xae}
+	for text, value := range map[string][]byte{
+		"192.0.2.1:32853": {0, 1, 0xa1, 0x47, 0xe1, 0x12, 0xa6, 0x43},
+		"[2001:db8:1234:5678:11:2233:4455:6677]:32853": {0, 2, 0xa1, 0x47, 0x01, 0x13, 0xa9, 0xfa, 0xa5, 0xd3, 0xf1, 0x79,
+			0xbc, 0x25, 0xf4, 0xb5, 0xbe, 0xd2, 0xb9, 0xd9},
+	} {
+		m := &stun.Message{TransactionID: id}
+		m.Add(stun.AttrXORMappedAddress, value)
+		if got, err := GetXORMapped(m); err != nil || got.String() != text {
+			t.Errorf("%x is %v, %v: want %s", value, got, err, text)
+		}
+		own := &stun.Message{TransactionID: id}
+		if err := XORMapped(netip.MustParseAddrPort(text)).AddTo(own); err != nil {
+			t.Fatal(err)
+		}
+		if a, _ := own.Attributes.Get(stun.AttrXORMappedAddress); !slices.Equal(a.Value, value) {
+			t.Errorf("%s is encoded as %x, want %x", text, a.Value, value)
+		}
+	}
 }
 
 func TestAddresses(t *testing.T) {
