@@ -103,6 +103,13 @@ func (c *Conenat) Run() {
 	}
 }
 
+// RunWith is Run with other arguments of `run`, from now on.
+func (c *Conenat) RunWith(args ...string) {
+	c.t.Helper()
+	c.args = args
+	c.Run()
+}
+
 func (c *Conenat) command(args []string) *exec.Cmd {
 	args = c.Family.Texts(args...)
 	if c.PrivateMounts {

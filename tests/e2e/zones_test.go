@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/packets"
+	"github.com/conenat/conenat/tests/probe"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// Two networks with the same addresses, each with one host, which have the same address.
+var (
+	zoneGateway = netip.MustParseAddr("10.0.0.1")
+	zoneHost    = netip.MustParseAddr("10.0.0.5")
+)
+
+const zonePrefix = "/24"
+
+// zone is one of the networks, and its host.
+type zone struct {
+	bridge string
+	ns     *topo.NS
+	probe.Host
+}
+
+// zones is a lab with both. The kernel's routing knows the one that was made first alone.
+type zones struct {
+	*lab
+	of []zone
+}
+
+// newZones makes the bridges in one order, and names them to the daemon in that or the other one.
+func newZones(t *testing.T, mtu int, swapped bool, args ...string) *zones {
+	t.Helper()
+	z := &zones{lab: &lab{Figure3: topo.Figure3ForTest(t, topo.Figure3Config{UplinkMTU: mtu}), t: t}}
+	z.must(z.Host.Forward())
+	bridges := []string{"za", "zb"}
+	for _, bridge := range bridges {
+		z.must(z.Host.AddBridge(bridge, zoneGateway.String()+zonePrefix))
+		ns, err := z.NewNS("host-" + bridge)
+		z.must(err)
+		z.must(z.Link(topo.End{NS: z.Host, Name: "veth-" + bridge, Master: bridge},
+			topo.End{NS: ns, Name: "eth0", Addr: zoneHost.String() + zonePrefix}, 0))
+		z.must(ns.AddRoute("default", zoneGateway.String()))
+		z.of = append(z.of, zone{bridge, ns, probe.In(ns)})
+	}
+	if swapped {
+		slices.Reverse(bridges)
+		slices.Reverse(z.of)
+	}
+	z.Conenat = harness.Start(t, z.Topo, z.Host, append([]string{"--inside", bridges[0], "--inside", bridges[1]}, args...)...)
+	z.host, z.peer1, z.peer2 = probe.In(z.Host), probe.In(z.Peer1), probe.In(z.Peer2)
+	return z
+}
+
+// external is the external port of a zone's binding of an internal port.
+func (z *zones) external(protocol, bridge string, port uint16) (external uint16) {
+	z.t.Helper()
+	for _, b := range z.Bindings() {
+		if b.Protocol == protocol && b.Network == bridge && b.Internal == at(zoneHost, port).String() {
+			return netip.MustParseAddrPort(b.External).Port()
+		}
+	}
+	z.t.Fatalf("%s of port %d has no %s binding: %+v", bridge, port, protocol, z.Bindings())
+	return 0
+}
+
+// TestOverlappingZones: hosts with one address in two networks, at once, whichever comes first.
+func TestOverlappingZones(t *testing.T) {
+	for _, swapped := range []bool{false, true} {
+		t.Run(fmt.Sprintf("swapped_%v", swapped), func(t *testing.T) {
+			z := newZones(t, 1400, swapped)
+			for name, test := range map[string]func(*zones){
+				"UDP": (*zones).datagrams, "TCP": (*zones).connections, "Ping": (*zones).pings, "Errors": (*zones).errors,
+				"Fragments": (*zones).fragments, "Forwards": (*zones).forwards, "Kernel": (*zones).kernelsWay,
+			} {
+				t.Run(name, func(t *testing.T) { test(&zones{z.at(t), z.of}) })
+			}
+		})
+	}
+}
+
+// datagrams: the same port to the same destination; bindings, sessions and events tell the networks apart.
+func (z *zones) datagrams() {
+	const port = 20000
+	peer, there := z.udp(z.peer1, 3478), at(topo.Peer1Addr, 3478)
+	var sockets []probe.Socket
+	for _, one := range z.of {
+		s := z.udp(one.Host, port)
+		sockets = append(sockets, s)
+		z.send(s, there, "from "+one.bridge)
+		if from := z.receives(peer, "from "+one.bridge); from != at(topo.HostAddr, z.external("udp", one.bridge, port)) {
+			z.t.Errorf("%s is seen as %s", one.bridge, from)
+		}
+	}
+	for range 3 {
+		for i, one := range z.of {
+			z.send(peer, at(topo.HostAddr, z.external("udp", one.bridge, port)), "to "+one.bridge)
+			z.receives(sockets[i], "to "+one.bridge)
+			z.send(sockets[i], there, "again from "+one.bridge)
+			z.receives(peer, "again from "+one.bridge)
+		}
+	}
+	internal := at(zoneHost, port).String()
+	for _, one := range z.of {
+		if !slices.ContainsFunc(z.Sessions(), func(s harness.Session) bool { return s.Network == one.bridge && s.Internal == internal }) {
+			z.t.Errorf("no session of %s: %+v", one.bridge, z.Sessions())
+		}
+		z.eventually("the event of "+one.bridge, func() bool {
+			return slices.ContainsFunc(z.Events(), func(e harness.Event) bool {
+				return e.Type == "session.created" && e.Network == one.bridge && e.Internal == internal
+			})
+		})
+	}
+}
+
+// connections: from one local port to one server, and each carries its own.
+func (z *zones) connections() {
+	server := at(topo.Peer1Addr, z.serve(z.peer1, 8080).Port())
+	for _, one := range z.of {
+		conn, err := one.DialTCP(20002, server)
+		z.must(err)
+		defer conn.Close()
+		seen, err := conn.Seen()
+		if err != nil || seen != at(topo.HostAddr, z.external("tcp", one.bridge, 20002)) {
+			z.t.Errorf("%s is seen as %s, %v", one.bridge, seen, err)
+		}
+		defer func() {
+			z.must(conn.Echo("still " + one.bridge))
+			if down, err := conn.Download(megabyte); err != nil {
+				z.t.Errorf("%s: %+v, %v", one.bridge, down, err)
+			}
+		}()
+	}
+}
+
+func (z *zones) pings() {
+	var running []probe.Pinger
+	for _, one := range z.of {
+		p, err := one.Ping(probe.PingSpec{To: topo.Peer1Addr, ID: 777, Count: 5})
+		z.must(err)
+		running = append(running, p)
+	}
+	for i, p := range running {
+		if r, err := p.Stop(true); err != nil || r.Received != r.Sent || r.Sent == 0 {
+			z.t.Errorf("%s: %+v, %v", z.of[i].bridge, r, err)
+		}
+	}
+}
+
+// errors: each hears from its gateway of what it has sent itself, and the other one nothing.
+func (z *zones) errors() {
+	to := at(topo.Peer2Addr, 9)
+	for i, one := range z.of {
+		got, err := provoke(one.ns, 30001, to, 1, 32)
+		if want := (icmpError{11, 0, zoneGateway, to}); err != nil || got != want {
+			z.t.Errorf("%s, TTL: %+v, %v; want %+v", one.bridge, got, err, want)
+		}
+		got, err = provoke(one.ns, 30001, to, 64, 1450)
+		if want := (icmpError{3, 4, zoneGateway, to}); err != nil || got != want {
+			z.t.Errorf("%s, MTU: %+v, %v; want %+v", one.bridge, got, err, want)
+		}
+		if mtu := pathMTU(z.t, one.ns, to); mtu != 1400 {
+			z.t.Errorf("%s takes the path's MTU for %d", one.bridge, mtu)
+		}
+		for _, other := range z.of[i+1:] {
+			if mtu := pathMTU(z.t, other.ns, to); mtu != 1500 {
+				z.t.Errorf("%s was told of %s's MTU: %d", other.bridge, one.bridge, mtu)
+			}
+		}
+		got, err = provoke(one.ns, 30003, at(topo.Peer1Addr, 9), 64, 32) // nobody listens there
+		if want := (icmpError{3, 3, topo.Peer1Addr, at(topo.Peer1Addr, 9)}); err != nil || got != want {
+			z.t.Errorf("%s, from the peer: %+v, %v; want %+v", one.bridge, got, err, want)
+		}
+	}
+}
+
+// fragments: of datagrams with the same addresses, ports and identification, sent at once, none gets a piece of the other's.
+func (z *zones) fragments() {
+	const port = 20004
+	source := at(zoneHost, port).String()
+	peer, out := z.raw(z.Peer1, unix.IPPROTO_UDP), map[string]*rawIP{}
+	for _, one := range z.of {
+		out[one.bridge] = z.raw(one.ns, unix.IPPROTO_UDP)
+		out[one.bridge].mustSend(packets.UDP(source, far, "opens").With(func(s *packets.Spec) { s.ID = 9999 }).Bytes())
+	}
+	z.eventually("both have a binding", func() bool {
+		return len(slices.DeleteFunc(z.Bindings(), func(b harness.Binding) bool { return b.Internal != source })) == len(z.of)
+	})
+	for name, order := range orders {
+		id := uint16(len(name))
+		missing := map[string]string{}
+		pieces := map[string][][]byte{}
+		for _, one := range z.of {
+			text := one.bridge + name + strings.Repeat("0123456789abcdef", 3*fragmentSize/16)
+			pieces[one.bridge] = packets.UDP(source, far, text).With(func(s *packets.Spec) { s.ID = id }).Fragments(fragmentSize)
+			seen := at(topo.HostAddr, z.external("udp", one.bridge, port)).String()
+			missing[string(packets.UDP(seen, far, text).IP()[20:])] = one.bridge
+		}
+		for _, piece := range order {
+			for _, one := range z.of {
+				out[one.bridge].mustSend(pieces[one.bridge][piece])
+			}
+		}
+		for len(missing) > 0 {
+			_, l4, ok := peer.next(5 * time.Second)
+			if !ok {
+				z.t.Errorf("in order %v the datagrams of %v are missing", order, missing)
+				break
+			}
+			delete(missing, string(l4))
+		}
+	}
+}
+
+// forwards: one to each, from outside and by hairpin from the other; which one has to be said.
+func (z *zones) forwards() {
+	if out, code := z.Try("forward", "add", "--socket", z.Socket, at(topo.HostAddr, 9000).String(), at(zoneHost, 9000).String()); code != 1 ||
+		!strings.Contains(out, "name the network") {
+		z.t.Errorf("exit code %d: %s", code, out)
+	}
+	peer := z.udp(z.peer2, 5000)
+	var sockets []probe.Socket
+	for i, one := range z.of {
+		z.Client("forward", "add", "--protocol", "udp", "--network", one.bridge, at(topo.HostAddr, 9000+uint16(i)).String(), at(zoneHost, 9000).String())
+		sockets = append(sockets, z.udp(one.Host, 9000))
+	}
+	for i, one := range z.of {
+		external := at(topo.HostAddr, 9000+uint16(i))
+		z.send(peer, external, "calls "+one.bridge)
+		z.send(sockets[i], z.receives(sockets[i], "calls "+one.bridge), "answers from "+one.bridge)
+		if from := z.receives(peer, "answers from "+one.bridge); from != external {
+			z.t.Errorf("%s answers from %s", one.bridge, from)
+		}
+		other := sockets[1-i]
+		z.send(other, external, "hairpin to "+one.bridge)
+		z.send(sockets[i], z.receives(sockets[i], "hairpin to "+one.bridge), "hairpin back")
+		if from := z.receives(other, "hairpin back"); from != external {
+			z.t.Errorf("the hairpin's answer is from %s", from)
+		}
+	}
+}
+
+// kernelsWay: what the kernel has to fragment on its way out comes back to whom it is from.
+func (z *zones) kernelsWay() {
+	peer := z.udp(z.peer1, 3480)
+	for _, one := range z.of {
+		z.must(one.ns.Sysctl("net.ipv4.ip_no_pmtu_disc=1"))
+		s, text := z.udp(one.Host, 20006), one.bridge+strings.Repeat("x", 1450)
+		z.send(s, at(topo.Peer1Addr, 3480), text)
+		z.send(peer, z.receives(peer, text), "back to "+one.bridge)
+		z.receives(s, "back to "+one.bridge)
+	}
+}
+
+// TestOverlappingZoneGoes: the other one's flows go on without a loss.
+func TestOverlappingZoneGoes(t *testing.T) {
+	z := newZones(t, 0, false)
+	server, err := probe.ServeStreams(z.Peer1, 0)
+	z.must(err)
+	defer server.Close()
+	var streams []*probe.UDPStream
+	for _, one := range z.of {
+		s, err := probe.StartDatagrams(one.ns, 20000, at(topo.Peer1Addr, server.Port()))
+		z.must(err)
+		defer s.Close()
+		streams = append(streams, s)
+	}
+	answered := func(stream int, more int) {
+		want := streams[stream].Answered() + more
+		z.eventually("answers to "+z.of[stream].bridge, func() bool { return streams[stream].Answered() >= want })
+	}
+	answered(0, 10)
+	answered(1, 10)
+	z.Stop()
+	z.RunWith("--inside", z.of[1].bridge)
+	answered(1, 20)
+	for _, b := range z.Bindings() {
+		if b.Network != z.of[1].bridge {
+			t.Errorf("left: %+v", b)
+		}
+	}
+	r, err := streams[1].Finish()
+	if err != nil || len(r.Lost) > 0 || len(r.Seen) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
