@@ -58,7 +58,8 @@ type fakeFirewall struct{ rules []firewall.Finding }
 func (f *fakeFirewall) Inspect(firewall.Traffic) (firewall.Report, error) {
 	return firewall.Report{Bypassed: f.rules}, nil
 }
-func (f *fakeFirewall) Changes() <-chan struct{} { return nil }
+func (f *fakeFirewall) DockerIPv6() (bool, error) { return false, nil }
+func (f *fakeFirewall) Changes() <-chan struct{}  { return nil }
 func (f *fakeFirewall) Watch(ctx context.Context, ready chan<- struct{}, _ func(error)) error {
 	close(ready)
 	<-ctx.Done()

@@ -29,8 +29,13 @@ type on struct {
 
 func start(t *testing.T, flags ...string) *on {
 	t.Helper()
-	f := topo.Figure3ForTest(t, topo.Figure3Config{})
-	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{Args: flags})
+	return startAs(t, docker.Config{Args: flags})
+}
+
+func startAs(t *testing.T, cfg docker.Config) *on {
+	t.Helper()
+	f := topo.Figure3ForTest(t, topo.Figure3Config{IPv6: cfg.IPv6})
+	d := docker.StartForTest(t, f.Topo, f.Host, cfg)
 	t.Cleanup(func() { // before the topology is closed
 		if t.Failed() {
 			t.Logf("dockerd's log:\n%s", d.Log())
@@ -158,6 +163,44 @@ func (o *on) lifecycle() {
 	check("restarted")
 	o.must(c.Remove(t.Context()))
 	o.until("removed", func(s Snapshot) bool { return endpoint(s, "back", "web") == nil })
+}
+
+// TestEngineIPv6: docker0 and a network with both families, and where their containers publish.
+func TestEngineIPv6(t *testing.T) {
+	o := startAs(t, docker.Config{IPv6: true})
+	o.must(o.d.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "both", Subnet: "172.24.0.0/16", IPv6: "fd00:24::/64"}))
+	o.must(o.d.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "four", Subnet: "172.25.0.0/16"}))
+	ports := map[string]string{"80/tcp": ":8080,127.0.0.1:8081"}
+	web := o.d.RunForTest(t, docker.Spec{Name: "web", Publish: ports})
+	o.d.RunForTest(t, docker.Spec{Name: "old", Network: "four", Idle: true, Publish: map[string]string{"80/tcp": ":8090"}})
+	own := o.d.RunForTest(t, docker.Spec{Name: "own", Network: "both", Idle: true, Publish: map[string]string{"53/udp": ":5300"}})
+	o.watch()
+	s := o.until("all containers", func(s Snapshot) bool { return len(places(s)) == 3 })
+	any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	for _, tt := range []struct {
+		network, container string
+		address, address6  netip.Addr
+		want               []Published
+	}{
+		{"bridge", "web", web.Addr, web.Addr6, []Published{
+			{dataplane.TCP, any4, 8080, 80}, {dataplane.TCP, netip.MustParseAddr("127.0.0.1"), 8081, 80}, {dataplane.TCP, any6, 8080, 80}}},
+		{"both", "own", own.Addr, own.Addr6, []Published{{dataplane.UDP, any4, 5300, 53}, {dataplane.UDP, any6, 5300, 53}}},
+		{"four", "old", endpoint(s, "four", "old").Address, netip.Addr{}, []Published{{dataplane.TCP, any4, 8090, 80}}},
+	} {
+		e := endpoint(s, tt.network, tt.container)
+		if e == nil || e.Address != tt.address || e.Address6 != tt.address6 {
+			t.Fatalf("%s: %+v", tt.container, e)
+		}
+		if diff := cmp.Diff(tt.want, e.Published, compare); diff != "" {
+			t.Errorf("%s: %s", tt.container, diff)
+		}
+	}
+	six := func(name string) bool {
+		return slices.ContainsFunc(o.network(s, name).Subnets, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	}
+	if !web.Addr6.IsValid() || !six("bridge") || !six("both") || six("four") || len(s.Problems) != 0 {
+		t.Errorf("%+v", s)
+	}
 }
 
 // A container on two networks publishes where its default route leads, which is where Docker's rules lead.

@@ -61,6 +61,37 @@ func TestDocker(t *testing.T) {
 	}
 }
 
+// TestDockerWithIPv6: dockerd's rules of IPv6 are none of others; without --ip6tables there are none.
+func TestDockerWithIPv6(t *testing.T) {
+	for name, cfg := range map[string]docker.Config{
+		"ip6tables": {IPv6: true},
+		"routed":    {Args: []string{"--ipv6", "--fixed-cidr-v6", "fd00:17::/64"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := topo.Figure3ForTest(t, topo.Figure3Config{IPv6: true})
+			d := docker.StartForTest(t, f.Topo, f.Host, cfg)
+			d.RunForTest(t, docker.Spec{Name: "one", Idle: true, Publish: map[string]string{"80/tcp": ":8080"}})
+			const where = "ip6tables nat PREROUTING -> DOCKER"
+			want := Report{Diverted: []Diverted{dockers(diverted(dataplane.TCP, 8080, 8080, "", "iptables nat PREROUTING -> DOCKER"))}}
+			if cfg.IPv6 {
+				want.Diverted = append(want.Diverted, dockers(diverted(dataplane.TCP, 8080, 8080, "::/0", where)))
+			}
+			traffic := Traffic{Inside: []string{"docker0"}, Outside: []string{"eth0"}, Prefixes: prefixes("172.17.0.0/16", "fd00:17::/64")}
+			if diff := cmp.Diff(want, inspectIn(t, f.Host, traffic), compareIP); diff != "" {
+				t.Error(diff)
+			}
+			var translated bool
+			err := f.Host.Do(func() (err error) {
+				translated, err = New().DockerIPv6()
+				return err
+			})
+			if err != nil || translated != cfg.IPv6 {
+				t.Errorf("NAT of IPv6: %v, %v", translated, err)
+			}
+		})
+	}
+}
+
 func inspectIn(t *testing.T, ns *topo.NS, traffic Traffic) (report Report) {
 	t.Helper()
 	err := ns.Do(func() (err error) {

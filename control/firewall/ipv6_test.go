@@ -215,6 +215,36 @@ table ip t {
 	}
 }
 
+// TestDockerIPv6: whether somebody translates IPv6 for Docker's networks.
+func TestDockerIPv6(t *testing.T) {
+	tests := []struct {
+		name, program, rules string
+		want                 bool
+	}{
+		{"nothing", "", "", false},
+		{"IPv4_alone", "iptables-nft-restore", docker20, false},
+		{"ip6tables", "ip6tables-nft-restore", in6(docker20), true},
+		{"ip6tables_legacy", "ip6tables-legacy-restore", in6(docker20), true},
+		{"ip6tables_legacy_without_Docker", "ip6tables-legacy-restore", inTable("nat", "-A POSTROUTING -o eth0 -j MASQUERADE"), false},
+		{"filter_alone", "ip6tables-legacy-restore", dockerUser(""), false},
+		{"docker_29", "nft", "table ip6 docker-bridges { chain nat-POSTROUTING { type nat hook postrouting priority 100; }; }", true},
+		{"docker_29_of_IPv4", "nft", "table ip docker-bridges { chain nat-POSTROUTING { type nat hook postrouting priority 100; }; }", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			inNamespace(t)
+			if tt.program == "nft" {
+				run(t, tt.rules, "nft", "-f", "-")
+			} else if tt.program != "" {
+				run(t, tt.rules, tt.program)
+			}
+			if got, err := New().DockerIPv6(); got != tt.want || err != nil {
+				t.Errorf("%v, %v; want %v", got, err, tt.want)
+			}
+		})
+	}
+}
+
 func TestPolicies6(t *testing.T) {
 	const tmpl = " tmpl src 2001:db8::1 dst 2001:db8::2 proto esp mode tunnel"
 	for policy, want := range map[string]string{

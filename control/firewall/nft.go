@@ -74,10 +74,15 @@ func (f *family) readNFT(links []link) ([]table, error) {
 	return nil, fmt.Errorf("read the host's nftables rules: they change faster than they can be read, %d times in a row", attempts)
 }
 
+// noNFT: what a kernel answers that knows no nftables.
+func noNFT(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
+}
+
 // generation is the number of the transaction that the rules stand at.
 func generation() (uint32, error) {
 	messages, err := request(unix.NFT_MSG_GETGEN, 0, 0)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+	if noNFT(err) {
 		return 0, errNoNFT
 	}
 	if err != nil {

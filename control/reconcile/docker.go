@@ -69,6 +69,39 @@ func (in inputs) insides(t *target) (list []inside) {
 	return list
 }
 
+// noNAT6 is why Docker's IPv6 is left alone where dockerd makes no NAT of it.
+const noNAT6 = "dockerd has no NAT for it (--ip6tables): its containers' addresses are routed as they are; name the bridge by --inside to translate them"
+
+// withoutRouted leaves out the IPv6 of networks that Docker only routes: as with masquerade off, somebody else may know
+// their containers by these addresses. What is translated stays so: rules that were flushed for a moment end nothing.
+func (r *Reconciler) withoutRouted(s docker.Snapshot, actual plan.State) docker.Snapshot {
+	routed := func(n docker.Network) bool {
+		was, _ := findNetwork(actual, n.Interface)
+		return n.LeftAlone == "" && n.Partly.IPv6 == "" && slices.ContainsFunc(n.Subnets, isIPv6) && !slices.ContainsFunc(was.Prefixes, isIPv6)
+	}
+	if r.firewall == nil || !slices.ContainsFunc(s.Networks, routed) {
+		return s
+	}
+	translated, err := r.firewall.DockerIPv6()
+	if err != nil {
+		r.fail("find out whether dockerd translates IPv6", err, false)
+	}
+	if translated {
+		return s
+	}
+	s.Networks = slices.Clone(s.Networks)
+	for i := range s.Networks {
+		if n := &s.Networks[i]; routed(*n) && slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return !isIPv6(p) }) {
+			n.Partly.IPv6 = noNAT6
+		} else if routed(*n) {
+			n.LeftAlone = noNAT6
+		}
+	}
+	return s
+}
+
+func isIPv6(p netip.Prefix) bool { return p.Addr().Is6() }
+
 // leavePartly says which family of a network that is translated is not.
 func (t *target) leavePartly(n docker.Network) {
 	for family, reason := range map[string]string{"IPv4": n.Partly.IPv4, "IPv6": n.Partly.IPv6} {

@@ -13,6 +13,7 @@ import (
 	"github.com/conenat/conenat/control/conntrack"
 	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/hostnet"
+	"github.com/conenat/conenat/control/plan"
 	"github.com/conenat/conenat/dataplane"
 )
 
@@ -80,6 +81,36 @@ func TestBothFamiliesAreDesired(t *testing.T) {
 			}
 			if diff := cmp.Diff(tt.leftAlone, got.leftAlone); diff != "" {
 				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestRoutedIPv6IsLeftAlone: where Docker has no NAT of IPv6, nothing of it is translated that is not already.
+func TestRoutedIPv6IsLeftAlone(t *testing.T) {
+	six := netip.MustParsePrefix("fd00::/64")
+	both := docker.Network{Name: "both", Interface: "docker0", Subnets: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16"), six}}
+	only := docker.Network{Name: "six", Interface: "br-six", Subnets: []netip.Prefix{six}}
+	four := docker.Network{Name: "four", Interface: "br-four", Subnets: both.Subnets[:1]}
+	mode := docker.Network{Name: "mode", Interface: "br-mode", Subnets: both.Subnets, Partly: docker.Partly{IPv6: "gateway mode routed"}}
+	for _, tt := range []struct {
+		name       string
+		nat6       bool
+		translated []netip.Prefix // of docker0, by now
+		both, six  string
+	}{
+		{"no_NAT", false, nil, noNAT6, noNAT6},
+		{"NAT", true, nil, "", ""},
+		{"translated_already", false, []netip.Prefix{six}, "", noNAT6},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, config.Config{})
+			w.firewall = &fakeFirewall{nat6: tt.nat6}
+			w.pass = w.newPass()
+			actual := plan.State{Networks: []dataplane.Network{{Name: "docker0", Prefixes: tt.translated}}}
+			got := w.withoutRouted(docker.Snapshot{Networks: []docker.Network{both, only, four, mode}}, actual).Networks
+			if got[0].Partly.IPv6 != tt.both || got[0].LeftAlone != "" || got[1].LeftAlone != tt.six || got[2].LeftAlone != "" || got[3].Partly != mode.Partly {
+				t.Errorf("%+v", got)
 			}
 		})
 	}

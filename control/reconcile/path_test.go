@@ -26,6 +26,7 @@ type fakeFirewall struct {
 	report firewall.Report
 	err    error
 	asked  []firewall.Traffic
+	nat6   bool
 }
 
 func (f *fakeFirewall) Inspect(t firewall.Traffic) (firewall.Report, error) {
@@ -35,7 +36,8 @@ func (f *fakeFirewall) Inspect(t firewall.Traffic) (firewall.Report, error) {
 	}
 	return f.report, nil
 }
-func (f *fakeFirewall) Changes() <-chan struct{} { return nil }
+func (f *fakeFirewall) DockerIPv6() (bool, error) { return f.nat6, f.err }
+func (f *fakeFirewall) Changes() <-chan struct{}  { return nil }
 
 // fakeConntrack is empty, and remembers what was seeded, and after which of the dataplane's actions.
 type fakeConntrack struct {

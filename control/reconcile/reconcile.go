@@ -69,6 +69,7 @@ type Docker interface {
 // Firewall reads the host's rules.
 type Firewall interface {
 	Inspect(firewall.Traffic) (firewall.Report, error)
+	DockerIPv6() (bool, error)
 	Changes() <-chan struct{}
 }
 
@@ -296,7 +297,7 @@ func (r *Reconciler) reconcile(all bool) {
 	in := inputs{cfg: r.cfg, host: host, actual: actual, forwards: r.wanted(),
 		bound: func(a netip.Addr) bool { return held.Dynamic[a] > 0 }}
 	if r.docker != nil {
-		in.docker = carriedDocker(r.docker.Snapshot())
+		in.docker = r.withoutRouted(carriedDocker(r.docker.Snapshot()), actual)
 	}
 	t := desire(in)
 	r.published = slices.DeleteFunc(slices.Clone(t.Forwards), func(f dataplane.Forward) bool { return !f.Published })
