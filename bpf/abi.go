@@ -11,6 +11,9 @@ type (
 	Zone          = natNatZone4
 	Realm         = natNatRealm4
 	Address       = natNatAddress
+	External      = natNatExternal4
+	Set           = natNatSet4
+	Host          = natNatHost
 	SessionKey    = natSessionKey4
 	SessionHalf   = natSessionHalf4
 	SessionSlot   = natSessionSlot4
@@ -118,6 +121,7 @@ const (
 	EventPortExhausted   = uint8(natNatEventTypeEVENT_PORT_EXHAUSTED)
 	EventQuotaExceeded   = uint8(natNatEventTypeEVENT_QUOTA_EXCEEDED)
 	EventInboundFiltered = uint8(natNatEventTypeEVENT_INBOUND_FILTERED)
+	EventAddressMissing  = uint8(natNatEventTypeEVENT_ADDRESS_MISSING)
 	EventBlockAllocated  = uint8(natNatEventTypeEVENT_BLOCK_ALLOCATED)
 	EventBlockReleased   = uint8(natNatEventTypeEVENT_BLOCK_RELEASED)
 )
@@ -205,7 +209,10 @@ const (
 	Zones            = 256
 	Realms           = 64
 	Links            = 16384
-	Addresses        = 64
+	Addresses        = 256
+	Sets             = 1024
+	HostPairs        = 4
+	ExternalNamed    = 1 << 0
 	Protocols        = 3
 	Prefixes         = 4
 	TickShift        = 24
@@ -223,6 +230,7 @@ const (
 	Exclusions       = 4096
 	OwnerExcluded    = 1 << 0
 	OwnerFiltering   = 1 << 1
+	OwnerOneToOne    = 1 << 2
 	SeenSYN          = 1 << 0
 	SeenFIN          = 1 << 1
 	SeenRST          = 1 << 2
@@ -237,6 +245,7 @@ const (
 	BindingRetired   = 1 << 3
 	BindingCounted   = 1 << 4
 	BindingInBlock   = 1 << 5
+	BindingOwn       = 1 << 6
 	BindingDying     = 1 << 31
 	HostBlocks       = 8
 	BlockMax         = 4096

@@ -23,7 +23,9 @@
 #define NAT_PREFIXES 4 /* per zone */
 #define NAT_EXCLUSIONS 4096 /* of all zones */
 #define NAT_LINKS 16384 /* direct-mapped by ifindex */
-#define NAT_ADDRESSES 64 /* external addresses */
+#define NAT_ADDRESSES 256 /* external addresses */
+#define NAT_SETS 1024 /* of external addresses */
+#define NAT_HOST_PAIRS 4 /* outsides where a host keeps its address */
 #define NAT_PROTOCOLS 3 /* that have ports: enum nat_l4 */
 #define NAT_PORT_WORDS 1024 /* 65536 ports / 64 bits */
 #define NAT_HOST_BLOCKS 8 /* of ports, of one host at one external address */
@@ -107,7 +109,7 @@ enum nat_reason {
 	REASON_DROPPED_SPOOFED, /* source not of the network, or another's */
 	REASON_DROPPED_FILTERED, /* RFC 4787 section 5 */
 	REASON_DROPPED_ISOLATED, /* hairpin to another network's binding */
-	REASON_DROPPED_NO_ADDRESS, /* the outside has no external address now */
+	REASON_DROPPED_NO_ADDRESS, /* the outside has none for this host now */
 	REASON_DROPPED_PORT_EXHAUSTED,
 	REASON_DROPPED_BINDINGS_FULL,
 	REASON_DROPPED_SESSIONS_FULL,
@@ -142,7 +144,8 @@ enum nat_event_type {
 	EVENT_PORT_EXHAUSTED,
 	EVENT_QUOTA_EXCEEDED,
 	EVENT_INBOUND_FILTERED,
-	EVENT_SAMPLED_LAST = EVENT_INBOUND_FILTERED,
+	EVENT_ADDRESS_MISSING,
+	EVENT_SAMPLED_LAST = EVENT_ADDRESS_MISSING,
 	EVENT_BLOCK_ALLOCATED,
 	EVENT_BLOCK_RELEASED,
 };
@@ -238,7 +241,8 @@ struct nat_zone4 {
 	__be32 gateway; /* the host's address there: ICMP errors come from it */
 	struct nat_limits limits;
 	__u32 block; /* ports of a block of one host (RFC 7422); 0: no blocks */
-	__u32 pad2;
+	__u16 set; /* of external addresses; 0: the outside's default pool */
+	__u16 pad2;
 };
 
 #define ZONE_ISOLATED (1 << 0) /* hosts do not reach each other */
@@ -260,6 +264,15 @@ struct exclusion_key4 {
  */
 struct nat_usage {
 	__u64 word; /* DYING << 63 | sessions << 32 | ports */
+};
+
+/*
+ * The same of a host, and the external addresses that it keeps as long (RFC 4787
+ * REQ-2): a word for each outside, so that one atomic operation sets it.
+ */
+struct nat_host {
+	__u64 word; /* as nat_usage.word */
+	__u64 pair[NAT_HOST_PAIRS]; /* pool.h; 0: none */
 };
 
 #define USAGE_PORT 1ULL
@@ -302,24 +315,52 @@ struct owner_key4 {
 
 #define OWNER_EXCLUDED (1 << 0) /* not translated: the host's NAT has it */
 #define OWNER_FILTERING (1 << 1) /* has a filtering of its own */
+#define OWNER_ONE_TO_ONE (1 << 2) /* has all of the addresses of its set */
 
 struct nat_owner {
 	__u64 id; /* of the container: a new one inherits nothing */
 	__u32 ifindex; /* of its bridge port; 0: not known */
 	__u8 filtering[NAT_PROTOCOLS];
 	__u8 flags; /* OWNER_* */
+	__u16 set; /* of external addresses; 0: its network's */
+	__u16 pad[3];
 };
 
 struct nat_realm4 {
 	char name[NAT_NAME_LEN]; /* empty: unused */
 	__u32 ifindex; /* 0: the interface is away */
-	__be32 address; /* external address; 0: none now */
+	__u16 pool; /* how many addresses its default pool has */
+	__u16 slot; /* of one of them */
+	__u16 first; /* slot of the one that people are shown */
+	__u16 pad;
 };
 
 /* External address -> its place in the port bitmaps. */
 struct nat_address {
 	__u16 realm;
 	__u16 slot; /* below NAT_ADDRESSES */
+};
+
+#define EXTERNAL_NAMED (1 << 0) /* of a set: in no default pool */
+
+/* The external address of a slot. */
+struct nat_external4 {
+	__be32 address; /* 0: the slot is free */
+	__be32 internal; /* 1:1: the host that has all of it; 0: none */
+	__u16 zone; /* of internal */
+	__u16 realm;
+	__u16 generation; /* of the slot: each address has another one */
+	__u16 flags; /* EXTERNAL_* */
+};
+
+/*
+ * External addresses of which a host gets one: below NAT_REALMS the default pool of
+ * that realm; else what somebody has named, on whichever outside, and another list
+ * of addresses is another set.
+ */
+struct nat_set4 {
+	__u32 count;
+	__be32 address[NAT_ADDRESSES]; /* sorted */
 };
 
 struct nat_ports {
@@ -411,6 +452,7 @@ struct binding_ref {
 #define BINDING_RETIRED (1 << 3) /* a static one has its endpoint now */
 #define BINDING_COUNTED (1 << 4) /* a port of its host's: nat_usage */
 #define BINDING_IN_BLOCK (1 << 5) /* holds a reference on its host's blocks */
+#define BINDING_OWN (1 << 6) /* at an address that is its host's alone: 1:1 */
 
 /* Set in binding4.word: no new session; the sweeper ends what there is. */
 #define BINDING_DYING (1ULL << 31)
@@ -630,6 +672,9 @@ _Static_assert(sizeof(struct exclusion_key4) == 12, "exclusion_key4");
 _Static_assert(sizeof(struct block_key4) == 8, "block_key4");
 _Static_assert(sizeof(struct nat_blocks) == 40, "nat_blocks");
 _Static_assert(sizeof(struct nat_held) == 8, "nat_held");
-_Static_assert(sizeof(struct nat_owner) == 16, "nat_owner");
+_Static_assert(sizeof(struct nat_owner) == 24, "nat_owner");
+_Static_assert(sizeof(struct nat_host) == 40, "nat_host");
+_Static_assert(sizeof(struct nat_realm4) == 28, "nat_realm4");
+_Static_assert(sizeof(struct nat_external4) == 16, "nat_external4");
 
 #endif /* CONENAT_ABI_H */

@@ -18,14 +18,14 @@ func TestDefinesMatch(t *testing.T) {
 	}
 	for name, want := range map[string]uint64{
 		"NAT_ABI_VERSION": ABIVersion, "NAT_ZONES": Zones, "NAT_REALMS": Realms, "NAT_LINKS": Links,
-		"NAT_ADDRESSES": Addresses, "NAT_PROTOCOLS": Protocols, "NAT_PREFIXES": Prefixes,
+		"NAT_ADDRESSES": Addresses, "NAT_SETS": Sets, "NAT_HOST_PAIRS": HostPairs, "EXTERNAL_NAMED": ExternalNamed, "BINDING_OWN": BindingOwn, "NAT_PROTOCOLS": Protocols, "NAT_PREFIXES": Prefixes,
 		"NAT_TICK_SHIFT": TickShift, "NAT_ZONE_LAST": ZoneLast, "NAT_ZONE_HOST": ZoneHost,
 		"NAT_ZONE_CLAIM": ZoneClaim, "LINK_PEER": LinkPeer, "LINK_LAYER3": LinkLayer3,
 		"HALF_PRIMARY": HalfPrimary, "HALF_HAIRPIN": HalfHairpin, "HALF_SELF": HalfSelf,
 		"BINDING_STATIC": BindingStatic, "BINDING_DYING": BindingDying, "CLAIM_HOST": ClaimHost,
 		"EVENT_FLAG_STATIC": EventFlagStatic, "EVENT_FLAG_HAIRPIN": EventFlagHairpin,
 		"BIND_OVER_SOCKET": BindOverSocket, "LINK_STACK": LinkStack, "NAT_LABEL_LEN": LabelLen,
-		"ZONE_ISOLATED": ZoneIsolated, "ZONE_OVERLAPS": ZoneOverlaps, "ZONE_EXCLUDES": ZoneExcludes, "NAT_EXCLUSIONS": Exclusions, "OWNER_EXCLUDED": OwnerExcluded, "OWNER_FILTERING": OwnerFiltering,
+		"ZONE_ISOLATED": ZoneIsolated, "ZONE_OVERLAPS": ZoneOverlaps, "ZONE_EXCLUDES": ZoneExcludes, "NAT_EXCLUSIONS": Exclusions, "OWNER_EXCLUDED": OwnerExcluded, "OWNER_FILTERING": OwnerFiltering, "OWNER_ONE_TO_ONE": OwnerOneToOne,
 		"SEEN_SYN": SeenSYN, "SEEN_FIN": SeenFIN, "SEEN_RST": SeenRST, "SEEN_OTHER": SeenOther,
 		"BINDING_INDEXED": BindingIndexed, "BINDING_PUBLISHED": BindingPublished, "BINDING_RETIRED": BindingRetired, "BIND_PUBLISHED": BindPublished, "RESERVE_FORWARDED": ReserveForwarded,
 	} {

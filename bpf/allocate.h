@@ -19,7 +19,7 @@
 /* What a new binding is to be. */
 struct binding_want {
 	nat_addr internal;
-	nat_addr external;
+	nat_addr external; /* any: one of the pool */
 	__be16 internal_port;
 	__be16 external_port; /* 0: any */
 	nat_addr remote; /* first one */
@@ -28,7 +28,7 @@ struct binding_want {
 	__u16 realm;
 	__u16 address; /* nat_address.slot */
 	__u8 proto;
-	__u8 flags; /* BINDING_STATIC */
+	__u8 flags; /* BINDING_STATIC, BINDING_PUBLISHED, BINDING_OWN */
 	__u8 over_socket;
 	__u8 mapping; /* enum nat_behavior: what of the remote makes another one */
 };
@@ -217,6 +217,21 @@ NAT_GLOBAL int port_of_host(struct __sk_buff *skb,
 }
 
 /*
+ * At an address that is the host's alone: the internal port itself, whatever it is,
+ * and whatever socket waits there; unless the host is using it, or it is forwarded.
+ */
+static __always_inline int port_own(const struct binding_want *want)
+{
+	struct nat_ports *map = ports_get(want->address, want->proto);
+	__u16 port = bpf_ntohs(want->internal_port);
+
+	if (map && (port_claim(map, port) ||
+		    held_take(want->address, want->proto, port)))
+		return port;
+	return -REASON_DROPPED_PORT_EXHAUSTED;
+}
+
+/*
  * A new binding's external port, with PORT_IN_BLOCK if it is of a block. Its bit is
  * set. -REASON_DROPPED_*: there is none.
  */
@@ -225,6 +240,8 @@ static __always_inline int port_allocate(struct __sk_buff *skb,
 {
 	struct nat_zone *zone = NULL;
 
+	if (want->flags & BINDING_OWN)
+		return port_own(want);
 	if (want->zone <= NAT_ZONE_LAST && !want_is_low(want))
 		zone = zone_get(want->zone);
 	if (zone && zone->block)

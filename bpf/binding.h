@@ -18,8 +18,7 @@
 
 #include <linux/errno.h>
 
-#include "allocate.h"
-#include "usage.h"
+#include "pool.h"
 
 #define HOLD_TRIES 16
 
@@ -235,9 +234,9 @@ static __always_inline void want_remote_key(const struct binding_want *want,
 }
 
 /*
- * What leads to the binding that a packet leaves by, and its key. A static binding
- * is its host's towards every remote, whatever the mapping; a dynamic one that is
- * from before the mapping was changed has the sessions that it has.
+ * What leads to the binding that a packet leaves by, and its key. A static binding,
+ * and one of a 1:1 address, is its host's towards every remote, whatever the mapping;
+ * another one from before the mapping was changed has the sessions that it has.
  */
 static __always_inline struct binding_ref *
 internal_find(const struct binding_want *want, struct binding_key *key)
@@ -250,7 +249,7 @@ internal_find(const struct binding_want *want, struct binding_key *key)
 	if (want->mapping == NAT_ENDPOINT_INDEPENDENT)
 		return found;
 	b = found ? binding_at(found->binding) : NULL;
-	if (b && b->flags & BINDING_STATIC)
+	if (b && b->flags & (BINDING_STATIC | BINDING_OWN))
 		return found;
 	want_remote_key(want, key);
 	return bpf_map_lookup_elem(&internals, key);
@@ -351,15 +350,17 @@ static __always_inline void binding_abandon(struct nat_binding *b, __u32 index)
 	binding_drop(index, old >> 32);
 }
 
-/* One more port of the host's, as far as its limits go. */
+/* One more port of the host's, as far as its limits go, at an address of the pool. */
 static __always_inline __s32 binding_port(struct __sk_buff *skb,
-					  const struct binding_want *want)
+					  struct binding_want *want)
 {
 	__s32 port = usage_take(want->zone, want->internal, USAGE_PORT, false);
 
 	if (port < 0)
 		return port;
 	port = usage_room(want->zone, want->internal);
+	if (port == 0 && addr_is_any(want->external))
+		port = pool_choose(want);
 	if (port == 0)
 		port = port_allocate(skb, want);
 	if (port < 0)
@@ -372,7 +373,7 @@ static __always_inline __s32 binding_port(struct __sk_buff *skb,
  * -LOOK_AGAIN, or -REASON_DROPPED_*.
  */
 static __always_inline int binding_create(struct __sk_buff *skb,
-					  const struct binding_want *want,
+					  struct binding_want *want,
 					  struct binding_ref *ref)
 {
 	struct nat_config *cfg = config_get();
@@ -441,10 +442,10 @@ binding_hold_internal(const struct binding_ref *found,
 
 /*
  * The binding of an internal endpoint towards a remote, made where there is none,
- * with one more reference, the caller's. 0 or -REASON_DROPPED_*.
+ * with one more reference, the caller's. 0 or -REASON_DROPPED_*. A new one's external
+ * address is in want then, if any would do.
  */
-NAT_GLOBAL int binding_obtain(struct __sk_buff *skb,
-			      const struct binding_want *want,
+NAT_GLOBAL int binding_obtain(struct __sk_buff *skb, struct binding_want *want,
 			      struct binding_ref *ref)
 {
 	struct binding_ref *found;
@@ -487,6 +488,24 @@ static __always_inline int binding_by_external(const struct claim_key *key,
 	    b->external_port != key->port || b->proto != key->proto)
 		return -REASON_DROPPED_RACE;
 	return 0;
+}
+
+/* No binding, and so no session. */
+NAT_GLOBAL int outbound_refused(const struct binding_want *want, int rc)
+{
+	struct event_packet e = {};
+
+	if (!want)
+		return rc;
+	e.internal = want->internal;
+	e.internal_port = want->internal_port;
+	e.external = want->external;
+	e.remote = want->remote;
+	e.remote_port = want->remote_port;
+	e.zone = want->zone;
+	e.proto = want->proto;
+	event_refused(&e, rc);
+	return rc;
 }
 
 #endif /* CONENAT_BINDING_H */

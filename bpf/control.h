@@ -41,6 +41,8 @@ static __noinline int control_publish(const struct binding_want *want,
 		binding_index_give(index);
 		return ANSWER_FULL;
 	}
+	if (!(want->flags & BINDING_STATIC))
+		pool_keep(want);
 	binding_fill(b, want, bpf_ntohs(want->external_port));
 	rc = binding_publish(b, index);
 	if (rc < 0 && rc != -LOOK_AGAIN) {

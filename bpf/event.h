@@ -128,6 +128,9 @@ static __always_inline void event_refused(struct event_packet *p, int rc)
 	case -REASON_DROPPED_PORT_EXHAUSTED:
 		event_sampled(p, EVENT_PORT_EXHAUSTED);
 		break;
+	case -REASON_DROPPED_NO_ADDRESS:
+		event_sampled(p, EVENT_ADDRESS_MISSING);
+		break;
 	case -REASON_DROPPED_QUOTA:
 	case -REASON_DROPPED_HOST_PORTS:
 	case -REASON_DROPPED_HOST_SESSIONS:

@@ -37,6 +37,8 @@ typedef __be32 nat_addr;
 #define nat_prefix nat_prefix4
 #define nat_zone nat_zone4
 #define nat_realm nat_realm4
+#define nat_external nat_external4
+#define nat_set nat_set4
 #define nat_request nat_request4
 #define owner_key owner_key4
 #define block_key block_key4
@@ -55,6 +57,8 @@ typedef __be32 nat_addr;
 #define zones zones4
 #define realms realms4
 #define addresses addresses4
+#define externals externals4
+#define sets sets4
 #define owners owners4
 #define hosts hosts4
 #define blocks blocks4
@@ -88,6 +92,16 @@ static __always_inline bool addr_is_host(nat_addr a, nat_addr prefix,
 					 nat_addr mask)
 {
 	return bpf_ntohl(~mask) <= 1 || (a != prefix && a != (prefix | ~mask));
+}
+
+/* A well mixed number (the finalizer of MurmurHash3), the same on every machine. */
+static __always_inline __u32 addr_hash(nat_addr a, __u32 seed)
+{
+	__u32 h = bpf_ntohl(a) ^ seed;
+
+	h = (h ^ h >> 16) * 0x85ebca6bU;
+	h = (h ^ h >> 13) * 0xc2b2ae35U;
+	return h ^ h >> 16;
 }
 
 /* Multicast, limited broadcast, loopback and "this network" (RFC 6890). */

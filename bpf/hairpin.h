@@ -10,7 +10,7 @@
 #define CONENAT_HAIRPIN_H
 
 #include "conntrack.h"
-#include "session.h"
+#include "own.h"
 
 /*
  * A connection that began before the binding that is in its way: a socket of the
@@ -34,51 +34,21 @@ static __always_inline bool inside_answers_conntrack(const struct nat *n)
 }
 
 /*
- * Whose binding a packet from inside needs: its own source endpoint's, behind
- * the realm's external address.
+ * Whose binding a packet from inside needs: its own source endpoint's, behind an
+ * address of the realm.
  */
 static __noinline int want_of_sender(const struct nat *n, __u16 realm,
 				     struct binding_want *want)
 {
-	struct nat_realm *outside = realm_get(realm);
-	struct nat_address *address;
-	nat_addr external;
-
-	if (!outside || !outside->address)
-		return -REASON_DROPPED_NO_ADDRESS;
-	external = outside->address;
-	address = bpf_map_lookup_elem(&addresses, &external);
-	if (!address)
-		return -REASON_DROPPED_NO_ADDRESS;
 	want->internal = n->p.saddr;
 	want->internal_port = n->p.sport;
-	want->external = external;
 	want->remote = n->p.daddr;
 	want->remote_port = n->p.dport;
 	want->zone = n->zone;
 	want->realm = realm;
-	want->address = address->slot;
 	want->proto = n->p.proto;
 	want->mapping = mapping_of(n->zone, n->p.proto);
 	return 0;
-}
-
-/* No binding, and so no session. */
-NAT_GLOBAL int outbound_refused(const struct binding_want *want, int rc)
-{
-	struct event_packet e = {};
-
-	if (!want)
-		return rc;
-	e.internal = want->internal;
-	e.internal_port = want->internal_port;
-	e.external = want->external;
-	e.remote = want->remote;
-	e.remote_port = want->remote_port;
-	e.zone = want->zone;
-	e.proto = want->proto;
-	event_refused(&e, rc);
-	return rc;
 }
 
 /* The way back to the sender: its own bridge port, or its network's device. */
@@ -149,13 +119,23 @@ static __noinline int hairpin_open(const struct nat *n,
 	return session_open(&plan);
 }
 
+/* Whom a hairpin goes to. */
+struct hairpin_receiver {
+	nat_addr internal;
+	__u16 zone;
+	__u8 flags; /* of its binding */
+};
+
 static __always_inline bool hairpin_reaches(const struct nat *n,
-					    const struct nat_binding *to)
+					    const struct hairpin_receiver *to)
 {
 	struct nat_zone *zone = zone_get(n->zone);
 
 	if (to->flags & BINDING_STATIC)
 		return to->zone != NAT_ZONE_HOST;
+	if (to->flags & BINDING_OWN &&
+	    own_is_open(to->zone, to->internal, n->p.proto))
+		return true;
 	return to->zone == n->zone && zone && !(zone->flags & ZONE_ISOLATED);
 }
 
@@ -166,24 +146,21 @@ static __always_inline int hairpin_sender(const struct nat *n, __u16 realm,
 	struct binding_want want = {};
 	int rc;
 
-	rc = want_of_sender(n, realm, &want);
-	if (rc < 0)
-		return rc;
+	want_of_sender(n, realm, &want);
 	rc = binding_obtain(n->skb, &want, from);
 	return rc < 0 ? outbound_refused(&want, rc) : 0;
 }
 
 /* Whether a packet of no session may open a hairpin with that binding. */
-static __always_inline int hairpin_admit(const struct nat *n,
-					 const struct binding_ref *ref)
+static __noinline int hairpin_admit(const struct nat *n,
+				    const struct hairpin_receiver *to)
 {
-	struct nat_binding *to = binding_at(ref->binding);
 	int rc;
 
 	/* The host's own connection to a port that Docker publishes. */
 	if (inside_answers_conntrack(n))
 		return -REASON_PASSED_CONNTRACK;
-	if (!to || !hairpin_reaches(n, to))
+	if (!hairpin_reaches(n, to))
 		return -REASON_DROPPED_ISOLATED;
 	/* Between networks the host's rules are to see it: Docker's NAT leads on. */
 	if (n->stack && to->zone != n->zone)
@@ -218,6 +195,42 @@ static __always_inline int hairpin_between(const struct nat *n,
 	return hairpin_open(n, &from, to);
 }
 
+/* The binding that a packet to an external endpoint goes to, held. */
+static __noinline int hairpin_binding(const struct nat *n,
+				      struct binding_ref *ref)
+{
+	struct hairpin_receiver to = {};
+	struct nat_binding *b;
+	struct claim_key key;
+	int rc;
+
+	claim_key_of(n->p.daddr, n->p.dport, n->p.proto, &key);
+	rc = binding_by_external(&key, ref);
+	if (rc < 0)
+		return rc;
+	b = binding_at(ref->binding);
+	if (!b)
+		return -REASON_DROPPED_RACE;
+	to.internal = b->internal;
+	to.zone = b->zone;
+	to.flags = b->flags;
+	rc = hairpin_admit(n, &to);
+	return rc < 0 ? rc : binding_hold_session(ref);
+}
+
+/* The same of an address that is one inside host's alone; 0: own_obtain has it. */
+static __noinline int hairpin_own(const struct nat *n)
+{
+	struct nat_external *e = own_external(n->p.daddr);
+	struct hairpin_receiver to = { .flags = BINDING_OWN };
+
+	if (!e)
+		return -REASON_PASSED_LOCAL;
+	to.internal = e->internal;
+	to.zone = e->zone;
+	return hairpin_admit(n, &to);
+}
+
 /*
  * A packet of no session, from inside to an external address: the host's own,
  * or for the binding that holds the endpoint. 0: there is a session now.
@@ -225,19 +238,19 @@ static __always_inline int hairpin_between(const struct nat *n,
 static __noinline int hairpin_miss(const struct nat *n)
 {
 	struct binding_ref to = {};
-	struct claim_key key;
-	int rc;
+	int rc = -REASON_PASSED_UNBOUND;
 
-	if (n->p.proto == IPPROTO_ICMP)
+	if (n->p.proto != IPPROTO_ICMP)
+		rc = hairpin_binding(n, &to);
+	else if (!(n->p.flags & PACKET_QUERY))
+		rc = -REASON_PASSED_HOST;
+	if (rc == -REASON_PASSED_UNBOUND) {
+		rc = hairpin_own(n);
+		if (rc == 0)
+			rc = own_obtain(n, &to);
+	}
+	if (rc == -REASON_PASSED_HOST)
 		return -REASON_PASSED_LOCAL;
-	claim_key_of(n->p.daddr, n->p.dport, n->p.proto, &key);
-	rc = binding_by_external(&key, &to);
-	if (rc == -REASON_PASSED_UNBOUND || rc == -REASON_PASSED_HOST)
-		return -REASON_PASSED_LOCAL;
-	if (rc == 0)
-		rc = hairpin_admit(n, &to);
-	if (rc == 0)
-		rc = binding_hold_session(&to);
 	if (rc < 0)
 		return rc;
 	rc = hairpin_between(n, &to);

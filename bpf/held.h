@@ -2,8 +2,8 @@
 /*
  * Ports that nobody gets for 120 s after their binding's end (RFC 6888 REQ-8):
  * the next one would receive what is sent to the last one. Exempt is what the RFC
- * exempts: TCP, whose state is tracked, static bindings, and a filter that asks
- * who sends; an ICMP reply is filtered always.
+ * exempts: TCP, whose state is tracked, static bindings, ports of an address that is
+ * one host's alone, and a filter that asks who sends; an ICMP reply is filtered always.
  *
  * Such a port keeps its bit in the bitmap, gets one in a bitmap of its own, and
  * waits in a queue for the sweeper. Whoever clears that second bit has the port.
@@ -32,7 +32,7 @@ static __always_inline bool held_take(__u32 address, __u8 proto, __u16 port)
 static __always_inline bool held_is_asked(const struct nat_binding *b)
 {
 	return b->proto == IPPROTO_UDP && b->used &&
-	       !(b->flags & BINDING_STATIC) &&
+	       !(b->flags & (BINDING_STATIC | BINDING_OWN)) &&
 	       filtering_of(b->zone, b->internal, b->proto) ==
 		       NAT_ENDPOINT_INDEPENDENT;
 }

@@ -73,8 +73,8 @@ static __always_inline void host_touch(const struct nat *n,
 }
 
 /* ref is held for the session; it is the session's, or given back. */
-static __always_inline int host_session(const struct nat *n,
-					const struct binding_ref *ref)
+static __noinline int host_session(const struct nat *n,
+				   const struct binding_ref *ref)
 {
 	struct nat_binding *b = binding_at(ref->binding);
 	struct session_plan plan = {
@@ -110,11 +110,16 @@ session_of_remote(const struct nat *n, struct session_key *key)
 	return session_find(key);
 }
 
-/* The host answers a datagram that was left to its socket (inbound_is_hosts). */
+/*
+ * The host answers: what netfilter's DNAT has brought in, or a datagram that was left
+ * to its socket (inbound_is_hosts).
+ */
 static __noinline int host_answers(const struct nat *n)
 {
 	struct session_key key;
 
+	if (answers_dnat(n->skb, &n->p))
+		return true;
 	return n->p.proto == IPPROTO_UDP && !session_of_remote(n, &key) &&
 	       answers_conntrack(n->skb, &n->p);
 }
@@ -130,17 +135,15 @@ static __noinline int host_open(const struct nat *n)
 	address = bpf_map_lookup_elem(&addresses, &n->p.saddr);
 	if (!address)
 		return -REASON_PASSED_HOST;
-	if (answers_dnat(n->skb, &n->p) || host_answers(n))
+	if (host_answers(n))
 		return -REASON_PASSED_CONNTRACK;
 	/* A connection that was there before the binding: it goes on as it is. */
 	if (n->p.proto == IPPROTO_TCP && !packet_opens(&n->p))
 		return -REASON_PASSED_HOST;
-	rc = want_of_sender(n, address->realm, &want);
-	if (rc < 0)
-		return rc;
 	/* Behind the address that it has, also where a realm has several. */
 	want.external = n->p.saddr;
 	want.address = address->slot;
+	want_of_sender(n, address->realm, &want);
 	rc = binding_obtain(n->skb, &want, &ref);
 	if (rc < 0)
 		return outbound_refused(&want, rc);

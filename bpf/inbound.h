@@ -4,20 +4,20 @@
 #define CONENAT_INBOUND_H
 
 #include "conntrack.h"
-#include "session.h"
+#include "own.h"
 
-static __noinline int inbound_filtered(const struct nat *n,
-				       const struct nat_binding *b)
+static __noinline int inbound_filtered(const struct nat *n, nat_addr internal,
+				       __be16 internal_port, __u16 zone)
 {
 	struct event_packet e = {
-		.internal = b->internal,
-		.internal_port = b->internal_port,
-		.external = b->external,
-		.external_port = b->external_port,
+		.internal = internal,
+		.internal_port = internal_port,
+		.external = n->p.daddr,
+		.external_port = n->p.dport,
 		.remote = n->p.saddr,
 		.remote_port = n->p.sport,
-		.zone = b->zone,
-		.proto = b->proto,
+		.zone = zone,
+		.proto = n->p.proto,
 	};
 
 	event_sampled(&e, EVENT_INBOUND_FILTERED);
@@ -76,12 +76,11 @@ static __noinline int inbound_open(const struct nat *n,
 }
 
 /* Addresses that nothing from outside can have. */
-static __always_inline bool inbound_is_martian(const struct nat *n,
-					       const struct nat_binding *b)
+static __always_inline bool inbound_is_martian(const struct nat *n, __u16 zone)
 {
 	return addr_never_routed(n->p.saddr) ||
 	       bpf_map_lookup_elem(&addresses, &n->p.saddr) ||
-	       address_in_zone(b->zone, n->p.saddr);
+	       address_in_zone(zone, n->p.saddr);
 }
 
 /*
@@ -102,10 +101,9 @@ static __noinline int inbound_is_hosts(const struct nat *n,
 }
 
 /* It would end here on its way to the inside host: it opens nothing. */
-static __always_inline int inbound_ttl(const struct nat *n,
-				       const struct nat_binding *b)
+static __always_inline int inbound_ttl(const struct nat *n, __u16 zone)
 {
-	bool routed = !n->stack && b->zone != NAT_ZONE_HOST;
+	bool routed = !n->stack && zone != NAT_ZONE_HOST;
 
 	return routed && n->p.ttl <= 1 ? -REASON_DROPPED_TTL : 0;
 }
@@ -118,19 +116,20 @@ static __noinline int inbound_admit(const struct nat *n,
 
 	if (!b)
 		return -REASON_DROPPED_RACE;
-	if (inbound_is_martian(n, b))
+	if (inbound_is_martian(n, b->zone))
 		return -REASON_DROPPED_SPOOFED;
 	if (!(b->flags & BINDING_STATIC)) {
-		if (inbound_is_hosts(n, b, ref))
+		if (!(b->flags & BINDING_OWN) && inbound_is_hosts(n, b, ref))
 			return -REASON_PASSED_HOST;
 		if (conntrack_brings_in(n->skb, &n->p))
 			return -REASON_PASSED_CONNTRACK;
 	}
 	/* An ICMP reply that nobody asked for opens nothing. */
 	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, ref, n->p.saddr))
-		return inbound_filtered(n, b);
+		return inbound_filtered(n, b->internal, b->internal_port,
+					b->zone);
 	if (n->p.proto != IPPROTO_TCP || packet_opens(&n->p))
-		return inbound_ttl(n, b);
+		return inbound_ttl(n, b->zone);
 	/* It began before this binding did. */
 	if (packet_is_hosts(n))
 		return -REASON_PASSED_HOST;
@@ -140,23 +139,59 @@ static __noinline int inbound_admit(const struct nat *n,
 }
 
 /*
- * A packet from outside that is of no session. 0: there is one now, look again;
- * else the packet's reason.
+ * To an address that is one inside host's alone, and an endpoint of it that nobody
+ * holds. 0: own_obtain has its binding.
  */
-static __noinline int inbound_miss(const struct nat *n)
+static __noinline int inbound_own(const struct nat *n)
 {
-	struct binding_ref ref = {};
+	struct nat_external *e = own_external(n->p.daddr);
+
+	/* An ICMP reply that nobody asked for: the host may have. */
+	if (!e || (n->p.proto == IPPROTO_ICMP && !(n->p.flags & PACKET_QUERY)))
+		return -REASON_PASSED_UNBOUND;
+	if (inbound_is_martian(n, e->zone))
+		return -REASON_DROPPED_SPOOFED;
+	if (packet_is_hosts(n))
+		return -REASON_PASSED_HOST;
+	if (conntrack_brings_in(n->skb, &n->p))
+		return -REASON_PASSED_CONNTRACK;
+	if (!own_is_open(e->zone, e->internal, n->p.proto))
+		return inbound_filtered(n, e->internal, n->p.dport, e->zone);
+	if (n->p.proto == IPPROTO_TCP && !packet_opens(&n->p))
+		return -REASON_DROPPED_TCP_NO_SESSION;
+	return inbound_ttl(n, e->zone);
+}
+
+/* The binding that a packet of no session goes to, held. */
+static __noinline int inbound_binding(const struct nat *n,
+				      struct binding_ref *ref)
+{
 	struct claim_key key;
 	int rc;
 
 	if (n->p.flags & PACKET_QUERY)
 		return -REASON_PASSED_UNBOUND; /* the host answers pings */
 	claim_key_of(n->p.daddr, n->p.dport, n->p.proto, &key);
-	rc = binding_by_external(&key, &ref);
+	rc = binding_by_external(&key, ref);
 	if (rc == 0)
-		rc = inbound_admit(n, &ref);
-	if (rc == 0)
-		rc = binding_hold_session(&ref);
+		rc = inbound_admit(n, ref);
+	return rc < 0 ? rc : binding_hold_session(ref);
+}
+
+/*
+ * A packet from outside that is of no session. 0: there is one now, look again;
+ * else the packet's reason.
+ */
+static __noinline int inbound_miss(const struct nat *n)
+{
+	struct binding_ref ref = {};
+	int rc = inbound_binding(n, &ref);
+
+	if (rc == -REASON_PASSED_UNBOUND) {
+		rc = inbound_own(n);
+		if (rc == 0)
+			rc = own_obtain(n, &ref);
+	}
 	if (rc < 0)
 		return rc;
 	rc = inbound_open(n, &ref);

@@ -42,6 +42,16 @@ MAP_ARRAY(realms, struct nat_realm, NAT_REALMS);
 MAP_ARRAY(links, struct nat_link, NAT_LINKS);
 MAP_HASH(links_overflow, __u32, struct nat_link, 1024);
 MAP_HASH(addresses, nat_addr, struct nat_address, NAT_ADDRESSES);
+MAP_ARRAY(externals, struct nat_external, NAT_ADDRESSES);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NAT_SETS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct nat_set);
+} sets SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -75,7 +85,7 @@ MAP_HASH(permissions, struct permission_key, struct permission, 1);
 MAP_ARRAY(pools, struct nat_pool, POOL_COUNT);
 
 /* What each inside host, and each network, has of them. */
-MAP_HASH(hosts, struct owner_key, struct nat_usage, 1);
+MAP_HASH(hosts, struct owner_key, struct nat_host, 1);
 MAP_ARRAY(zone_usage, struct nat_usage, NAT_ZONES);
 
 /* Blocks of ports: the hosts', and which words of the bitmaps they take. */

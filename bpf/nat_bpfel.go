@@ -207,10 +207,21 @@ const (
 	natNatEventTypeEVENT_PORT_EXHAUSTED   natNatEventType = 7
 	natNatEventTypeEVENT_QUOTA_EXCEEDED   natNatEventType = 8
 	natNatEventTypeEVENT_INBOUND_FILTERED natNatEventType = 9
-	natNatEventTypeEVENT_SAMPLED_LAST     natNatEventType = 9
-	natNatEventTypeEVENT_BLOCK_ALLOCATED  natNatEventType = 10
-	natNatEventTypeEVENT_BLOCK_RELEASED   natNatEventType = 11
+	natNatEventTypeEVENT_ADDRESS_MISSING  natNatEventType = 10
+	natNatEventTypeEVENT_SAMPLED_LAST     natNatEventType = 10
+	natNatEventTypeEVENT_BLOCK_ALLOCATED  natNatEventType = 11
+	natNatEventTypeEVENT_BLOCK_RELEASED   natNatEventType = 12
 )
+
+type natNatExternal4 struct {
+	_          structs.HostLayout
+	Address    uint32
+	Internal   uint32
+	Zone       uint16
+	Realm      uint16
+	Generation uint16
+	Flags      uint16
+}
 
 type natNatFragmentWay uint32
 
@@ -226,6 +237,12 @@ type natNatHeld struct {
 	Slot  uint16
 	Port  uint16
 	Since uint32
+}
+
+type natNatHost struct {
+	_    structs.HostLayout
+	Word uint64
+	Pair [4]uint64
 }
 
 type natNatL4 uint32
@@ -271,6 +288,8 @@ type natNatOwner struct {
 	Ifindex   uint32
 	Filtering [3]uint8
 	Flags     uint8
+	Set       uint16
+	Pad       [3]uint16
 }
 
 type natNatPool struct {
@@ -298,7 +317,10 @@ type natNatRealm4 struct {
 	_       structs.HostLayout
 	Name    [16]int8
 	Ifindex uint32
-	Address uint32
+	Pool    uint16
+	Slot    uint16
+	First   uint16
+	Pad     uint16
 }
 
 type natNatReason uint32
@@ -390,6 +412,12 @@ type natNatSampler struct {
 	Count uint32
 }
 
+type natNatSet4 struct {
+	_       structs.HostLayout
+	Count   uint32
+	Address [256]uint32
+}
+
 type natNatState uint32
 
 const (
@@ -446,7 +474,8 @@ type natNatZone4 struct {
 		ZoneSessions uint32
 	}
 	Block uint32
-	Pad2  uint32
+	Set   uint16
+	Pad2  uint16
 }
 
 type natOriginKey4 struct {
@@ -555,6 +584,7 @@ const (
 	natMapEvents             = "events"
 	natMapEventsLost         = "events_lost"
 	natMapExclusions4        = "exclusions4"
+	natMapExternals4         = "externals4"
 	natMapFragments4         = "fragments4"
 	natMapHeld               = "held"
 	natMapHeldPorts          = "held_ports"
@@ -574,6 +604,7 @@ const (
 	natMapSessionFree4       = "session_free4"
 	natMapSessionSlots4      = "session_slots4"
 	natMapSessions4          = "sessions4"
+	natMapSets4              = "sets4"
 	natMapSweeper            = "sweeper"
 	natMapZoneUsage          = "zone_usage"
 	natMapZones4             = "zones4"
@@ -653,6 +684,7 @@ type natMapSpecs struct {
 	Events          *ebpf.MapSpec `ebpf:"events"`
 	EventsLost      *ebpf.MapSpec `ebpf:"events_lost"`
 	Exclusions4     *ebpf.MapSpec `ebpf:"exclusions4"`
+	Externals4      *ebpf.MapSpec `ebpf:"externals4"`
 	Fragments4      *ebpf.MapSpec `ebpf:"fragments4"`
 	Held            *ebpf.MapSpec `ebpf:"held"`
 	HeldPorts       *ebpf.MapSpec `ebpf:"held_ports"`
@@ -672,6 +704,7 @@ type natMapSpecs struct {
 	SessionFree4    *ebpf.MapSpec `ebpf:"session_free4"`
 	SessionSlots4   *ebpf.MapSpec `ebpf:"session_slots4"`
 	Sessions4       *ebpf.MapSpec `ebpf:"sessions4"`
+	Sets4           *ebpf.MapSpec `ebpf:"sets4"`
 	Sweeper         *ebpf.MapSpec `ebpf:"sweeper"`
 	ZoneUsage       *ebpf.MapSpec `ebpf:"zone_usage"`
 	Zones4          *ebpf.MapSpec `ebpf:"zones4"`
@@ -719,6 +752,7 @@ type natMaps struct {
 	Events          *ebpf.Map `ebpf:"events"`
 	EventsLost      *ebpf.Map `ebpf:"events_lost"`
 	Exclusions4     *ebpf.Map `ebpf:"exclusions4"`
+	Externals4      *ebpf.Map `ebpf:"externals4"`
 	Fragments4      *ebpf.Map `ebpf:"fragments4"`
 	Held            *ebpf.Map `ebpf:"held"`
 	HeldPorts       *ebpf.Map `ebpf:"held_ports"`
@@ -738,6 +772,7 @@ type natMaps struct {
 	SessionFree4    *ebpf.Map `ebpf:"session_free4"`
 	SessionSlots4   *ebpf.Map `ebpf:"session_slots4"`
 	Sessions4       *ebpf.Map `ebpf:"sessions4"`
+	Sets4           *ebpf.Map `ebpf:"sets4"`
 	Sweeper         *ebpf.Map `ebpf:"sweeper"`
 	ZoneUsage       *ebpf.Map `ebpf:"zone_usage"`
 	Zones4          *ebpf.Map `ebpf:"zones4"`
@@ -756,6 +791,7 @@ func (m *natMaps) Close() error {
 		m.Events,
 		m.EventsLost,
 		m.Exclusions4,
+		m.Externals4,
 		m.Fragments4,
 		m.Held,
 		m.HeldPorts,
@@ -775,6 +811,7 @@ func (m *natMaps) Close() error {
 		m.SessionFree4,
 		m.SessionSlots4,
 		m.Sessions4,
+		m.Sets4,
 		m.Sweeper,
 		m.ZoneUsage,
 		m.Zones4,

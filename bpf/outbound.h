@@ -101,9 +101,7 @@ static __noinline int outbound_miss(struct nat *n)
 	rc = outbound_exceptions(n, &r);
 	if (rc < 0)
 		return rc;
-	rc = want_of_sender(n, r.realm, &want);
-	if (rc < 0)
-		return rc;
+	want_of_sender(n, r.realm, &want);
 	if (!outbound_is_ours(n, &want) && inside_answers_conntrack(n))
 		return -REASON_PASSED_CONNTRACK;
 	rc = binding_obtain(n->skb, &want, &ref);

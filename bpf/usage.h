@@ -29,7 +29,7 @@ static __always_inline bool usage_is_over(__u64 word, __u64 one, __u32 limit)
 /* One less; the last one of all takes the entry away. */
 static __noinline int usage_drop(const struct owner_key *key, __u64 one)
 {
-	struct nat_usage *u = bpf_map_lookup_elem(&hosts, key);
+	struct nat_host *u = bpf_map_lookup_elem(&hosts, key);
 
 	if (!u || __sync_fetch_and_add(&u->word, -one) != one)
 		return 0;
@@ -42,7 +42,7 @@ static __noinline int usage_drop(const struct owner_key *key, __u64 one)
  * One more in an entry that was looked up, unless it is ending, or is another
  * host's by now: -LOOK_AGAIN. (As permission_add does it.)
  */
-static __always_inline int usage_add(struct nat_usage *u,
+static __always_inline int usage_add(struct nat_host *u,
 				     const struct owner_key *key, __u64 one,
 				     __u32 limit)
 {
@@ -65,7 +65,7 @@ static __always_inline int usage_add(struct nat_usage *u,
 static __noinline int usage_hold(const struct owner_key *key, __u64 one,
 				 __u32 limit)
 {
-	struct nat_usage fresh = { .word = one }, *u;
+	struct nat_host fresh = { .word = one }, *u;
 	int i, rc;
 
 	for (i = 0; i < USAGE_TRIES; i++) {
@@ -130,13 +130,14 @@ NAT_GLOBAL int usage_take(__u32 zone, nat_addr address, __u64 one,
  */
 NAT_GLOBAL int usage_room(__u32 zone, nat_addr address)
 {
-	struct nat_usage *u = bpf_map_lookup_elem(&zone_usage, &zone);
+	struct nat_usage *all = bpf_map_lookup_elem(&zone_usage, &zone);
 	struct nat_zone *z = zone_get(zone);
 	struct owner_key key;
+	struct nat_host *u;
 
-	if (!usage_counts(zone) || !u || !z)
+	if (!usage_counts(zone) || !all || !z)
 		return 0;
-	if (usage_is_over(u->word, USAGE_SESSION, z->limits.zone_sessions))
+	if (usage_is_over(all->word, USAGE_SESSION, z->limits.zone_sessions))
 		return -REASON_DROPPED_NETWORK_SESSIONS;
 	owner_key_of(zone, address, &key);
 	u = bpf_map_lookup_elem(&hosts, &key);

@@ -29,6 +29,7 @@ var eventTypes = map[uint8]EventType{
 	bpf.EventPortExhausted:   PortExhausted,
 	bpf.EventQuotaExceeded:   QuotaExceeded,
 	bpf.EventInboundFiltered: InboundFiltered,
+	bpf.EventAddressMissing:  AddressMissing,
 	bpf.EventBlockAllocated:  BlockAllocated,
 	bpf.EventBlockReleased:   BlockReleased,
 }
@@ -176,7 +177,7 @@ func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
 	case SessionCreated, SessionClosed:
 		e.State = stateName(raw.State)
 		fallthrough
-	case InboundFiltered, PortExhausted, QuotaExceeded:
+	case InboundFiltered, AddressMissing, PortExhausted, QuotaExceeded:
 		e.Remote = eventEndpoint(raw.Remote, raw.RemotePort)
 	}
 	return e

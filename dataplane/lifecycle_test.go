@@ -75,7 +75,7 @@ func equip(f *topo.Figure3, d *dataplane.Dataplane) error {
 		return errors.Join(
 			d.PutNetwork(dataplane.Network{Name: "docker0", IfIndex: bridge.Index, Gateway: bridge.HardwareAddr,
 				Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}}),
-			d.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: up.Index, Address: topo.HostAddr}),
+			d.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: up.Index, Addresses: []netip.Addr{topo.HostAddr}}),
 			d.Attach(dataplane.Link{IfIndex: bridge.Index, Name: "docker0", Kind: dataplane.InsideDevice, Owner: "docker0"}),
 			d.Attach(dataplane.Link{IfIndex: up.Index, Name: "eth0", Kind: dataplane.OutsideLink, Owner: "eth0"}))
 	})
@@ -361,7 +361,7 @@ func pinMap(dir, name string) error {
 
 func checkPutOutsideAgain(t *testing.T, d *dataplane.Dataplane) {
 	t.Helper()
-	o := dataplane.Outside{Name: "eth0", IfIndex: 2, Address: topo.HostAddr}
+	o := dataplane.Outside{Name: "eth0", IfIndex: 2, Addresses: []netip.Addr{topo.HostAddr}}
 	if err := d.PutOutside(o); err != nil {
 		t.Fatal(err)
 	}

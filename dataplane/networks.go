@@ -3,11 +3,8 @@
 package dataplane
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/conenat/conenat/bpf"
 )
@@ -21,12 +18,14 @@ const maxName = 15
 // maxLabel is NAT_LABEL_LEN less the final 0.
 const maxLabel = bpf.LabelLen - 1
 
-// names is a picture of zones with their excluded destinations, realms and owners.
+// names is a picture of zones with their excluded destinations, realms, owners, and the sets of external addresses that
+// they have.
 type names struct {
 	zones      []bpf.Zone
 	exclusions map[bpf.ExclusionKey]uint32
 	realms     []bpf.Realm
 	owners     map[bpf.OwnerKey]bpf.Owner
+	sets       map[uint32]bpf.Set
 }
 
 // names are read once until something of them changes: this process is the only one that writes them.
@@ -64,6 +63,9 @@ func (d *Dataplane) readNames() (names, error) {
 	}
 	if n.owners, err = dumpHash[bpf.OwnerKey, bpf.Owner](d.objs.Owners4); err != nil {
 		return n, fmt.Errorf("read owners: %w", err)
+	}
+	if n.sets, err = dumpHash[uint32, bpf.Set](d.objs.Sets4); err != nil {
+		return n, fmt.Errorf("read sets of external addresses: %w", err)
 	}
 	return n, nil
 }
@@ -162,7 +164,8 @@ func checkName(kind, name string) error {
 	return nil
 }
 
-// PutNetwork makes a network, or changes the one of that name. Bindings that live stay as they are.
+// PutNetwork makes a network, or changes the one of that name. Bindings that live stay as they are, but for those at
+// external addresses that a changed Network.External leaves out: they end.
 func (d *Dataplane) PutNetwork(n Network) error {
 	if err := checkName("network", n.Name); err != nil {
 		return err
@@ -183,12 +186,22 @@ func (d *Dataplane) PutNetwork(n Network) error {
 	if id == 0 {
 		return fmt.Errorf("network %s: %w: %d networks are there already", n.Name, ErrFull, bpf.ZoneLast)
 	}
+	if zone.Set, err = d.internSet(n.External); err != nil {
+		return fmt.Errorf("network %s: %w", n.Name, err)
+	}
 	defer d.forgetNames()
 	if err := d.exclude(known, id, n.Exclude); err != nil {
 		return fmt.Errorf("network %s: %w", n.Name, err)
 	}
 	if err := d.putZone(known.zones, id, zone); err != nil {
 		return fmt.Errorf("write network %s: %w", n.Name, err)
+	}
+	if zone.Set == known.zones[id].Set {
+		return nil
+	}
+	d.forgetNames()
+	if err := d.networkMoved(id); err != nil {
+		return fmt.Errorf("network %s: %w", n.Name, err)
 	}
 	return nil
 }
@@ -284,6 +297,7 @@ func (d *Dataplane) Networks() ([]Network, error) {
 		if z.Name[0] != 0 {
 			n := networkOf(z)
 			n.Exclude = excluded[uint16(id)]
+			n.External = known.external(z.Set)
 			out = append(out, n)
 		}
 	}
@@ -339,6 +353,10 @@ func (d *Dataplane) RemoveNetwork(name string) error {
 	if err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
+	d.forgetNames()
+	if err := d.settleAddresses(); err != nil {
+		return fmt.Errorf("remove network %s: %w", name, err)
+	}
 	return nil
 }
 
@@ -354,164 +372,4 @@ func (d *Dataplane) refuseLinked(name string, owner uint16, outside bool) error 
 		}
 	}
 	return nil
-}
-
-// PutOutside makes an outside, or changes the one of that name. Bindings on an address that it no longer has
-// end.
-func (d *Dataplane) PutOutside(o Outside) error {
-	if err := checkName("outside", o.Name); err != nil {
-		return err
-	}
-	if o.Address.IsValid() && !o.Address.Is4() {
-		return fmt.Errorf("outside %s: external address %s is not IPv4", o.Name, o.Address)
-	}
-	defer d.writes.hold()()
-	known, err := d.names()
-	if err != nil {
-		return err
-	}
-	id, free := known.realmID(o.Name)
-	if id < 0 {
-		id = free
-	}
-	if id < 0 {
-		return fmt.Errorf("outside %s: %w: %d outsides are there already", o.Name, ErrFull, bpf.Realms)
-	}
-	realm := bpf.Realm{Name: rawName(o.Name), Ifindex: uint32(o.IfIndex)}
-	if o.Address.IsValid() {
-		realm.Address = rawAddr(o.Address)
-	}
-	if err := d.moveAddress(id, known.realms[id].Address, realm.Address); err != nil {
-		return fmt.Errorf("outside %s: %w", o.Name, err)
-	}
-	if err := d.objs.Realms4.Put(uint32(id), realm); err != nil {
-		return fmt.Errorf("write outside %s: %w", o.Name, err)
-	}
-	d.forgetNames()
-	return nil
-}
-
-// moveAddress gives a realm its external address; the one it had before loses its bindings.
-func (d *Dataplane) moveAddress(realm int, old, address uint32) error {
-	if old == address {
-		return nil
-	}
-	if address != 0 {
-		if err := d.addAddress(realm, address); err != nil {
-			return err
-		}
-	}
-	if old != 0 {
-		return d.removeAddress(old)
-	}
-	return nil
-}
-
-func (d *Dataplane) addAddress(realm int, address uint32) error {
-	known, err := dumpHash[uint32, bpf.Address](d.objs.Addresses4)
-	if err != nil {
-		return fmt.Errorf("read external addresses: %w", err)
-	}
-	has, ok := known[address]
-	if ok && int(has.Realm) == realm {
-		return nil // a daemon that was killed got just as far
-	}
-	if ok {
-		return fmt.Errorf("external address %s belongs to another outside (%d)", addrOf(address), has.Realm)
-	}
-	var taken [bpf.Addresses]bool
-	for _, a := range known {
-		taken[a.Slot] = true
-	}
-	for slot, t := range taken {
-		if t {
-			continue
-		}
-		if err := d.clearPorts(slot); err != nil {
-			return err
-		}
-		value := bpf.Address{Realm: uint16(realm), Slot: uint16(slot)}
-		if err := d.objs.Addresses4.Update(address, value, ebpf.UpdateNoExist); err != nil {
-			return fmt.Errorf("add external address %s: %w", addrOf(address), err)
-		}
-		return nil
-	}
-	return fmt.Errorf("external address %s: %w: %d are there already", addrOf(address), ErrFull, bpf.Addresses)
-}
-
-// clearPorts frees every port of an address that is not in use, those that wait too: the sweeper would free the next address's.
-func (d *Dataplane) clearPorts(slot int) error {
-	clear := func(m *ebpf.Map, index int) error { return m.Put(uint32(index), make([]byte, m.ValueSize())) }
-	err := errors.Join(clear(d.objs.Held, slot), clear(d.objs.BlockWords, slot))
-	for l4 := range bpf.Protocols {
-		err = errors.Join(err, clear(d.objs.Ports, slot*bpf.Protocols+l4))
-	}
-	if err != nil {
-		return fmt.Errorf("clear port bitmaps: %w", err)
-	}
-	return nil
-}
-
-// removeAddress: first no packet can claim a port of it any more, then what lives on it ends. The walk that
-// ends the sessions gives up the host's claims on it, too, and cannot say where their bits are.
-func (d *Dataplane) removeAddress(address uint32) error {
-	var was bpf.Address
-	if err := d.objs.Addresses4.Lookup(address, &was); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("read external address %s: %w", addrOf(address), err)
-	} else if err != nil {
-		return d.killAll(func(b binding) bool { return b.External == address })
-	}
-	if err := d.objs.Addresses4.Delete(address); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("remove external address %s: %w", addrOf(address), err)
-	}
-	if err := d.killAll(func(b binding) bool { return b.External == address }); err != nil {
-		return err
-	}
-	return d.clearPorts(int(was.Slot))
-}
-
-// RemoveOutside ends an outside with the bindings on its external address. Its link must be detached before.
-func (d *Dataplane) RemoveOutside(name string) error {
-	defer d.writes.hold()()
-	known, err := d.names()
-	if err != nil {
-		return err
-	}
-	id, _ := known.realmID(name)
-	if id < 0 {
-		return fmt.Errorf("remove outside %s: %w", name, ErrNotFound)
-	}
-	if err := d.refuseLinked(name, uint16(id), true); err != nil {
-		return err
-	}
-	if address := known.realms[id].Address; address != 0 {
-		if err := d.removeAddress(address); err != nil {
-			return fmt.Errorf("remove outside %s: %w", name, err)
-		}
-	}
-	if err := d.objs.Realms4.Put(uint32(id), bpf.Realm{}); err != nil {
-		return fmt.Errorf("remove outside %s: %w", name, err)
-	}
-	d.forgetNames()
-	return nil
-}
-
-// Outsides are those that were put and not removed.
-func (d *Dataplane) Outsides() ([]Outside, error) {
-	known, err := d.names()
-	if err != nil {
-		return nil, err
-	}
-	var out []Outside
-	for _, r := range known.realms {
-		if r.Name[0] == 0 {
-			continue
-		}
-		o := Outside{Name: nameOf(r.Name), IfIndex: int(r.Ifindex)}
-		if r.Address != 0 {
-			o.Address = addrOf(r.Address)
-		}
-		out = append(out, o)
-	}
-	return out, nil
 }

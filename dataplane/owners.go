@@ -23,6 +23,8 @@ type Owner struct {
 	Port      int          // ifindex of its bridge port; 0: not known
 	Excluded  bool         // not translated: the host's own NAT has it
 	Filtering *[3]Behavior // as Network.Filtering; nil: the network's
+	External  []netip.Addr // as Network.External, of this host; empty: the network's
+	OneToOne  bool         // External is one address, and all of it the host's: every port and protocol
 
 	// Began is when the inside host came into being, since boot (CLOCK_BOOTTIME); 0: not known. It is not kept.
 	Began time.Duration
@@ -30,7 +32,9 @@ type Owner struct {
 
 // PutOwner says whose an address is, or changes what is known of it. Whoever had the address before keeps its
 // bindings until RemoveOwner. Where nobody is known to have had it, bindings that are older than the owner end: they are
-// of somebody who was gone again before anybody could tell. Errors: ErrNotFound (no such network), ErrFull.
+// of somebody who was gone again before anybody could tell. Bindings at external addresses that a changed Owner.External
+// leaves out end, and so do others' at an address that is the owner's alone. Errors: ErrNotFound (no such network), ErrFull,
+// ErrAddressTaken.
 func (d *Dataplane) PutOwner(o Owner) error {
 	defer d.writes.hold()()
 	if err := d.putOwner(o); err != nil {
@@ -57,6 +61,9 @@ func (d *Dataplane) putOwner(o Owner) error {
 			raw.Filtering[i] = uint8(b)
 		}
 	}
+	if raw.Set, err = d.ownerSet(key, o, &raw.Flags); err != nil {
+		return err
+	}
 	var before bpf.Owner
 	switch err := d.objs.Owners4.Lookup(key, &before); {
 	case errors.Is(err, ebpf.ErrKeyNotExist) && o.Began > 0:
@@ -66,8 +73,12 @@ func (d *Dataplane) putOwner(o Owner) error {
 	case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
 		return fmt.Errorf("read the one before: %w", err)
 	}
-	defer d.forgetNames()
-	return d.objs.Owners4.Put(key, raw)
+	err = d.objs.Owners4.Put(key, raw)
+	d.forgetNames()
+	if err != nil || before.Set == raw.Set && (before.Flags^raw.Flags)&bpf.OwnerOneToOne == 0 {
+		return err
+	}
+	return d.ownerMoved(key)
 }
 
 // endOlder ends the dynamic bindings of an address that were made before a moment since boot. They have whole seconds of the
@@ -111,12 +122,21 @@ func (d *Dataplane) ForgetOwner(network string, address netip.Addr) error {
 
 func (d *Dataplane) deleteOwner(network string, address netip.Addr) (bpf.OwnerKey, error) {
 	key, err := d.ownerKey(network, address)
-	if err == nil {
-		err = d.objs.Owners4.Delete(key)
-		d.forgetNames()
+	if err != nil {
+		return key, err
 	}
+	known, err := d.names()
+	if err != nil {
+		return key, err
+	}
+	set := known.owners[key].Set
+	err = d.objs.Owners4.Delete(key)
+	d.forgetNames()
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		err = ErrNotFound
+	}
+	if err == nil && set != 0 {
+		err = d.settleAddresses()
 	}
 	return key, err
 }
@@ -143,7 +163,7 @@ func (d *Dataplane) Owners() ([]Owner, error) {
 	out := make([]Owner, 0, len(known.owners))
 	for key, raw := range known.owners {
 		o := Owner{Network: known.zoneName(key.Zone), Address: addrOf(key.Address), ID: raw.Id, Port: int(raw.Ifindex),
-			Excluded: raw.Flags&bpf.OwnerExcluded != 0}
+			Excluded: raw.Flags&bpf.OwnerExcluded != 0, External: known.external(raw.Set), OneToOne: raw.Flags&bpf.OwnerOneToOne != 0}
 		if raw.Flags&bpf.OwnerFiltering != 0 {
 			o.Filtering = new([3]Behavior)
 			for i, b := range raw.Filtering {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -14,6 +15,8 @@ import (
 var (
 	// ErrPortTaken: the external endpoint is held by another binding.
 	ErrPortTaken = errors.New("external endpoint is bound already")
+	// ErrAddressTaken: an external address that one host is to have alone is somebody else's, too.
+	ErrAddressTaken = errors.New("external address is another's")
 	// ErrHostSocket: a socket of the host listens on the external endpoint.
 	ErrHostSocket = errors.New("a socket of the host uses this port")
 	// ErrNotFound: no such binding, network, outside or link.
@@ -166,6 +169,8 @@ type Network struct {
 	Refusal   Refusal
 	MSSClamp  bool           // a SYN's MSS option is lowered to what fits the outside route's MTU
 	Exclude   []netip.Prefix // destinations that new sessions leave for untranslated, by the kernel's way (RFC 6888 REQ-6)
+	MSSClamp  bool           // a SYN's MSS option is lowered to what fits the outside route's MTU
+	External  []netip.Addr   // the only external addresses of its hosts, and of nobody who does not name them; sorted; empty: each outside's default pool
 }
 
 // Shown is the network's name in bindings, sessions and events.
@@ -183,11 +188,25 @@ const (
 	BehaviorICMP
 )
 
-// Outside is an outside interface and the external address that bindings behind it get.
+// Outside is an outside interface and the external addresses that bindings behind it get. Those that no network and no owner
+// has named are its default pool.
 type Outside struct {
-	Name    string     // interface name; its identity, also when the interface is made anew
-	IfIndex int        // 0 while the interface is away
-	Address netip.Addr // external address, IPv4
+	Name      string       // interface name; its identity, also when the interface is made anew
+	IfIndex   int          // 0 while the interface is away
+	Addresses []netip.Addr // external addresses, IPv4; the first one is shown where one is; the others are sorted
+}
+
+// Address is the first one; not valid: there is none.
+func (o Outside) Address() netip.Addr {
+	if len(o.Addresses) == 0 {
+		return netip.Addr{}
+	}
+	return o.Addresses[0]
+}
+
+// Equal compares in all.
+func (o Outside) Equal(other Outside) bool {
+	return o.Name == other.Name && o.IfIndex == other.IfIndex && slices.Equal(o.Addresses, other.Addresses)
 }
 
 // LinkKind says which hooks an interface gets.
@@ -277,6 +296,7 @@ const (
 	PortExhausted   EventType = "port.exhausted"
 	QuotaExceeded   EventType = "quota.exceeded"
 	InboundFiltered EventType = "inbound.filtered"
+	AddressMissing  EventType = "address.missing" // the outside has no external address for this host
 	BlockAllocated  EventType = "block.allocated"
 	BlockReleased   EventType = "block.released"
 	EventsLost      EventType = "events.lost"

@@ -86,7 +86,7 @@ func (d *Dataplane) NetworkUsages() (map[string]NetworkUsage, error) {
 
 // hostUsages are those of each zone's hosts.
 func (d *Dataplane) hostUsages() (map[uint16][]HostUsage, error) {
-	words, err := dumpHash[bpf.OwnerKey, uint64](d.objs.Hosts4)
+	hosts, err := dumpHash[bpf.OwnerKey, bpf.Host](d.objs.Hosts4)
 	if err != nil {
 		return nil, fmt.Errorf("read what hosts use: %w", err)
 	}
@@ -100,9 +100,9 @@ func (d *Dataplane) hostUsages() (map[uint16][]HostUsage, error) {
 		of[host] = append(of[host], blocksOf(b)...)
 	}
 	out := map[uint16][]HostUsage{}
-	for key, word := range words {
+	for key, h := range hosts {
 		u := HostUsage{Address: addrOf(key.Address), Blocks: of[key]}
-		u.Ports, u.Sessions = usageOf(word)
+		u.Ports, u.Sessions = usageOf(h.Word)
 		out[key.Zone] = append(out[key.Zone], u)
 	}
 	for _, list := range out {

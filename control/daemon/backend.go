@@ -125,8 +125,8 @@ func (d *daemon) outsides(host hostnet.Snapshot) ([]api.Outside, error) {
 	out := []api.Outside{}
 	for _, o := range list {
 		shown := api.Outside{Name: o.Name, IfIndex: o.IfIndex, State: "active"}
-		if o.Address.IsValid() {
-			shown.Address = o.Address.String()
+		if first := o.Address(); first.IsValid() {
+			shown.Address = first.String()
 		}
 		l, there := host.LinkAt(o.IfIndex)
 		switch {
@@ -134,7 +134,7 @@ func (d *daemon) outsides(host hostnet.Snapshot) ([]api.Outside, error) {
 			shown.State = "away"
 		case !hasHooks(links, dataplane.OutsideLink, o.Name):
 			shown.State = "no-hooks"
-		case !l.Has(o.Address):
+		case !l.Has(o.Address()):
 			shown.State = "no-address"
 		}
 		out = append(out, shown)

@@ -23,9 +23,9 @@ const defaultName = "conenat"
 // Pair is packets between an inside prefix and an outside interface.
 type Pair struct {
 	Inside   netip.Prefix
-	Outside  int        // interface index: one that is made anew under its old name is another interface; 0: it is away
-	Name     string     // of the outside interface
-	External netip.Addr // where packets from outside are addressed to; zero: there is none now
+	Outside  int          // interface index: one that is made anew under its old name is another interface; 0: it is away
+	Name     string       // of the outside interface
+	External []netip.Addr // where packets from outside are addressed to; empty: nowhere now
 	Except   []netip.Addr
 	// All of one family. Except are inside addresses that conenat leaves to the host's NAT.
 
@@ -40,8 +40,12 @@ type Pair struct {
 // nft(8) refuses comments of more than 128 bytes, hence a digest of the addresses, and of all where those are IPv6's.
 func (p Pair) comment() string {
 	c := fmt.Sprintf("%s by %s (%d)", p.Inside, p.Name, p.Outside)
-	if p.External.IsValid() {
-		c += fmt.Sprintf(" as %s", p.External)
+	switch len(p.External) {
+	case 0:
+	case 1:
+		c += fmt.Sprintf(" as %s", p.External[0])
+	default:
+		c += fmt.Sprintf(" as %d: %.4x", len(p.External), sha256.Sum256(fmt.Append(nil, p.External)))
 	}
 	if len(p.Except) > 0 {
 		c += fmt.Sprintf(", %d excepted (%.8x)", len(p.Except), sha256.Sum256(fmt.Append(nil, p.Except)))

@@ -53,7 +53,7 @@ func TestNormalIsSortedAndWithoutDoubles(t *testing.T) {
 // Two rules that differ have different comments, for they are compared by them; and nft(8) takes them.
 func TestCommentSaysAll(t *testing.T) {
 	base := func(change func(*Pair)) string {
-		p := Pair{netip.MustParsePrefix("172.17.0.0/16"), 2, "eth0", netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9"), nil, 0, false}
+		p := Pair{netip.MustParsePrefix("172.17.0.0/16"), 2, "eth0", addrs("198.51.100.1"), addrs("172.17.0.9"), nil, 0, false}
 		change(&p)
 		return p.comment()
 	}
@@ -61,8 +61,9 @@ func TestCommentSaysAll(t *testing.T) {
 		"same":            func(*Pair) {},
 		"inside":          func(p *Pair) { p.Inside = netip.MustParsePrefix("172.17.0.0/17") },
 		"outside":         func(p *Pair) { p.Outside = 3 },
-		"external":        func(p *Pair) { p.External = netip.MustParseAddr("198.51.100.2") },
-		"no_external":     func(p *Pair) { p.External = netip.Addr{} },
+		"external":        func(p *Pair) { p.External = addrs("198.51.100.2") },
+		"externals":       func(p *Pair) { p.External = addrs("198.51.100.1", "198.51.100.2") },
+		"no_external":     func(p *Pair) { p.External = nil },
 		"except":          func(p *Pair) { p.Except = addrs("172.17.0.8") },
 		"except_another":  func(p *Pair) { p.Except = addrs("172.17.0.8", "172.17.0.9") },
 		"nothing_except":  func(p *Pair) { p.Except = nil },
@@ -70,11 +71,11 @@ func TestCommentSaysAll(t *testing.T) {
 		"exclude_another": func(p *Pair) { p.Exclude = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/9")} },
 		"from":            func(p *Pair) { p.From = 7 },
 		"IPv6": func(p *Pair) {
-			p.Inside, p.External = netip.MustParsePrefix("fd00:1234:5678:9abc:def0:1234:5678:0/112"), netip.MustParseAddr("2001:db8:1234:5678:9abc:def0:1234:5678")
+			p.Inside, p.External = netip.MustParsePrefix("fd00:1234:5678:9abc:def0:1234:5678:0/112"), addrs("2001:db8:1234:5678:9abc:def0:1234:5678")
 			p.Name, p.Outside = strings.Repeat("w", unix.IFNAMSIZ-1), 1<<31-1
 		},
 		"another_IPv6": func(p *Pair) {
-			p.Inside, p.External = netip.MustParsePrefix("fd00:1234:5678:9abc:def0:1234:5678:0/112"), netip.MustParseAddr("2001:db8:1234:5678:9abc:def0:1234:5679")
+			p.Inside, p.External = netip.MustParsePrefix("fd00:1234:5678:9abc:def0:1234:5678:0/112"), addrs("2001:db8:1234:5678:9abc:def0:1234:5679")
 			p.Name, p.Outside = strings.Repeat("w", unix.IFNAMSIZ-1), 1<<31-1
 		},
 		"longest_of_name": func(p *Pair) { p.Name, p.Outside = strings.Repeat("w", unix.IFNAMSIZ-1), 1<<31-1 },
@@ -138,7 +139,7 @@ func TestTable(t *testing.T) {
 	}
 
 	bridge := pair("172.17.0.0/16", "lo", 1)
-	bridge.External, bridge.Except = netip.MustParseAddr("198.51.100.1"), addrs("172.17.0.9", "172.17.0.8")
+	bridge.External, bridge.Except = addrs("198.51.100.1"), addrs("172.17.0.9", "172.17.0.8")
 	single := pair("10.0.0.5/32", "lo", 1)
 	single.From, single.Exclude = 1, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
 	ensure(bridge, single)
@@ -181,7 +182,7 @@ func TestTable(t *testing.T) {
 	}
 
 	changed := bridge
-	changed.External = netip.MustParseAddr("198.51.100.2")
+	changed.External = addrs("198.51.100.2")
 	ensure(changed)
 	if got := ruleset(t); strings.Contains(got, "198.51.100.1") || !strings.Contains(got, "ip daddr 198.51.100.2") {
 		t.Errorf("after a change:\n%s", got)

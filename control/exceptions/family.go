@@ -3,7 +3,9 @@
 package exceptions
 
 import (
+	"bytes"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -66,10 +68,19 @@ func (f family) marked(mark expr.Any, inside netip.Prefix) (parts []part) {
 	return parts
 }
 
-// arrived matches what the ingress has left of the external address in the destination.
-func (f family) arrived(external netip.Addr) part {
-	last := f.destination + f.size - markBits/8
-	return equal(loadPart(last, markBits/8), external.AsSlice()[f.size-markBits/8:])
+// arrived matches what the ingress has left of an external address in the destination.
+func (f family) arrived(external []netip.Addr) part {
+	load := loadPart(f.destination+f.size-markBits/8, markBits/8)
+	var left [][]byte
+	for _, a := range external {
+		if key := a.AsSlice()[f.size-markBits/8:]; !slices.ContainsFunc(left, func(k []byte) bool { return bytes.Equal(k, key) }) {
+			left = append(left, key)
+		}
+	}
+	if len(left) == 1 {
+		return equal(load, left[0])
+	}
+	return part{lookup: &lookup{load, nftables.TypeIPAddr, left, false}}
 }
 
 // write puts the mark into the destination's last bits. The header of IPv4 has a checksum, and the transport's has the

@@ -151,7 +151,7 @@ func unclaimed(f family, pairs []Pair) (out []rule) {
 }
 
 // arriving is "meta mark 0 return" and, for each pair with an external address, "meta mark & MASK == INSIDE
-// iif { OUTSIDES } ip daddr EXTERNAL ip daddr set meta mark meta mark set 0": a packet to one outside's address may come
+// iif { OUTSIDES } ip daddr { EXTERNAL } ip daddr set meta mark meta mark set 0": a packet to one outside's address may come
 // in by another. The mark's bytes in memory are the inside address in network byte order, which is how registers and
 // headers have it: nothing is ever swapped. In IPv6 the mark is the inside address's last 32 bits, and the destination has
 // those before them already: "ip6 daddr & MASK == INSIDE iif { OUTSIDES } @nh,288,32 EXTERNAL @nh,288,32 set meta mark".
@@ -159,7 +159,7 @@ func arriving(f family, pairs []Pair) (out []rule) {
 	mark := &expr.Meta{Key: expr.MetaKeyMARK, Register: register}
 	outsides, names := indices(pairs)
 	for _, p := range pairs {
-		if !p.External.IsValid() {
+		if len(p.External) == 0 {
 			continue
 		}
 		out = append(out, rule{p.comment() + names, append(f.marked(mark, p.Inside),

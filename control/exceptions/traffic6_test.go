@@ -107,7 +107,7 @@ func (b bench) ensure6(t *testing.T, prefix netip.Prefix, except ...netip.Addr) 
 	index, err := b.Host.IfIndex("eth0")
 	must(t, err)
 	must(t, b.Host.Do(func() error {
-		return Table{}.Ensure([]Pair{{Inside: prefix, Outside: index, Name: "eth0", External: outside6, Except: except}})
+		return Table{}.Ensure([]Pair{{Inside: prefix, Outside: index, Name: "eth0", External: []netip.Addr{outside6}, Except: except}})
 	}))
 }
 
@@ -299,7 +299,7 @@ func TestUnclaimedIPv6PacketsAreDropped(t *testing.T) {
 		t.Fatalf("before: from %v", from)
 	}
 	must(t, b.Host.Do(func() error { // as the table knows it when eth0 has another index
-		return Table{}.Ensure([]Pair{{Inside: prefix6, Outside: 1 << 20, Name: "eth0", External: outside6}})
+		return Table{}.Ensure([]Pair{{Inside: prefix6, Outside: 1 << 20, Name: "eth0", External: []netip.Addr{outside6}}})
 	}))
 	if from := receive(); from.IsValid() {
 		t.Errorf("with another index: from %v", from)
@@ -313,7 +313,7 @@ func TestTable6(t *testing.T) {
 	runtime.LockOSThread()    // and never unlocked: the namespace ends with the thread
 	must(t, unix.Unshare(unix.CLONE_NEWNET))
 	four, six := pair("10.0.0.5/32", "lo", 1), pair("fd00::/120", "lo", 1)
-	six.External, six.Except = outside6, addrs("fd00::9", "fd00::8")
+	six.External, six.Except = []netip.Addr{outside6}, addrs("fd00::9", "fd00::8")
 	must(t, Table{}.Ensure([]Pair{four, six, pair("fd01::/64", "lo", 1)}))
 	const both = `table ip6 conenat {
 	chain prerouting {

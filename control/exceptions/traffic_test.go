@@ -92,7 +92,7 @@ func (b bench) ensure(t *testing.T, prefix netip.Prefix, except ...netip.Addr) {
 	index, err := b.Host.IfIndex("eth0")
 	must(t, err)
 	must(t, b.Host.Do(func() error {
-		return Table{}.Ensure([]Pair{{Inside: prefix, Outside: index, Name: "eth0", External: topo.HostAddr, Except: except}})
+		return Table{}.Ensure([]Pair{{Inside: prefix, Outside: index, Name: "eth0", External: []netip.Addr{topo.HostAddr}, Except: except}})
 	}))
 }
 

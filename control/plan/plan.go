@@ -185,7 +185,7 @@ func putOwners(desired, actual State) (p []Action) {
 func put(desired, actual State) (p []Action) {
 	outsides := index(actual.Outsides, outsideKey)
 	for _, o := range inOrder(desired.Outsides, compareOutsides) {
-		if is, ok := outsides[o.Name]; !ok || is != o {
+		if is, ok := outsides[o.Name]; !ok || !is.Equal(o) {
 			p = append(p, Action{Verb: PutOutside, Outside: o})
 		}
 	}
@@ -208,7 +208,7 @@ func put(desired, actual State) (p []Action) {
 func sameNetwork(a, b dataplane.Network) bool {
 	return a.IfIndex == b.IfIndex && bytes.Equal(a.Gateway, b.Gateway) && a.Mapping == b.Mapping &&
 		a.Filtering == b.Filtering && a.Limits == b.Limits && a.BlockSize == b.BlockSize && a.Label == b.Label && a.Isolated == b.Isolated &&
-		a.Address == b.Address && a.Address6 == b.Address6 && a.Refusal == b.Refusal && a.MSSClamp == b.MSSClamp &&
+		slices.Equal(a.External, b.External) && a.Address == b.Address && a.Address6 == b.Address6 && a.Refusal == b.Refusal && a.MSSClamp == b.MSSClamp &&
 		slices.Equal(inOrder(a.Prefixes, netip.Prefix.Compare), inOrder(b.Prefixes, netip.Prefix.Compare)) &&
 		slices.Equal(distinct(a.Exclude), distinct(b.Exclude))
 }
@@ -228,7 +228,7 @@ func sameOwner(a, b dataplane.Owner) bool {
 	if (a.Filtering == nil) != (b.Filtering == nil) || (a.Filtering != nil && *a.Filtering != *b.Filtering) {
 		return false
 	}
-	return a.ID == b.ID && a.Port == b.Port && a.Excluded == b.Excluded
+	return a.ID == b.ID && a.Port == b.Port && a.Excluded == b.Excluded && a.OneToOne == b.OneToOne && slices.Equal(a.External, b.External)
 }
 
 // sameForward leaves out OverHostSocket, which only matters while a forward is made.

@@ -31,7 +31,7 @@ func settings(variant int64) dataplane.Settings {
 func full() State {
 	return State{
 		Settings: settings(0),
-		Outsides: []dataplane.Outside{{Name: "eth0", IfIndex: 2, Address: addr}},
+		Outsides: []dataplane.Outside{{Name: "eth0", IfIndex: 2, Addresses: []netip.Addr{addr}}},
 		Networks: []dataplane.Network{{Name: "br0", IfIndex: 3, Gateway: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Prefixes: []netip.Prefix{prefixA}}},
 		Forwards: []dataplane.Forward{{Protocol: dataplane.TCP, Network: "br0", External: netip.AddrPortFrom(addr, 8080), Internal: netip.MustParseAddrPort("172.17.0.2:80")}},
 		Links: []dataplane.Link{
@@ -76,7 +76,7 @@ func TestNew(t *testing.T) {
 			s.Links[1].Owner = "br1"
 		}, full(), []string{
 			"detach inside-port hooks, interface veth1 (index 5)", "put network br1", "attach inside-port hooks, interface veth1 (index 5)"}},
-		{"address_changed", func(s *State) { s.Outsides[0].Address = addr.Next() }, full(), []string{"put outside eth0"}},
+		{"address_changed", func(s *State) { s.Outsides[0].Addresses = []netip.Addr{addr.Next()} }, full(), []string{"put outside eth0"}},
 		{"prefix_joined", func(s *State) { s.Networks[0].Prefixes = []netip.Prefix{prefixB, prefixA} }, full(), []string{"put network br0"}},
 		{"gateway_changed", func(s *State) { s.Networks[0].Gateway = net.HardwareAddr{2, 0, 0, 0, 0, 0} }, full(), []string{
 			"put network br0", "attach inside-port hooks, interface veth0 (index 4)", "attach inside-port hooks, interface veth1 (index 5)",
@@ -133,7 +133,7 @@ func random(r *rand.Rand) State {
 		if r.IntN(3) == 0 {
 			continue
 		}
-		o := dataplane.Outside{Name: fmt.Sprint("eth", i), IfIndex: r.IntN(2) * (10 + r.IntN(3) + 10*i), Address: netip.AddrFrom4([4]byte{198, 51, 100, byte(r.IntN(3) + 3*i)})}
+		o := dataplane.Outside{Name: fmt.Sprint("eth", i), IfIndex: r.IntN(2) * (10 + r.IntN(3) + 10*i), Addresses: []netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, byte(r.IntN(3) + 3*i)})}}
 		s.Outsides = append(s.Outsides, o)
 		if o.IfIndex != 0 {
 			s.Links = append(s.Links, dataplane.Link{IfIndex: o.IfIndex, Kind: dataplane.OutsideLink, Owner: o.Name, Layer3: r.IntN(2) == 0})
@@ -153,7 +153,7 @@ func random(r *rand.Rand) State {
 			}
 		}
 		if len(s.Outsides) > 0 && r.IntN(2) == 0 {
-			f := dataplane.Forward{Protocol: dataplane.UDP, Network: n.Name, External: netip.AddrPortFrom(s.Outsides[0].Address, uint16(80+i)),
+			f := dataplane.Forward{Protocol: dataplane.UDP, Network: n.Name, External: netip.AddrPortFrom(s.Outsides[0].Address(), uint16(80+i)),
 				Internal: netip.AddrPortFrom(prefixA.Addr(), uint16(1+r.IntN(2)))}
 			s.Forwards = append(s.Forwards, f)
 		}

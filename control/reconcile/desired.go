@@ -114,11 +114,11 @@ func outsideNames(t *target, in inputs) (names []string) {
 // address, or bindings wait on it for the interface to come back, and nobody else has the address, all of it stays.
 func staysOutside(in inputs, o dataplane.Outside) bool {
 	l, there := in.host.Link(o.Name)
-	if there && l.Has(o.Address) {
+	if there && l.Has(o.Address()) {
 		return true
 	}
-	elsewhere := slices.ContainsFunc(in.host.Links, func(other hostnet.Link) bool { return other.Has(o.Address) })
-	return !elsewhere && in.bound != nil && in.bound(o.Address)
+	elsewhere := slices.ContainsFunc(in.host.Links, func(other hostnet.Link) bool { return other.Has(o.Address()) })
+	return !elsewhere && in.bound != nil && in.bound(o.Address())
 }
 
 func (t *target) outside(cfg config.Config, host hostnet.Snapshot, actual plan.State, name string) {
@@ -136,7 +136,10 @@ func (t *target) outside(cfg config.Config, host hostnet.Snapshot, actual plan.S
 		t.problem("%v", err)
 		return
 	}
-	o := dataplane.Outside{Name: name, IfIndex: l.Index, Address: t.address(cfg, l, was.Address)}
+	o := dataplane.Outside{Name: name, IfIndex: l.Index}
+	if a := t.address(cfg, l, was.Address()); a.IsValid() {
+		o.Addresses = []netip.Addr{a}
+	}
 	t.Outsides = append(t.Outsides, o)
 	t.Links = append(t.Links, dataplane.Link{IfIndex: l.Index, Name: l.Name, Kind: dataplane.OutsideLink, Owner: name, Layer3: l.Layer3})
 }

@@ -321,13 +321,15 @@ func (t *target) keepPublished(in inputs, i inside) {
 func (i inside) forwards(outsides []dataplane.Outside, e docker.Endpoint) (list []dataplane.Forward) {
 	for _, p := range e.Published {
 		for _, o := range outsides {
-			internal := e.Like(o.Address)
-			if !o.Address.IsValid() || !internal.IsValid() || !p.On(o.Address) {
-				continue
+			for _, external := range o.Addresses {
+				internal := e.Like(external)
+				if !internal.IsValid() || !p.On(external) {
+					continue
+				}
+				list = append(list, dataplane.Forward{Protocol: p.Protocol, Network: i.name,
+					External: netip.AddrPortFrom(external, p.HostPort), Internal: netip.AddrPortFrom(internal, p.ContainerPort),
+					OverHostSocket: true, Published: true})
 			}
-			list = append(list, dataplane.Forward{Protocol: p.Protocol, Network: i.name,
-				External: netip.AddrPortFrom(o.Address, p.HostPort), Internal: netip.AddrPortFrom(internal, p.ContainerPort),
-				OverHostSocket: true, Published: true})
 		}
 	}
 	return list

@@ -119,7 +119,7 @@ func TestRoutedIPv6IsLeftAlone(t *testing.T) {
 // TestPublishedOnIPv6: a port that is published on :: leads from an external address of IPv6 to the container's own.
 func TestPublishedOnIPv6(t *testing.T) {
 	six := netip.MustParseAddr("2001:db8::1")
-	outsides := []dataplane.Outside{{Name: "eth0", IfIndex: 2, Address: six}}
+	outsides := []dataplane.Outside{{Name: "eth0", IfIndex: 2, Addresses: []netip.Addr{six}}}
 	got := inside{name: "docker0"}.forwards(outsides, dualWeb())
 	want := []dataplane.Forward{{Protocol: dataplane.TCP, Network: "docker0", External: netip.AddrPortFrom(six, 8080),
 		Internal: netip.MustParseAddrPort("[fd00::2]:80"), OverHostSocket: true, Published: true}}

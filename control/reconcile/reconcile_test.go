@@ -145,7 +145,7 @@ func TestStartOnADockerHost(t *testing.T) {
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")},
 		Mapping:  [3]dataplane.Behavior{2, 0, 1}, Filtering: [3]dataplane.Behavior{0, 1, 2},
 		Address: netip.MustParseAddr("172.17.0.1")}}
-	wantOutsides := []dataplane.Outside{{Name: "eth0", IfIndex: 2, Address: external.Addr()}}
+	wantOutsides := []dataplane.Outside{{Name: "eth0", IfIndex: 2, Addresses: []netip.Addr{external.Addr()}}}
 	wantLinks := []dataplane.Link{
 		{IfIndex: 2, Name: "eth0", Kind: dataplane.OutsideLink, Owner: "eth0", Mechanism: "tcx"},
 		{IfIndex: 3, Name: "docker0", Kind: dataplane.InsideDevice, Owner: "docker0", Mechanism: "tcx"},
@@ -155,7 +155,7 @@ func TestStartOnADockerHost(t *testing.T) {
 	if diff := cmp.Diff(wantNetworks, networks, compareIP) + cmp.Diff(wantOutsides, outsides, compareIP) + cmp.Diff(wantLinks, links); diff != "" {
 		t.Error(diff)
 	}
-	wantPairs := []exceptions.Pair{{Inside: netip.MustParsePrefix("172.17.0.0/16"), Outside: 2, Name: "eth0", External: external.Addr(),
+	wantPairs := []exceptions.Pair{{Inside: netip.MustParsePrefix("172.17.0.0/16"), Outside: 2, Name: "eth0", External: []netip.Addr{external.Addr()},
 		Except: []netip.Addr{gatewayAddr}}}
 	if diff := cmp.Diff(wantPairs, w.exc.pairs, compareIP); diff != "" {
 		t.Error(diff)

@@ -35,15 +35,11 @@ func pairs(s plan.State, host hostnet.Snapshot) (out []exceptions.Pair) {
 	for _, n := range s.Networks {
 		for _, o := range s.Outsides {
 			if o.IfIndex == 0 { // away: nothing arrives, and nothing is to leave by it when it comes back
-				o.Address = netip.Addr{}
+				o.Addresses = nil
 			}
 			leaves := o.IfIndex != 0 && hooked(dataplane.InsideDevice, n.Name) && hooked(dataplane.OutsideLink, o.Name)
 			for _, p := range n.Prefixes {
-				external := o.Address
-				if external.Is4() != p.Addr().Is4() {
-					external = netip.Addr{}
-				}
-				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: external, Unhooked: !leaves,
+				out = append(out, exceptions.Pair{Inside: p, Outside: o.IfIndex, Name: o.Name, External: alike(o.Addresses, p), Unhooked: !leaves,
 					Exclude: n.Exclude, From: cameBy(n, p, host),
 					Except: append(excluded(s, n, p), ownAddresses(host, n, p)...)})
 			}
@@ -60,6 +56,16 @@ func cameBy(n dataplane.Network, p netip.Prefix, host hostnet.Snapshot) int {
 		}
 	}
 	return 0
+}
+
+// alike are the external addresses of a prefix's family.
+func alike(list []netip.Addr, p netip.Prefix) (out []netip.Addr) {
+	for _, a := range list {
+		if a.Is4() == p.Addr().Is4() {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // ownAddresses are the host's on the inside interface: what a process of the host sends from there is the host's NAT's.

@@ -73,7 +73,7 @@ type ownedAddress struct {
 }
 
 func (v flowView) external(a netip.Addr) bool {
-	return slices.ContainsFunc(v.state.Outsides, func(o dataplane.Outside) bool { return o.Address == a })
+	return slices.ContainsFunc(v.state.Outsides, func(o dataplane.Outside) bool { return slices.Contains(o.Addresses, a) })
 }
 
 // network is the one that an address is translated in; empty: none.
@@ -242,9 +242,7 @@ func (r *Reconciler) diverted(t *target, external []netip.Addr) (list []reservat
 
 func externalAddresses(outsides []dataplane.Outside) (list []netip.Addr) {
 	for _, o := range outsides {
-		if o.Address.IsValid() {
-			list = append(list, o.Address)
-		}
+		list = append(list, o.Addresses...)
 	}
 	return list
 }

@@ -46,7 +46,7 @@ func session(p dataplane.Protocol, internal, external, remote, state string) dat
 func takeoverState() plan.State {
 	return plan.State{
 		Networks: []dataplane.Network{{Name: "docker0", Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}}},
-		Outsides: []dataplane.Outside{{Name: "eth0", Address: netip.MustParseAddr("198.51.100.1")}},
+		Outsides: []dataplane.Outside{{Name: "eth0", Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}},
 		Owners:   []dataplane.Owner{{Network: "docker0", Address: netip.MustParseAddr("172.17.0.9"), Excluded: true}},
 		Forwards: []dataplane.Forward{{Protocol: dataplane.TCP, Network: "docker0", External: endpoint("198.51.100.1:8080"), Internal: endpoint("172.17.0.2:80")}},
 	}

@@ -29,7 +29,7 @@ func TestBothUplinksAreWaitedFor(t *testing.T) {
 	}
 	got := map[string]string{}
 	for _, o := range outsides {
-		got[o.Name] = o.Address.String()
+		got[o.Name] = o.Address().String()
 	}
 	if diff := cmp.Diff(map[string]string{"eth0": "198.51.100.1", "eth1": "198.18.1.1"}, got); diff != "" {
 		t.Error(diff)

@@ -179,12 +179,13 @@ func (d *Dataplane) Networks() ([]dataplane.Network, error) {
 	return sorted(d.networks), nil
 }
 
-// PutOutside creates or updates an outside by its name, and ends the bindings on an address that it had.
+// PutOutside creates or updates an outside by its name, and ends the bindings on addresses that it had.
 func (d *Dataplane) PutOutside(o dataplane.Outside) error {
 	return d.do("put outside "+o.Name, func() error {
-		if was, ok := d.outsides[o.Name]; ok && was.Address != o.Address {
-			d.endBindings(func(b dataplane.Binding) bool { return b.External.Addr() == was.Address })
-		}
+		was := d.outsides[o.Name].Addresses
+		d.endBindings(func(b dataplane.Binding) bool {
+			return slices.Contains(was, b.External.Addr()) && !slices.Contains(o.Addresses, b.External.Addr())
+		})
 		d.outsides[o.Name] = o
 		return nil
 	})
@@ -198,7 +199,7 @@ func (d *Dataplane) RemoveOutside(name string) error {
 			return dataplane.ErrNotFound
 		}
 		delete(d.outsides, name)
-		d.endBindings(func(b dataplane.Binding) bool { return b.External.Addr() == was.Address })
+		d.endBindings(func(b dataplane.Binding) bool { return slices.Contains(was.Addresses, b.External.Addr()) })
 		return nil
 	})
 }
@@ -518,7 +519,7 @@ func (d *Dataplane) hasNetwork(name string) bool {
 
 func (d *Dataplane) hasOutside(addr netip.Addr) bool {
 	for _, o := range d.outsides {
-		if o.Address == addr {
+		if slices.Contains(o.Addresses, addr) {
 			return true
 		}
 	}

@@ -19,7 +19,7 @@ func ready(t *testing.T) *Dataplane {
 	t.Helper()
 	d := New()
 	must(t, d.PutNetwork(dataplane.Network{Name: "br0", IfIndex: 2, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}}))
-	must(t, d.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: 3, Address: external.Addr()}))
+	must(t, d.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: 3, Addresses: []netip.Addr{external.Addr()}}))
 	return d
 }
 

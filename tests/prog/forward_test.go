@@ -161,7 +161,7 @@ func TestAddressMoves(t *testing.T) {
 	r.Egress("", UDP(rig.External+":6000", rig.Peer1+":1", "x"))
 	move := func(to string) {
 		r.Must("move", func() error {
-			return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Address: netip.MustParseAddr(to)})
+			return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{netip.MustParseAddr(to)}})
 		})
 	}
 	move("198.51.100.7")

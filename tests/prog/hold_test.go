@@ -135,7 +135,7 @@ func TestHoldAndExternalAddress(t *testing.T) {
 		if err := r.DP.PutOutside(o); err != nil {
 			return err
 		}
-		o.Address = netip.MustParseAddr(rig.External)
+		o.Addresses = []netip.Addr{netip.MustParseAddr(rig.External)}
 		return r.DP.PutOutside(o)
 	})
 	if got := r.Opened("udp", rig.C2+":5000"); got != 5000 {

@@ -154,7 +154,11 @@ func (w *world) configure(s setup) error {
 		}
 	}
 	if s.external != w.setup.external {
-		err = errors.Join(err, w.rig.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: w.rig.Ports["eth0"], Address: s.external}))
+		o := dataplane.Outside{Name: "eth0", IfIndex: w.rig.Ports["eth0"]}
+		if s.external.IsValid() {
+			o.Addresses = []netip.Addr{s.external}
+		}
+		err = errors.Join(err, w.rig.DP.PutOutside(o))
 	}
 	w.setup = s
 	return errors.Join(err, w.takePath())

@@ -60,7 +60,7 @@ func TestExternalAddressLooksLikeEthertype(t *testing.T) {
 		t.Run(address, func(t *testing.T) {
 			r := rig.New(t)
 			r.Must("outside", func() error {
-				return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Address: netip.MustParseAddr(address)})
+				return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{netip.MustParseAddr(address)}})
 			})
 			r.Forward("br0", dataplane.TCP, address+":80", rig.C1+":80")
 			r.Must("reserve", func() error {

@@ -54,7 +54,7 @@ func routeBy(r *rig.Rig, prefix, gateway string) error {
 }
 
 func moveExternal(r *rig.Rig, address string) error {
-	return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Address: netip.MustParseAddr(address)})
+	return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{netip.MustParseAddr(address)}})
 }
 
 // mapsIndependently: whatever the remote, one external endpoint; also where it is not the internal port.

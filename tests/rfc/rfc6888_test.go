@@ -38,7 +38,7 @@ func pools(l *line) {
 	r := l.rig()
 	r.Inside(UDP(at(l.c1, 20000), at(l.peer1, 53), "x"))
 	r.Must("give a second address", func() error {
-		return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Address: netip.MustParseAddr("192.0.2.77")})
+		return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.77")}})
 	})
 	if len(r.Bindings()) == 0 {
 		l.lacks("a second external address takes the first one's place, and ends its bindings")

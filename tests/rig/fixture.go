@@ -297,7 +297,7 @@ func (f *fixture) equip() error {
 	}
 	return errors.Join(
 		f.putNetworks(dataplane.EndpointIndependent, dataplane.AddressDependent, func(*dataplane.Network) {}),
-		f.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.Ports["eth0"], Address: f.kind.family.Addr(netip.MustParseAddr(External))}),
+		f.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: f.Ports["eth0"], Addresses: []netip.Addr{f.kind.family.Addr(netip.MustParseAddr(External))}}),
 		f.link("br0", dataplane.InsideDevice, "br0"), f.link("p1", dataplane.InsidePort, "br0"),
 		f.link("p2", dataplane.InsidePort, "br0"), f.link("br1", dataplane.InsideDevice, "br1"),
 		f.link("q1", dataplane.InsidePort, "br1"), f.link("eth0", dataplane.OutsideLink, "eth0"),

@@ -3,6 +3,7 @@
 package rig
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -52,8 +53,9 @@ func (u usage) plus(ports, sessions int) usage {
 func compareUsage[K comparable](what string, want map[K]usage, m *ebpf.Map) error {
 	got := map[K]usage{}
 	var key K
-	var word uint64
-	for it := m.Iterate(); it.Next(&key, &word); {
+	value := make([]byte, m.ValueSize())
+	for it := m.Iterate(); it.Next(&key, &value); {
+		word := binary.NativeEndian.Uint64(value) // the first member of both structs
 		if m.Type() != ebpf.Array || word != 0 {
 			got[key] = usageOf(word)
 		}

@@ -312,7 +312,7 @@ const Second = "192.0.2.1"
 func (r *Rig) SecondUplink() error {
 	up := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}, PeerName: "wire1"}
 	return errors.Join(r.add(up, r.Family.Text(Second+"/24")),
-		r.DP.PutOutside(dataplane.Outside{Name: "eth1", IfIndex: r.Ports["eth1"], Address: r.Address(Second)}),
+		r.DP.PutOutside(dataplane.Outside{Name: "eth1", IfIndex: r.Ports["eth1"], Addresses: []netip.Addr{r.Address(Second)}}),
 		r.link("eth1", dataplane.OutsideLink, "eth1"))
 }
 
