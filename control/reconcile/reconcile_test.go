@@ -221,7 +221,7 @@ func TestFollowsTheHost(t *testing.T) {
 			networks, _ := w.dp.Networks()
 			var names []string
 			for _, o := range outsides {
-				names = append(names, join(o.Name, o.IfIndex, o.Address))
+				names = append(names, join(o.Name, o.IfIndex, o.Address()))
 			}
 			got := []string{strings.Join(names, ", "), join(networks[0].Name, networks[0].IfIndex)}
 			if diff := cmp.Diff([]string{tt.outside, tt.network}, got); diff != "" || len(networks) != 1 {
