@@ -169,7 +169,6 @@ type Network struct {
 	Refusal   Refusal
 	MSSClamp  bool           // a SYN's MSS option is lowered to what fits the outside route's MTU
 	Exclude   []netip.Prefix // destinations that new sessions leave for untranslated, by the kernel's way (RFC 6888 REQ-6)
-	MSSClamp  bool           // a SYN's MSS option is lowered to what fits the outside route's MTU
 	External  []netip.Addr   // the only external addresses of its hosts, and of nobody who does not name them; sorted; empty: each outside's default pool
 }
 
