@@ -310,7 +310,7 @@ type Event struct {
 	Network  string // Network.Shown
 	Link     string // link.reattached: the interface
 	Internal netip.AddrPort
-	External netip.AddrPort
+	External netip.AddrPort // 0.0.0.0 where none was chosen: quota.exceeded of a port, address.missing
 	Remote   netip.AddrPort // session events and inbound.filtered; of a binding: as Binding.Remote
 	Static   bool
 	Hairpin  bool

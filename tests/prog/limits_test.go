@@ -85,7 +85,7 @@ func testLimitOfPorts(t *testing.T, fam family.Family) {
 			wantUsed(r, "3 3", map[string]string{rig.C1: "3 3"})
 			r.Forget()
 			r.Inside(UDP(rig.C1+":5001", rig.Peer1+":3478", "x")).Dropped(c.reason)
-			r.WantEvents("quota.exceeded udp br0 " + rig.C1 + ":5001 " + rig.External + ":0 " + rig.Peer1 + ":3478 x1 " + c.reason)
+			r.WantEvents("quota.exceeded udp br0 " + rig.C1 + ":5001 " + "0.0.0.0:0 " + rig.Peer1 + ":3478 x1 " + c.reason)
 			r.Inside(TCP(rig.C1+":5001", rig.Peer1+":3478", "S", "")).Dropped(c.reason)
 			r.Inside(Ping(rig.C1+":5001", rig.Peer1)).Dropped(c.reason)
 			// Whoever has a port opens sessions with it, and answers come in.
