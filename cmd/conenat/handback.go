@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/conenat/conenat/control/conntrack"
 	"github.com/conenat/conenat/dataplane"
 )
@@ -76,7 +78,7 @@ func handedBack(s dataplane.Session) (why string, goes bool) {
 	switch {
 	case s.Hairpin:
 		return endsHairpin, false
-	case s.Protocol == dataplane.ICMP:
+	case s.Protocol == dataplane.ICMP, s.Protocol == unix.IPPROTO_ICMPV6:
 		return endsPing, false
 	case s.Network == dataplane.HostNetwork:
 		return endsHost, false

@@ -145,6 +145,10 @@ ip6 nexthdr udp drop`), []string{
 		}, nil},
 		{"docker_29", strings.NewReplacer("table ip ", "table ip6 ", "ip daddr 172.17.0.2", "ip6 daddr fd00::2", "dnat to 172.17.0.2:80", "dnat to [fd00::2]:80",
 			"ip daddr != 127.0.0.0/8", "ip6 daddr != ::1", "ip saddr 172.17.0.0/16", "ip6 saddr fd00::/64", "icmp type", "icmpv6 type").Replace(docker29), nil, nil},
+		{"libvirt", libvirtNFT, nil, nil},
+		{"lxd", lxd, nil, nil},
+		{"crowdsec", strings.NewReplacer("table ip ", "table ip6 ", "ip saddr", "ip6 saddr", "ipv4_addr", "ipv6_addr", "203.0.113.9", "2001:db8:9::9").Replace(crowdsecNFT),
+			[]string{"nft ip6 crowdsec crowdsec-chain-forward: ip6 saddr @crowdsec-blacklists drop"}, nil},
 		{"conenat", "table ip6 conenat { chain f { type filter hook forward priority 0; policy drop; }\n}", nil, nil},
 		{"bridge", "table bridge t { chain f { type filter hook forward priority 0; ether type ip drop; ether type ip6 drop; }\n}", []string{
 			"nft bridge t f: drop"}, []string{"nft bridge t f: drop", "nft bridge t f: drop"}},
