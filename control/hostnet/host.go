@@ -37,6 +37,7 @@ func (h *Host) Snapshot() (Snapshot, error) {
 		return s, fmt.Errorf("list the host's addresses: %w", err)
 	}
 	s.Links = convert(links, addrs)
+	s.share()
 	if s.Default, err = defaults(unix.AF_INET, s.Links); err != nil {
 		return s, err
 	}

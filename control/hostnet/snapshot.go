@@ -23,7 +23,8 @@ type Snapshot struct {
 	Default     []int  // indices of the interfaces that hold an IPv4 default route
 	Default6    []int  // the same of IPv6, of the routes that router advertisements have made too
 	IPForward   bool   // net.ipv4.ip_forward
-	IPv6Forward bool   // net.ipv6.conf.all.forwarding; false without IPv6
+	Shared      []Shared
+	IPv6Forward bool // net.ipv6.conf.all.forwarding; false without IPv6
 }
 
 // Link is one interface.
@@ -39,6 +40,10 @@ type Link struct {
 	PeerNetns bool // a veth whose other end is in another network namespace
 	PeerNSID  int  // this namespace's number for the one that the other end or lower device is in (IFLA_LINK_NETNSID); -1: none
 	Layer3    bool // packets carry no Ethernet header (wg, tun, ppp)
+
+	// StrictSource: packets whose source the host's IPv4 routing finds elsewhere are dropped, and ARP is not answered
+	// (rp_filter). Looked at where prefixes are Shared alone.
+	StrictSource bool
 
 	// Addresses of global scope with their prefix lengths: those of IPv4, the primary one first, then those of IPv6 that
 	// may be used, the best one for a NAT first: one that is not deprecated, no unique local one (RFC 4193), none of those

@@ -302,6 +302,7 @@ func (r *Reconciler) reconcile(all bool) {
 	t := desire(in)
 	r.published = slices.DeleteFunc(slices.Clone(t.Forwards), func(f dataplane.Forward) bool { return !f.Published })
 	r.choosePath(&t)
+	t.apart(host, r.guard.path.Stack)
 	t.diverted = r.diverted(&t, externalAddresses(t.Outsides))
 	actions := plan.New(t.State, actual)
 	r.carryOut(actions, &t, actual, all)

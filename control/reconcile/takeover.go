@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/conenat/conenat/control/conntrack"
+	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/control/plan"
 	"github.com/conenat/conenat/dataplane"
 )
@@ -36,8 +37,8 @@ type reservation struct {
 
 // sortFlows is a pure function. Of the flows of one internal endpoint, those come first whose external port is the
 // internal one: the endpoint's binding is the first one's, and masquerade gives another port only to what collides.
-func sortFlows(flows []conntrack.Flow, s plan.State) (out takeover) {
-	view := flowView{state: s, excluded: map[ownedAddress]bool{}, forwards: map[string]dataplane.Forward{}}
+func sortFlows(flows []conntrack.Flow, s plan.State, host hostnet.Snapshot) (out takeover) {
+	view := flowView{state: s, host: host, excluded: map[ownedAddress]bool{}, forwards: map[string]dataplane.Forward{}}
 	for _, o := range s.Owners {
 		view.excluded[ownedAddress{o.Network, o.Address}] = o.Excluded
 	}
@@ -63,6 +64,7 @@ func sortFlows(flows []conntrack.Flow, s plan.State) (out takeover) {
 
 type flowView struct {
 	state    plan.State
+	host     hostnet.Snapshot
 	excluded map[ownedAddress]bool
 	forwards map[string]dataplane.Forward
 }
@@ -76,9 +78,13 @@ func (v flowView) external(a netip.Addr) bool {
 	return slices.ContainsFunc(v.state.Outsides, func(o dataplane.Outside) bool { return slices.Contains(o.Addresses, a) })
 }
 
-// network is the one that an address is translated in; empty: none.
+// network is the one that an address is translated in; empty: none. Of several that have it, conntrack means the one that the
+// host's routing leads to.
 func (v flowView) network(a netip.Addr) string {
 	for _, n := range v.state.Networks {
+		if v.host.FindsElsewhere(n.IfIndex, a) {
+			continue
+		}
 		for _, p := range n.Prefixes {
 			if p.Contains(a) && !v.excluded[ownedAddress{n.Name, a}] {
 				return n.Name
@@ -138,7 +144,7 @@ func (r *Reconciler) flows(s plan.State) takeover {
 	if err != nil {
 		r.fail("read conntrack", err, false)
 	}
-	return sortFlows(carriedFlows(flows), s)
+	return sortFlows(carriedFlows(flows), s, r.seen)
 }
 
 // takesOver says whether a plan puts a network under conenat, or publishes a port, for which connections may live.

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/conenat/conenat/control/conntrack"
+	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/control/plan"
 	"github.com/conenat/conenat/dataplane"
 )
@@ -91,7 +92,7 @@ func TestSortFlows(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := sortFlows([]conntrack.Flow{tt.flow}, takeoverState())
+			got := sortFlows([]conntrack.Flow{tt.flow}, takeoverState(), hostnet.Snapshot{})
 			if len(got.flows) != len(got.sessions) || (len(got.flows) == 1 && got.flows[0] != tt.flow) {
 				t.Errorf("flows %+v of sessions %+v", got.flows, got.sessions)
 			}
@@ -114,7 +115,7 @@ func TestSortFlowsStates(t *testing.T) {
 		for i, f := range flows {
 			f.TCPState = state
 			got := ""
-			if out := sortFlows([]conntrack.Flow{f}, takeoverState()); len(out.sessions) == 1 {
+			if out := sortFlows([]conntrack.Flow{f}, takeoverState(), hostnet.Snapshot{}); len(out.sessions) == 1 {
 				got = out.sessions[0].State
 			}
 			if got != want[i] {
@@ -134,7 +135,7 @@ func TestSortFlowsPreservedFirst(t *testing.T) {
 		masqueraded(dataplane.UDP, opener, "203.0.113.1:4", kept),
 	}
 	var got []uint16
-	for _, s := range sortFlows(flows, takeoverState()).sessions {
+	for _, s := range sortFlows(flows, takeoverState(), hostnet.Snapshot{}).sessions {
 		got = append(got, s.Remote.Port())
 	}
 	if diff := cmp.Diff([]uint16{2, 4, 1, 3}, got); diff != "" {

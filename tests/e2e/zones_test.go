@@ -295,3 +295,43 @@ func TestOverlappingZoneGoes(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
+
+// TestOverlappingZonesOnTheStack: there the kernel's routing says where an inside address is: the network that it leads to is
+// translated, and the other one left alone, which is said.
+func TestOverlappingZonesOnTheStack(t *testing.T) {
+	z := newZones(t, 0, false, "--path", "stack")
+	peer := z.udp(z.peer1, 3478)
+	s := z.udp(z.of[0].Host, 20000)
+	z.send(s, at(topo.Peer1Addr, 3478), "by the stack")
+	z.send(peer, z.receives(peer, "by the stack"), "and back")
+	z.receives(s, "and back")
+	for _, command := range []string{"status", "networks"} {
+		if out := z.Client(command); !strings.Contains(out, "zb") || !strings.Contains(out, "routing") {
+			t.Errorf("conenat %s says nothing of zb's addresses:\n%s", command, out)
+		}
+	}
+	z.Stop()
+	z.RunWith("--inside", "za", "--inside", "zb", "--path", "direct")
+	(&zones{z.at(t), z.of}).pings()
+}
+
+// TestOverlappingZonesStrict: with a strict rp_filter the host does not answer ARP where its routing finds the sender elsewhere;
+// status says so, and what helps.
+func TestOverlappingZonesStrict(t *testing.T) {
+	z := newZones(t, 0, false)
+	z.Stop()
+	z.must(z.Host.Sysctl("net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.za.rp_filter=1", "net.ipv4.conf.zb.rp_filter=1"))
+	z.RunWith("--inside", "za", "--inside", "zb")
+	const command = "net.ipv4.conf.zb.rp_filter=2"
+	if out := z.Client("status"); !strings.Contains(out, "sysctl -w "+command) || strings.Contains(out, "conf.za.") {
+		t.Errorf("status:\n%s", out)
+	}
+	for i, one := range z.of {
+		z.must(one.ns.IP(t.Context(), "neigh flush all"))
+		if r, err := probe.PingOnce(one.Host, topo.Peer1Addr, 2); err != nil || (r.Received == 2) != (i == 0) {
+			t.Errorf("%s, strict: %+v, %v", one.bridge, r, err)
+		}
+	}
+	z.must(z.Host.Sysctl(command))
+	(&zones{z.at(t), z.of}).pings()
+}
