@@ -100,7 +100,7 @@ func TestOverlappingNetworks(t *testing.T) {
 // TestTakeoverOfOverlappingNetworks: conntrack knows no networks; its connections are those of the one that routing leads to.
 func TestTakeoverOfOverlappingNetworks(t *testing.T) {
 	prefix := netip.MustParsePrefix("172.17.0.0/16")
-	s := plan.State{Outsides: []dataplane.Outside{{Name: "eth0", Address: external.Addr()}},
+	s := plan.State{Outsides: []dataplane.Outside{{Name: "eth0", Addresses: []netip.Addr{external.Addr()}}},
 		Networks: []dataplane.Network{{Name: "twin", IfIndex: 7, Prefixes: []netip.Prefix{prefix}}, {Name: "docker0", IfIndex: 3, Prefixes: []netip.Prefix{prefix}}}}
 	remote := netip.MustParseAddrPort("203.0.113.1:53")
 	f := conntrack.Flow{Protocol: dataplane.UDP, SourceNAT: true, Original: conntrack.Tuple{Src: internal, Dst: remote},
