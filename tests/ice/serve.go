@@ -100,7 +100,7 @@ func newAgent(o Options, failed func()) (agent *pion.Agent, gathered <-chan stru
 	agent, err = pion.NewAgentWithOptions(
 		pion.WithUrls([]*stun.URI{server}),
 		pion.WithCandidateTypes(types),
-		pion.WithNetworkTypes([]pion.NetworkType{pion.NetworkTypeUDP4}),
+		pion.WithNetworkTypes([]pion.NetworkType{networkType(o.Server.Addr())}),
 		pion.WithMulticastDNSMode(pion.MulticastDNSModeDisabled),
 		pion.WithDisconnectedTimeout(o.GiveUp/2), // the time for checks is both together
 		pion.WithFailedTimeout(o.GiveUp/2),
@@ -121,6 +121,14 @@ func newAgent(o Options, failed func()) (agent *pion.Agent, gathered <-chan stru
 			}
 		}))
 	return agent, all, err
+}
+
+// networkType is that of the server's family: an agent has candidates of no other one.
+func networkType(server netip.Addr) pion.NetworkType {
+	if server.Unmap().Is4() {
+		return pion.NetworkTypeUDP4
+	}
+	return pion.NetworkTypeUDP6
 }
 
 func describe(agent *pion.Agent) (d Description, err error) {

@@ -44,8 +44,36 @@ func (n *NAT) session(place Place, p Packet) (side, bool) {
 	return d, ok && p.Dst.Addr() == d.in.dst.Addr()
 }
 
-// damaged: REQ-3, and 3a of the embedded packet's header.
-func (p Packet) damaged() bool { return p.Damaged || p.About.Damaged }
+// damaged: REQ-3, and 3a of the embedded packet's header, which has a checksum in IPv4 alone.
+func (p Packet) damaged() bool { return p.Damaged || p.About.Damaged && p.isIPv4() }
+
+func (p Packet) isIPv4() bool { return p.Src.Addr().Is4() }
+
+// Message is the type and code of an ICMP message.
+type Message struct{ Type, Code uint8 }
+
+// Errors are the ICMP errors that a NAT translates: RFC 5508 section 7's and RFC 792's, or RFC 4443's, whose other codes are as good.
+func Errors(v6 bool) (all []Message) {
+	if v6 {
+		for code := range uint8(8) { // RFC 4443 section 3.1, and RFC 6550's
+			all = append(all, Message{1, code})
+		}
+		return append(all, Message{2, 0}, Message{3, 0}, Message{3, 1}, Message{4, 0}, Message{4, 1}, Message{4, 2})
+	}
+	for code := range uint8(16) {
+		all = append(all, Message{3, code})
+	}
+	return append(all, Message{4, 0}, Message{11, 0}, Message{11, 1}, Message{12, 0})
+}
+
+// Others are types of messages that are neither errors nor queries, and that a NAT has nothing to do with: those by which hosts and
+// routers of one link talk among others. An unassigned one of IPv6's below 128 would be an error (RFC 4443 section 2.1).
+func Others(v6 bool) []uint8 {
+	if v6 {
+		return []uint8{130, 133, 134, 135, 136, 137, 143, 200} // multicast listeners, neighbour discovery, redirect, private
+	}
+	return []uint8{5, 9, 10, 17, 40} // redirect, router advertisement and solicitation, address mask, unassigned
+}
 
 func (n *NAT) translateError(d side, p Packet) Result {
 	if p.damaged() {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
 const (
@@ -22,6 +24,18 @@ const (
 	peer2 = "203.0.113.2"
 )
 
+// both runs a test in both families: the model needs nothing of conenat's. What a test says is in IPv4, by tests/family.
+func both(t *testing.T, test func(t *testing.T, in names)) {
+	for _, f := range []family.Family{family.V4, family.V6} {
+		t.Run(f.String(), func(t *testing.T) { test(t, names{f}) })
+	}
+}
+
+// names are what a family's places are called.
+type names struct{ family.Family }
+
+func (in names) at(s string) netip.AddrPort { return in.Endpoint(at(s)) }
+
 func at(s string) netip.AddrPort {
 	if e, err := netip.ParseAddrPort(s); err == nil {
 		return e
@@ -29,14 +43,14 @@ func at(s string) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(s), 0)
 }
 
-func config(mapping, filtering Behavior) Config {
+func (in names) config(mapping, filtering Behavior) Config {
 	all := func(b Behavior) map[Protocol]Behavior { return map[Protocol]Behavior{UDP: b, TCP: b, ICMP: b} }
 	network := func(prefix string) Network {
-		return Network{Prefixes: []netip.Prefix{netip.MustParsePrefix(prefix)}, Mapping: all(mapping), Filtering: all(filtering)}
+		return Network{Prefixes: []netip.Prefix{in.Prefix(netip.MustParsePrefix(prefix))}, Mapping: all(mapping), Filtering: all(filtering)}
 	}
 	return Config{
 		Networks: map[Place]Network{net1: network("172.17.0.0/16"), net2: network("172.18.0.0/16")},
-		External: netip.MustParseAddr(ext), Local: []netip.Addr{netip.MustParseAddr("172.17.0.1")},
+		External: in.at(ext).Addr(), Local: []netip.Addr{in.at("172.17.0.1").Addr()},
 		PortLow: 1024, PortHigh: 65535, SessionsPerBinding: 100, Sessions: 1000, Bindings: 1000,
 		UDPTimeout: 300 * time.Second, TCPEstablishedTimeout: 7440 * time.Second, TCPPartialOpenTimeout: 240 * time.Second,
 		TCPClosingTimeout: 240 * time.Second, ICMPTimeout: 60 * time.Second,
@@ -45,9 +59,9 @@ func config(mapping, filtering Behavior) Config {
 
 // script runs lines on a NAT: "net1 udp datagram SRC DST", "out …" from outside, "host …", "stack:net1 …" after the host's routing, "wait 5m"; what comes of each
 // is "REASON SRC DST", or the reason alone. A choice takes the lowest port that is allowed.
-func script(t *testing.T, n *NAT, lines ...string) (got []string) {
+func (in names) script(t *testing.T, n *NAT, lines ...string) (got []string) {
 	t.Helper()
-	for _, line := range lines {
+	for _, line := range in.Texts(lines...) {
 		f := strings.Fields(line)
 		if f[0] == "wait" {
 			d, err := time.ParseDuration(f[1])
@@ -97,7 +111,9 @@ func step(t *testing.T, n *NAT, place string, p Packet) string {
 }
 
 // TestScripts holds the model to what the RFCs say, by hand.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { both(t, testScripts) }
+
+func testScripts(t *testing.T, in names) {
 	const first, second = "net1 udp datagram 172.17.0.2:5000 203.0.113.1:9", "net1 udp datagram 172.17.0.2:5000 203.0.113.2:9"
 	for _, test := range []struct {
 		name      string
@@ -156,8 +172,8 @@ func TestScripts(t *testing.T) {
 			[]string{"passed_local", "passed_not_outside", "passed_local", "dropped_spoofed"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			n := New(config(test.mapping, test.filtering))
-			if diff := cmp.Diff(test.want, script(t, n, test.lines...)); diff != "" {
+			n := New(in.config(test.mapping, test.filtering))
+			if diff := cmp.Diff(in.Texts(test.want...), in.script(t, n, test.lines...)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -165,7 +181,9 @@ func TestScripts(t *testing.T) {
 }
 
 // TestTCPStates walks through RFC 6146 section 3.5.2.2: i and o are segments from inside and outside.
-func TestTCPStates(t *testing.T) {
+func TestTCPStates(t *testing.T) { both(t, testTCPStates) }
+
+func testTCPStates(t *testing.T, in names) {
 	for _, test := range []struct{ segments, want string }{
 		{"i:syn", "init-inside"},
 		{"i:syn o:syn-ack", "established"},
@@ -182,13 +200,13 @@ func TestTCPStates(t *testing.T) {
 		{"i:syn o:syn-ack i:fin o:fin i:syn o:syn-ack", "established"},
 		{"i:segment o:segment", "established"}, // picked up in its middle
 	} {
-		n := New(config(EndpointIndependent, AddressDependent))
+		n := New(in.config(EndpointIndependent, AddressDependent))
 		for _, s := range strings.Fields(test.segments) {
 			side, kind, _ := strings.Cut(s, ":")
 			if side == "i" {
-				script(t, n, "net1 tcp "+kind+" 172.17.0.2:80 203.0.113.1:9")
+				in.script(t, n, "net1 tcp "+kind+" 172.17.0.2:80 203.0.113.1:9")
 			} else {
-				script(t, n, "out tcp "+kind+" 203.0.113.1:9 198.51.100.1:80")
+				in.script(t, n, "out tcp "+kind+" 203.0.113.1:9 198.51.100.1:80")
 			}
 		}
 		if got := n.Sessions()[0].State(); len(n.Sessions()) != 1 || got != test.want {
@@ -198,11 +216,13 @@ func TestTCPStates(t *testing.T) {
 }
 
 // TestLimits: what is over a limit is refused, and nothing that lives is touched.
-func TestLimits(t *testing.T) {
-	c := config(EndpointIndependent, AddressDependent)
+func TestLimits(t *testing.T) { both(t, testLimits) }
+
+func testLimits(t *testing.T, in names) {
+	c := in.config(EndpointIndependent, AddressDependent)
 	c.PortLow, c.PortHigh, c.SessionsPerBinding, c.Sessions, c.Bindings = 2000, 2001, 2, 4, 3
 	n := New(c)
-	got := script(t, n,
+	got := in.script(t, n,
 		"net1 udp datagram 172.17.0.2:2000 203.0.113.1:1", "net1 udp datagram 172.17.0.2:2000 203.0.113.1:2",
 		"net1 udp datagram 172.17.0.2:2000 203.0.113.1:3", "net1 udp datagram 172.17.0.3:2000 203.0.113.1:1",
 		"net1 udp datagram 172.17.0.4:2000 203.0.113.1:1", "net1 tcp syn 172.17.0.2:2000 203.0.113.1:1",
@@ -211,7 +231,7 @@ func TestLimits(t *testing.T) {
 	want := []string{"outbound 198.51.100.1:2000 203.0.113.1:1", "outbound 198.51.100.1:2000 203.0.113.1:2",
 		"dropped_quota", "outbound 198.51.100.1:2001 203.0.113.1:1", "dropped_port_exhausted", "outbound 198.51.100.1:2000 203.0.113.1:1",
 		"dropped_sessions_full", "dropped_bindings_full", "dropped_quota"}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(in.Texts(want...), got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if len(n.Bindings()) != 3 || len(n.Sessions()) != 4 {
@@ -220,24 +240,28 @@ func TestLimits(t *testing.T) {
 }
 
 // TestForward: a static binding is there before any packet, is not filtered, and does not expire.
-func TestForward(t *testing.T) {
-	n := New(config(EndpointIndependent, AddressAndPortDependent))
-	if !n.Forward(net1, TCP, at(ext+":8080"), at(c1+":80"), false) || n.Forward(net1, TCP, at(ext+":8080"), at(c2+":80"), false) {
+func TestForward(t *testing.T) { both(t, testForward) }
+
+func testForward(t *testing.T, in names) {
+	n := New(in.config(EndpointIndependent, AddressAndPortDependent))
+	if !n.Forward(net1, TCP, in.at(ext+":8080"), in.at(c1+":80"), false) || n.Forward(net1, TCP, in.at(ext+":8080"), in.at(c2+":80"), false) {
 		t.Error("the first forward has to be taken, the second refused")
 	}
-	got := script(t, n, "out tcp syn 203.0.113.2:5 198.51.100.1:8080", "wait 8000s", "net2 tcp syn 172.18.0.2:5 198.51.100.1:8080",
+	got := in.script(t, n, "out tcp syn 203.0.113.2:5 198.51.100.1:8080", "wait 8000s", "net2 tcp syn 172.18.0.2:5 198.51.100.1:8080",
 		"net1 tcp syn 172.17.0.2:80 203.0.113.1:443")
 	want := []string{"inbound 203.0.113.2:5 172.17.0.2:80", "hairpin 198.51.100.1:5 172.17.0.2:80", "outbound 198.51.100.1:8080 203.0.113.1:443"}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(in.Texts(want...), got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
 // TestChoice: a port that is not allowed is refused.
-func TestChoice(t *testing.T) {
-	n := New(config(EndpointIndependent, AddressDependent))
-	script(t, n, "net1 udp datagram 172.17.0.2:5000 203.0.113.1:9")
-	r := n.FromInside(net1, Packet{Protocol: UDP, Kind: Datagram, Src: at(c2 + ":5000"), Dst: at(peer1 + ":9"), TTL: 64})
+func TestChoice(t *testing.T) { both(t, testChoice) }
+
+func testChoice(t *testing.T, in names) {
+	n := New(in.config(EndpointIndependent, AddressDependent))
+	in.script(t, n, "net1 udp datagram 172.17.0.2:5000 203.0.113.1:9")
+	r := n.FromInside(net1, Packet{Protocol: UDP, Kind: Datagram, Src: in.at(c2 + ":5000"), Dst: in.at(peer1 + ":9"), TTL: 64})
 	if r.Choice == nil {
 		t.Fatal("no choice: the port is taken")
 	}
@@ -249,7 +273,7 @@ func TestChoice(t *testing.T) {
 	if err := r.Choice.Chose(7000); err != nil {
 		t.Error(err)
 	}
-	if got := r.Translated().Src; got != at(ext+":7000") {
+	if got := r.Translated().Src; got != in.at(ext+":7000") {
 		t.Errorf("translated from %s", got)
 	}
 }

@@ -40,13 +40,13 @@ type Packet struct {
 	Protocol Protocol
 	Kind     Kind
 	Src, Dst netip.AddrPort
-	TTL      uint8
+	TTL      uint8   // or hop limit
 	About    *Packet // Error: the packet that it embeds, as its receiver got it
 	Port     string  // of the bridge, that it comes by; empty: none, or not known
 	Piece    Piece
-	ID       uint16 // of a fragment's datagram
-	Options  bool   // in the IPv4 header: such packets leave by the host's own way
-	Damaged  bool   // Error: its checksum is wrong; embedded in one: that of its IPv4 header
+	ID       uint16 // of a fragment's datagram (IPv6's 32 bits say no more)
+	Options  bool   // in the IPv4 header (IPv6 has extension headers, which say nothing here): such packets leave by the host's own way
+	Damaged  bool   // Error: its checksum is wrong; embedded in one: that of its IPv4 header, which IPv6's has none of
 	Type     uint8  // Error, Other: the message
 	Code     uint8
 }
