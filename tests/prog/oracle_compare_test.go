@@ -94,7 +94,7 @@ func (d *duel) run(t *trip) {
 	if !bytes.Equal(t.out, frame) {
 		d.Fatalf("%s: %v: %s (-oracle +dataplane):\n%s", t.dev, t.packet, t.want.Reason, gocmp.Diff(packets.Dump(frame), packets.Dump(t.out)))
 	}
-	if inside := t.want.Inside; inside.IsValid() && after.Mark != binary.NativeEndian.Uint32(inside.AsSlice()) {
+	if inside := t.want.Inside; inside.Is4() && after.Mark != binary.NativeEndian.Uint32(inside.AsSlice()) {
 		d.Fatalf("%s: %v: mark %x, want that of %s", t.dev, t.packet, after.Mark, inside)
 	}
 }
@@ -207,12 +207,23 @@ func (d *duel) newPort(p oracle.Packet) uint16 {
 
 // externalPort is a frame's source port, or the identifier of its query.
 func externalPort(frame []byte) uint16 {
-	const ip = 14
-	ports := ip + int(frame[ip]&15)*4
-	if frame[ip+9] == byte(dataplane.ICMP) {
+	ports, isICMP := transportOf(frame)
+	if isICMP {
 		return binary.BigEndian.Uint16(frame[ports+4:])
 	}
 	return binary.BigEndian.Uint16(frame[ports:])
+}
+
+// transportOf is where a frame's transport header begins, of a packet that is whole or a first fragment.
+func transportOf(frame []byte) (at int, isICMP bool) {
+	const ip, fragment = 14, 44
+	switch {
+	case frame[ip]>>4 == 4:
+		return ip + int(frame[ip]&15)*4, frame[ip+9] == 1
+	case frame[ip+6] == fragment:
+		return ip + 48, frame[ip+40] == 58
+	}
+	return ip + 40, frame[ip+6] == 58
 }
 
 // pieceSize is how much a fragment has: a multiple of 8.
@@ -234,12 +245,11 @@ func (t *trip) frame(p oracle.Packet) []byte {
 
 // damage makes the checksums of an error wrong that are to be.
 func damage(frame []byte, p oracle.Packet) {
-	const ip = 14
 	if p.Kind != oracle.Error {
 		return
 	}
-	icmp := ip + int(frame[ip]&15)*4
-	if p.About.Damaged {
+	icmp, _ := transportOf(frame)
+	if p.About.Damaged && p.Src.Addr().Is4() { // IPv6's header has no checksum
 		frame[icmp+8+10] ^= 0x55
 		frame[icmp+2], frame[icmp+3] = 0, 0
 		binary.BigEndian.PutUint16(frame[icmp+2:], packets.Checksum(frame[icmp:]))
@@ -283,11 +293,20 @@ func shortSpecOf(p oracle.Packet) packets.Spec {
 	case oracle.Reply:
 		return packets.Pong(src, dst)
 	case oracle.Error:
-		return packets.ICMPError(src, dst, p.Type, p.Code, specOf(*p.About), 0)
+		return messageOf(p, specOf(*p.About))
 	case oracle.Other:
-		return packets.ICMPError(src, dst, p.Type, 0, packets.UDP(src, dst, ""), 0)
+		return messageOf(p, packets.UDP(src, dst, ""))
 	}
 	return packets.UDP(src, dst, "0123456789")
+}
+
+// messageOf is an ICMP message by the types of its family.
+func messageOf(p oracle.Packet, about packets.Spec) packets.Spec {
+	src, dst := p.Src.String(), p.Dst.String()
+	if p.Src.Addr().Is4() {
+		return packets.ICMPError(src, dst, p.Type, p.Code, about, 0)
+	}
+	return packets.ICMPv6(src, dst, p.Type, p.Code, 0, about.IP())
 }
 
 // compareTables holds bindings, sessions and all counters to the oracle's.

@@ -8,6 +8,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/oracle"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -27,25 +29,49 @@ func (h insideHost) port() string {
 	return h.dev
 }
 
+// places are whom packets are from and to, in a family.
+type places struct {
+	family    family.Family
+	hosts     []insideHost
+	remotes   []netip.AddrPort
+	elsewhere []netip.AddrPort // what is not to be translated
+	router    netip.AddrPort   // outside, and no end of any session
+	networks  []dataplane.Network
+	externals []netip.Addr
+}
+
+func placesIn(f family.Family) places {
+	addr := func(s string) netip.Addr { return f.Addr(netip.MustParseAddr(s)) }
+	end := func(s string) netip.AddrPort { return f.Endpoint(netip.MustParseAddrPort(s)) }
+	prefixes := func(s string) []netip.Prefix { return []netip.Prefix{f.Prefix(netip.MustParsePrefix(s))} }
+	return places{
+		family: f,
+		hosts: []insideHost{
+			{"br0", "p1", addr(rig.C1)}, {"br0", "p2", addr(rig.C2)}, {"br1", "q1", addr(rig.Other)},
+			{"br0", "br0", addr(rig.C1)}, // by the device's hook
+			{"br0", "p2", addr(rig.C1)},  // whose address it may be, or not
+			{"br0", "p1", addr("10.9.9.9")},
+		},
+		remotes:   []netip.AddrPort{end(rig.Peer1 + ":9"), end(rig.Peer1 + ":5000"), end(rig.Peer2 + ":9")},
+		elsewhere: []netip.AddrPort{end("172.17.0.1:53"), end("172.18.0.2:80"), end("224.0.0.251:5353")},
+		router:    end("192.0.2.9:0"),
+		networks: []dataplane.Network{ // the rig's, but for what differs from rig to rig
+			{Name: "br0", Gateway: rig.BridgeMAC, Address: addr("172.17.0.1"), Prefixes: prefixes("172.17.0.0/16")},
+			{Name: "br1", Gateway: rig.Bridge2, Address: addr("172.18.0.1"), Prefixes: prefixes("172.18.0.0/16")},
+		},
+		externals: []netip.Addr{addr(rig.External), addr("198.51.100.7")}, // the host's, and another one that is routed to it
+	}
+}
+
+func (p places) isIPv6() bool { return p.family == family.V6 }
+
 var (
-	insideHosts = []insideHost{
-		{"br0", "p1", netip.MustParseAddr(rig.C1)}, {"br0", "p2", netip.MustParseAddr(rig.C2)}, {"br1", "q1", netip.MustParseAddr(rig.Other)},
-		{"br0", "br0", netip.MustParseAddr(rig.C1)}, // by the device's hook
-		{"br0", "p2", netip.MustParseAddr(rig.C1)},  // whose address it may be, or not
-		{"br0", "p1", netip.MustParseAddr("10.9.9.9")},
-	}
 	insidePorts = []uint16{80, 81, 5000, 5001, 6000}
-	remotes     = []netip.AddrPort{
-		netip.MustParseAddrPort(rig.Peer1 + ":9"), netip.MustParseAddrPort(rig.Peer1 + ":5000"), netip.MustParseAddrPort(rig.Peer2 + ":9"),
-	}
-	elsewhere = []netip.AddrPort{ // what is not to be translated
-		netip.MustParseAddrPort("172.17.0.1:53"), netip.MustParseAddrPort("172.18.0.2:80"), netip.MustParseAddrPort("224.0.0.251:5353"),
-	}
-	waits = []time.Duration{time.Second, 31 * time.Second, 59 * time.Second, 61 * time.Second, 119 * time.Second, 121 * time.Second, 239 * time.Second, 241 * time.Second,
+	waits       = []time.Duration{time.Second, 31 * time.Second, 59 * time.Second, 61 * time.Second, 119 * time.Second, 121 * time.Second, 239 * time.Second, 241 * time.Second,
 		299 * time.Second, 301 * time.Second, 7439 * time.Second, 7441 * time.Second}
 )
 
-func (d *duel) insideHost() insideHost { return pick(d.T, "host", insideHosts) }
+func (d *duel) insideHost() insideHost { return pick(d.T, "host", d.hosts) }
 
 // insidePacket is one that a host inside sends.
 func (d *duel) insidePacket(from insideHost) oracle.Packet {
@@ -60,8 +86,8 @@ func (d *duel) inside() {
 // crowd opens many sessions, as fast as that.
 func (d *duel) crowd() {
 	for range rapid.IntRange(3, 15).Draw(d.T, "packets") {
-		from := pick(d.T, "host", insideHosts[:3])
-		p := oracle.Packet{Protocol: pick(d.T, "protocol", protocols), TTL: 64, Dst: pick(d.T, "remote", remotes),
+		from := pick(d.T, "host", d.hosts[:3])
+		p := oracle.Packet{Protocol: pick(d.T, "protocol", protocols), TTL: 64, Dst: pick(d.T, "remote", d.remotes),
 			Src: netip.AddrPortFrom(from.addr, pick(d.T, "port", insidePorts))}
 		switch p.Kind = oracle.Datagram; p.Protocol {
 		case oracle.TCP:
@@ -92,28 +118,28 @@ func (d *duel) hairpin() {
 }
 
 func (d *duel) outside() {
-	remote := pick(d.T, "remote", remotes)
+	remote := pick(d.T, "remote", d.remotes)
 	d.fromOutside(d.packet(remote.Addr(), remote.Port(), d.externalEndpoint()))
 }
 
 func (d *duel) host() {
-	d.fromHost(d.packet(d.externalAddr(), pick(d.T, "port", insidePorts), pick(d.T, "remote", remotes)))
+	d.fromHost(d.packet(d.externalAddr(), pick(d.T, "port", insidePorts), pick(d.T, "remote", d.remotes)))
 }
 
 // byTheHost is a packet to the outside that the host has routed.
 func (d *duel) byTheHost() {
 	from := d.insideHost()
-	d.fromStack(from, d.packet(from.addr, pick(d.T, "port", insidePorts), pick(d.T, "remote", remotes)))
+	d.fromStack(from, d.packet(from.addr, pick(d.T, "port", insidePorts), pick(d.T, "remote", d.remotes)))
 }
 
 func (d *duel) destination() netip.AddrPort {
 	switch rapid.IntRange(0, 9).Draw(d.T, "destination") {
 	case 8:
-		return pick(d.T, "elsewhere", elsewhere)
+		return pick(d.T, "elsewhere", d.elsewhere)
 	case 9:
 		return d.externalEndpoint()
 	}
-	return pick(d.T, "remote", remotes)
+	return pick(d.T, "remote", d.remotes)
 }
 
 // externalAddr is the external address, and the host's where there is none.
@@ -121,7 +147,7 @@ func (d *duel) externalAddr() netip.Addr {
 	if d.setup.external.IsValid() {
 		return d.setup.external
 	}
-	return externals[0]
+	return d.externals[0]
 }
 
 // externalEndpoint is of a binding, if there is one and chance has it.
@@ -136,12 +162,11 @@ var (
 	protocols = []oracle.Protocol{oracle.UDP, oracle.TCP, oracle.ICMP}
 	tcpKinds  = []oracle.Kind{oracle.Syn, oracle.Syn, oracle.SynAck, oracle.Segment, oracle.Fin, oracle.Rst}
 	icmpKinds = []oracle.Kind{oracle.Query, oracle.Query, oracle.Query, oracle.Reply, oracle.Other}
-	others    = []uint8{5, 9, 10, 17, 40} // redirect, router advertisement and solicitation, address mask, unassigned
 )
 
 func (d *duel) packet(src netip.Addr, port uint16, dst netip.AddrPort) oracle.Packet {
 	p := oracle.Packet{Protocol: pick(d.T, "protocol", protocols),
-		Kind: oracle.Datagram, Src: netip.AddrPortFrom(src, port), Dst: dst, TTL: d.ttl(), Options: d.rarely("options")}
+		Kind: oracle.Datagram, Src: netip.AddrPortFrom(src, port), Dst: dst, TTL: d.ttl(), Options: d.options("options")}
 	switch p.Protocol {
 	case oracle.TCP:
 		p.Kind = pick(d.T, "segment", tcpKinds)
@@ -154,7 +179,7 @@ func (d *duel) packet(src netip.Addr, port uint16, dst netip.AddrPort) oracle.Pa
 			p.Src = netip.AddrPortFrom(src, 0)
 		}
 		if p.Kind == oracle.Other {
-			p.Type = pick(d.T, "type", others)
+			p.Type = pick(d.T, "type", oracle.Others(d.isIPv6()))
 		}
 	}
 	return p
@@ -163,6 +188,9 @@ func (d *duel) packet(src netip.Addr, port uint16, dst netip.AddrPort) oracle.Pa
 func (d *duel) ttl() uint8 { return pick(d.T, "ttl", []uint8{64, 64, 64, 64, 2, 1}) }
 
 func (d *duel) rarely(what string) bool { return rapid.IntRange(0, 9).Draw(d.T, what) == 9 }
+
+// options are IPv4's.
+func (d *duel) options(what string) bool { return !d.isIPv6() && d.rarely(what) }
 
 // someSession is one that lives; false: there is none.
 func (d *duel) someSession() (*oracle.Session, bool) {
@@ -179,7 +207,7 @@ func (d *duel) answer() {
 	if !ok || s.Receiver != nil {
 		return
 	}
-	p := oracle.Packet{Protocol: s.Binding.Protocol, Kind: oracle.Datagram, Src: s.Remote, Dst: s.Binding.External, TTL: d.ttl(), Options: d.rarely("options")}
+	p := oracle.Packet{Protocol: s.Binding.Protocol, Kind: oracle.Datagram, Src: s.Remote, Dst: s.Binding.External, TTL: d.ttl(), Options: d.options("options")}
 	switch p.Protocol {
 	case oracle.TCP:
 		p.Kind = pick(d.T, "segment", tcpKinds[1:])
@@ -189,17 +217,6 @@ func (d *duel) answer() {
 	d.fromOutside(p)
 }
 
-// message is an ICMP error that a NAT lets through.
-type message struct{ kind, code uint8 }
-
-// messages are RFC 5508 section 7's errors, and RFC 792's.
-var messages = func() (all []message) {
-	for code := range uint8(16) {
-		all = append(all, message{3, code})
-	}
-	return append(all, message{4, 0}, message{11, 0}, message{11, 1}, message{12, 0})
-}()
-
 // icmpError is an ICMP error about a packet of a session, or about one that was never sent. It comes from outside, from the
 // end that opened the session, from a hairpin's other one, or by the host's own way.
 func (d *duel) icmpError() {
@@ -207,13 +224,13 @@ func (d *duel) icmpError() {
 	if !ok || s.Binding.Network == oracle.Host {
 		return
 	}
-	m := pick(d.T, "message", messages)
-	p := oracle.Packet{Protocol: oracle.ICMP, Kind: oracle.Error, TTL: d.ttl(), Type: m.kind, Code: m.code, Damaged: d.rarely("damaged"), Options: d.rarely("options"),
-		About: &oracle.Packet{Protocol: s.Binding.Protocol, TTL: 60, Damaged: d.rarely("damaged inside"), Options: d.rarely("options inside")}}
+	m := pick(d.T, "message", oracle.Errors(d.isIPv6()))
+	p := oracle.Packet{Protocol: oracle.ICMP, Kind: oracle.Error, TTL: d.ttl(), Type: m.Type, Code: m.Code, Damaged: d.rarely("damaged"), Options: d.options("options"),
+		About: &oracle.Packet{Protocol: s.Binding.Protocol, TTL: 60, Damaged: d.rarely("damaged inside"), Options: d.options("options inside")}}
 	about := p.About
 	switch way := rapid.IntRange(0, 2).Draw(d.T, "way"); {
 	case s.Receiver == nil && way > 0:
-		p.Src = pick(d.T, "router", []netip.AddrPort{netip.AddrPortFrom(s.Remote.Addr(), 0), netip.MustParseAddrPort("192.0.2.9:0")})
+		p.Src = pick(d.T, "router", []netip.AddrPort{netip.AddrPortFrom(s.Remote.Addr(), 0), d.router})
 		p.Dst = netip.AddrPortFrom(s.Binding.External.Addr(), 0)
 		about.Src, about.Dst, about.Kind = d.orNone(s.Binding.External), s.Remote, embeddedKind(about.Protocol, oracle.Query)
 		d.fromOutside(p)
@@ -228,7 +245,7 @@ func (d *duel) icmpError() {
 
 // insideError is sent by a binding's host.
 func (d *duel) insideError(b *oracle.Binding, p oracle.Packet, to netip.AddrPort) {
-	from := hostOf(b.Internal.Addr())
+	from := d.hostOf(b.Internal.Addr())
 	p.Src, p.Dst = netip.AddrPortFrom(from.addr, 0), netip.AddrPortFrom(to.Addr(), 0)
 	if d.setup.stack && rapid.Bool().Draw(d.T, "by the host") {
 		d.fromStack(from, p)
@@ -255,8 +272,8 @@ func embeddedKind(p oracle.Protocol, icmp oracle.Kind) oracle.Kind {
 	return oracle.Datagram
 }
 
-func hostOf(addr netip.Addr) insideHost {
-	for _, h := range insideHosts {
+func (d *duel) hostOf(addr netip.Addr) insideHost {
+	for _, h := range d.hosts {
 		if h.addr == addr {
 			return h
 		}
@@ -273,7 +290,7 @@ func (d *duel) fragments() {
 		from = d.insideHost()
 		p = d.insidePacket(from)
 	} else {
-		remote := pick(d.T, "remote", remotes)
+		remote := pick(d.T, "remote", d.remotes)
 		p = d.packet(remote.Addr(), remote.Port(), d.externalEndpoint())
 	}
 	if p.Kind == oracle.Other {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/oracle"
 )
 
@@ -18,7 +19,7 @@ func TestOracleSaysHowToReplay(t *testing.T) {
 	t.Chdir(t.TempDir()) // rapid leaves the sequence in testdata/rapid
 	setFlag(t, "rapid.shrinktime", "3s")
 	setFlag(t, "rapid.checks", fmt.Sprint(someSequences))
-	w := newWorld(t)
+	w := newWorld(t, family.V4)
 	lie := func(c *oracle.Config) { c.Local = nil }
 	first := listen(t, func(l *listener) { w.play(l, lie) })
 	found := regexp.MustCompile(`To reproduce, specify -run="(\S+)" -rapid.failfile="(\S+)" \(or -rapid.seed=(\d+)\)`).FindStringSubmatch(first)

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/oracle"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -27,8 +28,10 @@ var sequences = flag.Int("sequences", 0, "how many sequences TestOracle plays; 0
 // what is configured. Verdict, reason and the whole packet must agree after each; bindings, sessions and counters now and
 // then and at the end; and nothing may be left when all has expired. A failure is shrunk, and says how to replay it. (What
 // the dataplane draws itself, a port among those that are free, is in no seed: what hangs on it may need several tries.)
-func TestOracle(t *testing.T) {
-	w := newWorld(t)
+func TestOracle(t *testing.T) { family.Each(t, testOracle) }
+
+func testOracle(t *testing.T, fam family.Family) {
+	w := newWorld(t, fam)
 	n := numberOfSequences()
 	setFlag(t, "rapid.checks", fmt.Sprint(n))
 	w.play(t, func(*oracle.Config) {})
@@ -91,7 +94,7 @@ func newDuel(t *rapid.T, w *world) *duel {
 	d := &duel{T: t, world: w}
 	d.must("clear", w.clear())
 	d.must("restore the world", w.restore())
-	d.must("configure", w.configure(drawSetup(t)))
+	d.must("configure", w.configure(w.drawSetup(t)))
 	d.nat = oracle.New(w.oracle())
 	d.packets = d.count()
 	return d

@@ -15,6 +15,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/oracle"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -34,6 +35,7 @@ type setup struct {
 
 // world is a rig, and what it is set to now. It outlives sequences.
 type world struct {
+	places
 	rig     *rig.Rig
 	setup   setup
 	owners  map[netip.Addr]dataplane.Owner // of the first network
@@ -41,20 +43,12 @@ type world struct {
 	lie     func(*oracle.Config)           // told last of what the oracle is to be
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, f family.Family) *world {
 	setFlag(t, "rapid.steps", "20") // of a sequence, on average
-	return &world{rig: rig.New(t, rig.WithTables(oracleSessions, oracleBindings)), owners: map[netip.Addr]dataplane.Owner{}, reached: map[oracle.Reason]int{},
-		setup: setup{settings: dataplane.DefaultSettings(), external: externals[0], second: true}}
+	p := placesIn(f)
+	return &world{places: p, rig: rig.New(t, rig.In(f), rig.WithTables(oracleSessions, oracleBindings)), owners: map[netip.Addr]dataplane.Owner{}, reached: map[oracle.Reason]int{},
+		setup: setup{settings: dataplane.DefaultSettings(), external: p.externals[0], second: true}}
 }
-
-// networks are the rig's, but for what differs from rig to rig.
-var networks = []dataplane.Network{
-	{Name: "br0", Gateway: rig.BridgeMAC, Address: netip.MustParseAddr("172.17.0.1"), Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}},
-	{Name: "br1", Gateway: rig.Bridge2, Address: netip.MustParseAddr("172.18.0.1"), Prefixes: []netip.Prefix{netip.MustParsePrefix("172.18.0.0/16")}},
-}
-
-// externals are the host's address, and another one that is routed to it.
-var externals = []netip.Addr{netip.MustParseAddr(rig.External), netip.MustParseAddr("198.51.100.7")}
 
 // day is longer than any timeout.
 const day = 24 * time.Hour
@@ -71,8 +65,8 @@ func drawBehaviors(t *rapid.T, what string, of []dataplane.Behavior) (out [3]dat
 	return out
 }
 
-func drawSetup(t *rapid.T) setup {
-	s := setup{settings: dataplane.DefaultSettings(), external: externals[0], second: true}
+func (w *world) drawSetup(t *rapid.T) setup {
+	s := setup{settings: dataplane.DefaultSettings(), external: w.externals[0], second: true}
 	// Most NATs are endpoint-independent.
 	s.mapping = drawBehaviors(t, "mapping", append([]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.EndpointIndependent}, behaviors...))
 	s.filtering = drawBehaviors(t, "filtering", behaviors)
@@ -99,12 +93,12 @@ func (w *world) oracle() oracle.Config {
 	s := w.setup.settings
 	c := oracle.Config{
 		Networks: map[oracle.Place]oracle.Network{}, External: w.setup.external, Stack: w.setup.stack,
-		Local:   []netip.Addr{netip.MustParseAddr("172.17.0.1"), netip.MustParseAddr("172.18.0.1"), externals[0]},
+		Local:   []netip.Addr{w.networks[0].Address, w.networks[1].Address, w.externals[0]},
 		PortLow: s.PortLow, PortHigh: s.PortHigh, SessionsPerBinding: int(s.SessionsPerBinding), Sessions: oracleSessions, Bindings: oracleBindings,
 		UDPTimeout: s.UDPTimeout, TCPEstablishedTimeout: s.TCPEstablishedTimeout, TCPPartialOpenTimeout: s.TCPPartialOpenTimeout,
 		TCPClosingTimeout: s.TCPClosingTimeout, ICMPTimeout: s.ICMPTimeout,
 	}
-	for _, n := range networks {
+	for _, n := range w.networks {
 		c.Elsewhere = append(c.Elsewhere, n.Prefixes...)
 		if n.Name == "br1" && !w.setup.second {
 			continue
@@ -148,7 +142,7 @@ func (w *world) configure(s setup) error {
 		err = errors.Join(err, w.attachSecond(s))
 	}
 	w.setup.second = s.second
-	for _, n := range networks {
+	for _, n := range w.networks {
 		if n.Name != "br1" || s.second {
 			err = errors.Join(err, w.rig.DP.PutNetwork(w.network(n, s)))
 		}
@@ -177,7 +171,7 @@ func (w *world) attachSecond(s setup) error {
 		if !s.second {
 			return errors.Join(w.rig.DP.Detach(port), w.rig.DP.Detach(device), w.rig.DP.RemoveNetwork("br1"))
 		}
-		return errors.Join(w.rig.DP.PutNetwork(w.network(networks[1], s)),
+		return errors.Join(w.rig.DP.PutNetwork(w.network(w.networks[1], s)),
 			w.rig.DP.Attach(dataplane.Link{IfIndex: device, Name: "br1", Kind: dataplane.InsideDevice, Owner: "br1"}),
 			w.rig.DP.Attach(dataplane.Link{IfIndex: port, Name: "q1", Kind: dataplane.InsidePort, Owner: "br1", Peer: true}))
 	})
@@ -287,7 +281,7 @@ func (d *duel) change() {
 	case "limits":
 		s.limits = drawLimits(d.T)
 	case "address":
-		s.external = pick(d.T, "external address", append(slices.Clone(externals), netip.Addr{}))
+		s.external = pick(d.T, "external address", append(slices.Clone(d.externals), netip.Addr{}))
 	case "network":
 		s.second = !s.second
 	case "path":
@@ -332,7 +326,7 @@ func (d *duel) forward() {
 	}
 	f := dataplane.Forward{Protocol: d.forwardProtocol(), Network: "br0", Published: how == "publish", OverHostSocket: how == "publish",
 		External: netip.AddrPortFrom(d.externalAddr(), pick(d.T, "external", forwardPorts)),
-		Internal: netip.AddrPortFrom(insideHosts[1].addr, pick(d.T, "internal", forwardPorts))}
+		Internal: netip.AddrPortFrom(d.hosts[1].addr, pick(d.T, "internal", forwardPorts))}
 	p := oracle.Protocol(f.Protocol.String())
 	var want bool
 	var err error
@@ -362,8 +356,8 @@ func (d *duel) agree(what string, want bool, err error) {
 // importSession is one that another NAT hands over.
 func (d *duel) importSession() {
 	s := dataplane.Session{Protocol: d.forwardProtocol(), Network: "br0",
-		Internal: netip.AddrPortFrom(pick(d.T, "host", insideHosts[:2]).addr, pick(d.T, "port", insidePorts)),
-		External: d.externalEndpoint(), Remote: pick(d.T, "remote", remotes)}
+		Internal: netip.AddrPortFrom(pick(d.T, "host", d.hosts[:2]).addr, pick(d.T, "port", insidePorts)),
+		External: d.externalEndpoint(), Remote: pick(d.T, "remote", d.remotes)}
 	if s.External.Port() == 0 {
 		return // no endpoint: an ICMP binding's identifier
 	}
@@ -376,7 +370,7 @@ func (d *duel) importSession() {
 
 // owner says whose the address of a container is, or that it is gone.
 func (d *duel) owner() {
-	host := pick(d.T, "host", insideHosts[:2])
+	host := pick(d.T, "host", d.hosts[:2])
 	if _, known := d.owners[host.addr]; known && rapid.Bool().Draw(d.T, "gone") {
 		d.Logf("owner of %s is gone", host.addr)
 		d.must("remove owner", d.rig.DP.RemoveOwner("br0", host.addr))
