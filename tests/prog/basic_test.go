@@ -36,7 +36,9 @@ func testFigure3(t *testing.T, fam family.Family) {
 }
 
 // TestProtocols: every protocol there and back.
-func TestProtocols(t *testing.T) {
+func TestProtocols(t *testing.T) { family.Each(t, testProtocols) }
+
+func testProtocols(t *testing.T, fam family.Family) {
 	for name, c := range map[string]struct{ out, outWant, in, inWant Spec }{
 		"udp": {UDP(rig.C1+":5000", rig.Peer1+":53", "q"), UDP(rig.External+":5000", rig.Peer1+":53", "q"),
 			UDP(rig.Peer1+":53", rig.External+":5000", "a"), UDP(rig.Peer1+":53", rig.C1+":5000", "a")},
@@ -46,8 +48,11 @@ func TestProtocols(t *testing.T) {
 		"timestamp": {Timestamp(rig.C1+":78", rig.Peer1), Timestamp(rig.External+":78", rig.Peer1),
 			TimestampReply(rig.Peer1, rig.External+":78"), TimestampReply(rig.Peer1, rig.C1+":78")},
 	} {
+		if lacks(fam, name) {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.Inside(c.out).Translated("translated_outbound", c.outWant.Hop())
 			r.Outside(c.in).Translated("translated_inbound", c.inWant.Hop())
 			r.Consistent()

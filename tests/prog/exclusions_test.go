@@ -29,7 +29,7 @@ func putExcluded(r *rig.Rig, prefixes ...string) error {
 		}
 		n.Exclude = nil
 		for _, p := range prefixes {
-			n.Exclude = append(n.Exclude, netip.MustParsePrefix(p))
+			n.Exclude = append(n.Exclude, r.Family.Prefix(netip.MustParsePrefix(p)))
 		}
 		err = r.DP.PutNetwork(n)
 	}

@@ -48,12 +48,14 @@ func testForwardRefused(t *testing.T, fam family.Family) {
 }
 
 // TestForwardOverHostSocket: static bindings win where the operator says so.
-func TestForwardOverHostSocket(t *testing.T) {
-	r := rig.New(t)
+func TestForwardOverHostSocket(t *testing.T) { family.Each(t, testForwardOverHostSocket) }
+
+func testForwardOverHostSocket(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.HostListens("0.0.0.0:53")
 	r.Must("forward", func() error {
-		_, err := r.DP.AddForward(dataplane.Forward{Protocol: dataplane.UDP, External: netip.MustParseAddrPort(rig.External + ":53"),
-			Internal: netip.MustParseAddrPort(rig.C1 + ":53"), OverHostSocket: true})
+		_, err := r.DP.AddForward(dataplane.Forward{Protocol: dataplane.UDP, External: r.Endpoint(rig.External + ":53"),
+			Internal: r.Endpoint(rig.C1 + ":53"), OverHostSocket: true})
 		return err
 	})
 	r.In(UDP(rig.Peer1+":1", rig.External+":53", "x"), UDP(rig.Peer1+":1", rig.C1+":53", "x"))
@@ -150,8 +152,10 @@ func testRemoveNetwork(t *testing.T, fam family.Family) {
 }
 
 // TestAddressMoves: what lives on the old address ends; nothing is left of it, and it can come back.
-func TestAddressMoves(t *testing.T) {
-	r := rig.New(t)
+func TestAddressMoves(t *testing.T) { family.Each(t, testAddressMoves) }
+
+func testAddressMoves(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.TCP, rig.External+":80", rig.C1+":80")
 	for i, remote := range []string{rig.Peer1 + ":1", rig.Peer2 + ":1"} {
 		r.Outside(TCP(remote, rig.External+":80", "S", ""))
@@ -161,7 +165,7 @@ func TestAddressMoves(t *testing.T) {
 	r.Egress("", UDP(rig.External+":6000", rig.Peer1+":1", "x"))
 	move := func(to string) {
 		r.Must("move", func() error {
-			return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{netip.MustParseAddr(to)}})
+			return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{r.Address(to)}})
 		})
 	}
 	move("198.51.100.7")

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -14,8 +15,10 @@ import (
 var long = strings.Repeat("0123456789abcdef", 60) // 960 bytes
 
 // TestFragments: in order, each protocol, there and back.
-func TestFragments(t *testing.T) {
-	r := rig.New(t)
+func TestFragments(t *testing.T) { family.Each(t, testFragments) }
+
+func testFragments(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	hooks := r.Hooks()
 	for name, c := range map[string]struct{ out, outWant, in, inWant Spec }{
 		"UDP": {UDP(rig.C1+":2000", rig.Peer1+":53", long), UDP(rig.External+":2000", rig.Peer1+":53", long),
@@ -45,8 +48,10 @@ func TestFragmentsOfTakenPort(t *testing.T) {
 }
 
 // TestFragmentsHairpin: between two containers.
-func TestFragmentsHairpin(t *testing.T) {
-	r := rig.New(t)
+func TestFragmentsHairpin(t *testing.T) { family.Each(t, testFragmentsHairpin) }
+
+func testFragmentsHairpin(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Opened("udp", rig.C1+":2000")
 	r.Fragments(r.Hooks()[0], rig.FromContainer(UDP(rig.C2+":3000", rig.External+":2000", long)), UDP(rig.External+":3000", rig.C1+":2000", long).Hop(), "translated_hairpin")
 }

@@ -126,8 +126,10 @@ func testHoldOfWhatNeverWas(t *testing.T, fam family.Family) {
 }
 
 // TestHoldAndExternalAddress: what waits of an address that has gone means nothing to the next one in its place.
-func TestHoldAndExternalAddress(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+func TestHoldAndExternalAddress(t *testing.T) { family.Each(t, testHoldAndExternalAddress) }
+
+func testHoldAndExternalAddress(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent))
 	r.Opened("udp", rig.C1+":5000")
 	r.Wait(301 * time.Second)
 	r.Must("change the address and back", func() error {
@@ -135,7 +137,7 @@ func TestHoldAndExternalAddress(t *testing.T) {
 		if err := r.DP.PutOutside(o); err != nil {
 			return err
 		}
-		o.Addresses = []netip.Addr{netip.MustParseAddr(rig.External)}
+		o.Addresses = []netip.Addr{r.Address(rig.External)}
 		return r.DP.PutOutside(o)
 	})
 	if got := r.Opened("udp", rig.C2+":5000"); got != 5000 {

@@ -155,11 +155,13 @@ func TestHostOwnMessages(t *testing.T) {
 
 // TestHostConnectedSocket: a socket of the host that is connected to just that remote comes before a
 // dynamic binding of the same port, and others do not get through to the host by it.
-func TestHostConnectedSocket(t *testing.T) {
-	r := rig.New(t, rig.WithFiltering(dataplane.EndpointIndependent))
+func TestHostConnectedSocket(t *testing.T) { family.Each(t, testHostConnectedSocket) }
+
+func testHostConnectedSocket(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithFiltering(dataplane.EndpointIndependent))
 	r.Inside(UDP(rig.C1+":6000", rig.Peer1+":53", "x"))
 	r.Must("connect", func() error {
-		c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(rig.External), Port: 6000}, &net.UDPAddr{IP: net.ParseIP(rig.Peer2), Port: 9})
+		c, err := net.DialUDP(fam.Network("udp"), &net.UDPAddr{IP: r.Address(rig.External).AsSlice(), Port: 6000}, &net.UDPAddr{IP: r.Address(rig.Peer2).AsSlice(), Port: 9})
 		if err == nil {
 			r.T.Cleanup(func() { c.Close() })
 		}

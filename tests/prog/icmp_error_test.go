@@ -4,6 +4,7 @@ package prog
 
 import (
 	"encoding/binary"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,6 +22,11 @@ var errorKinds = []struct {
 	{"NetUnreachable", 3, 0}, {"HostUnreachable", 3, 1}, {"PortUnreachable", 3, 3}, {"FragmentationNeeded", 3, 4},
 	{"AdministrativelyProhibited", 3, 13}, {"SourceQuench", 4, 0}, {"TTLExceeded", 11, 0},
 	{"ReassemblyTimeExceeded", 11, 1}, {"ParameterProblem", 12, 0},
+}
+
+// lacks: IPv6 has no timestamps and no source quench.
+func lacks(fam family.Family, what string) bool {
+	return fam == family.V6 && (strings.EqualFold(what, "timestamp") || what == "SourceQuench")
 }
 
 // Flows from c1 that an error may speak of: as its sender and as the outside knows the first packet.
@@ -41,12 +47,20 @@ var erringFlows = []struct {
 
 // TestErrorsFromOutside: addresses, ports and every checksum of the embedded packet are those that its
 // sender knows (RFC 5508 REQ-4), whoever speaks (RFC 4787 REQ-12a).
-func TestErrorsFromOutside(t *testing.T) {
-	r := rig.New(t)
+func TestErrorsFromOutside(t *testing.T) { family.Each(t, testErrorsFromOutside) }
+
+func testErrorsFromOutside(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, f := range erringFlows {
+		if lacks(fam, f.name) {
+			continue
+		}
 		r.Subtest(f.name, func() {
 			r.Inside(f.opening)
 			for _, k := range errorKinds {
+				if lacks(fam, k.name) {
+					continue
+				}
 				for _, from := range []string{rig.Peer1, router} {
 					r.Outside(ICMPError(from, rig.External, k.kind, k.code, f.sent, f.embed)).
 						Translated("translated_icmp_error", ICMPError(from, rig.C1, k.kind, k.code, f.inside, f.embed).Hop())
@@ -58,9 +72,14 @@ func TestErrorsFromOutside(t *testing.T) {
 }
 
 // TestErrorsOfTakenPort: where the external port is not the internal one.
-func TestErrorsOfTakenPort(t *testing.T) {
-	r := rig.New(t)
+func TestErrorsOfTakenPort(t *testing.T) { family.Each(t, testErrorsOfTakenPort) }
+
+func testErrorsOfTakenPort(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, f := range erringFlows {
+		if lacks(fam, f.name) {
+			continue
+		}
 		r.Inside(f.opening)
 	}
 	for _, proto := range []string{"udp", "tcp", "icmp"} {
@@ -180,19 +199,24 @@ func TestErrorEmbeddedOptions(t *testing.T) {
 }
 
 // TestErrorExtension: what follows the embedded packet stays (RFC 4884; RFC 5508 REQ-3d).
-func TestErrorExtension(t *testing.T) {
-	r := rig.New(t)
+func TestErrorExtension(t *testing.T) { family.Each(t, testErrorExtension) }
+
+func testErrorExtension(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	extension := func(s *Spec) {
 		padded := append(append([]byte{}, s.Payload...), make([]byte, 128-len(s.Payload))...)
 		s.Payload = append(padded, 0x20, 0, 0xdf, 0xff, 0, 8, 1, 1, 0x12, 0x34, 0x51, 1)
 	}
 	for _, f := range erringFlows {
+		if lacks(fam, f.name) {
+			continue
+		}
 		if f.embed != 0 {
 			continue
 		}
 		r.Inside(f.opening)
-		r.Outside(ICMPError(router, rig.External, 11, 0, f.sent, 0).With(extension)).
-			Translated("translated_icmp_error", ICMPError(router, rig.C1, 11, 0, f.inside, 0).With(extension).Hop())
+		r.Outside(ICMPError(router, rig.External, 11, 0, f.sent, 0).In(fam).With(extension)).
+			Translated("translated_icmp_error", ICMPError(router, rig.C1, 11, 0, f.inside, 0).In(fam).With(extension).Hop())
 	}
 }
 
@@ -228,9 +252,14 @@ func testErrorsOfNoSession(t *testing.T, fam family.Family) {
 }
 
 // TestErrorsLeaveTheSession: they neither refresh nor end it (RFC 5508 REQ-6, RFC 5382 REQ-10).
-func TestErrorsLeaveTheSession(t *testing.T) {
-	r := rig.New(t)
+func TestErrorsLeaveTheSession(t *testing.T) { family.Each(t, testErrorsLeaveTheSession) }
+
+func testErrorsLeaveTheSession(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	for _, f := range erringFlows {
+		if lacks(fam, f.name) {
+			continue
+		}
 		r.Subtest(f.name, func() {
 			r.Inside(f.opening)
 			lifetime := map[string]time.Duration{"U": 300 * time.Second, "T": partialOpen, "E": time.Minute}[f.name[:1]]

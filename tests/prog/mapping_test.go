@@ -183,11 +183,13 @@ func testMappingFiltered(t *testing.T, fam family.Family) {
 }
 
 // TestMappingPerProtocol: each network, and each protocol in it, has its own.
-func TestMappingPerProtocol(t *testing.T) {
-	r := rig.New(t)
+func TestMappingPerProtocol(t *testing.T) { family.Each(t, testMappingPerProtocol) }
+
+func testMappingPerProtocol(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Must("put network", func() error {
 		return r.DP.PutNetwork(dataplane.Network{Name: "br0", IfIndex: r.Ports["br0"], Gateway: rig.BridgeMAC,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, Mapping: [3]dataplane.Behavior{apd, ei, ad}})
+			Prefixes: []netip.Prefix{fam.Prefix(netip.MustParsePrefix("172.17.0.0/16"))}, Mapping: [3]dataplane.Behavior{apd, ei, ad}})
 	})
 	for proto, mapping := range map[string]dataplane.Behavior{"udp": apd, "tcp": ei, "icmp": ad} {
 		r.Subtest(proto, func() { mapsTowards(r, proto, mapping) })

@@ -80,8 +80,10 @@ func TestOwnerPortGone(t *testing.T) {
 }
 
 // TestOwnerLeaves: whoever gets the address of a container that is gone inherits neither bindings nor sessions.
-func TestOwnerLeaves(t *testing.T) {
-	r := rig.New(t)
+func TestOwnerLeaves(t *testing.T) { family.Each(t, testOwnerLeaves) }
+
+func testOwnerLeaves(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Owner(rig.C1, "p1", nil)
 	r.Owner(rig.C2, "p2", nil)
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
@@ -167,11 +169,13 @@ func TestOwnerLearnsPort(t *testing.T) {
 }
 
 // TestIsolatedNetwork: icc=false: a neighbour's dynamic binding is not reached by hairpin, a published port is.
-func TestIsolatedNetwork(t *testing.T) {
-	r := rig.New(t)
+func TestIsolatedNetwork(t *testing.T) { family.Each(t, testIsolatedNetwork) }
+
+func testIsolatedNetwork(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Must("isolate", func() error {
 		return r.DP.PutNetwork(dataplane.Network{Name: "br0", Label: "bridge", IfIndex: r.Ports["br0"], Gateway: rig.BridgeMAC, Isolated: true,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, Filtering: [3]dataplane.Behavior{1, 1, 1}})
+			Prefixes: []netip.Prefix{fam.Prefix(netip.MustParsePrefix("172.17.0.0/16"))}, Filtering: [3]dataplane.Behavior{1, 1, 1}})
 	})
 	r.Inside(UDP(rig.C1+":1001", rig.Peer1+":1", "x"))
 	r.From("p2", UDP(rig.C2+":2001", rig.External+":1001", "hello")).Dropped("isolated")

@@ -33,7 +33,9 @@ func refusingOver(refusal dataplane.Refusal, limits dataplane.Limits) rig.Option
 
 // TestRefusals: a packet from inside that gets no mapping or session is dropped, and its sender told, whatever is
 // missing (RFC 5508 REQ-8, RFC 6888 REQ-11); on the direct path from the port and from the bridge, and at egress.
-func TestRefusals(t *testing.T) {
+func TestRefusals(t *testing.T) { family.Each(t, testRefusals) }
+
+func testRefusals(t *testing.T, fam family.Family) {
 	s := UDP(rig.C1+":5000", rig.Peer1+":99", "x")
 	for name, c := range map[string]struct {
 		options []rig.Option
@@ -48,7 +50,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		for code, refusal := range map[uint8]dataplane.Refusal{1: dataplane.RefuseHostUnreachable, 13: dataplane.RefuseAdminProhibited} {
 			t.Run(fmt.Sprintf("%s/%s", name, refusal), func(t *testing.T) {
-				r := rig.New(t, append(c.options, refusing(refusal))...)
+				r := rig.New(t, append(c.options, rig.In(fam), refusing(refusal))...)
 				c.fill(r)
 				told := Told(gateway, 3, code, 0, s)
 				r.Inside(s).Told(c.reason, told)
@@ -58,12 +60,12 @@ func TestRefusals(t *testing.T) {
 			})
 		}
 		t.Run(name+"/silent", func(t *testing.T) {
-			r := rig.New(t, append(c.options, refusing(dataplane.RefuseSilently))...)
+			r := rig.New(t, append(c.options, rig.In(fam), refusing(dataplane.RefuseSilently))...)
 			c.fill(r)
 			r.Inside(s).Dropped(c.reason)
 		})
 		t.Run(name+"/no_gateway", func(t *testing.T) {
-			r := rig.New(t, append(c.options, rig.WithNetworks(func(n *dataplane.Network) { n.Refusal = dataplane.RefuseHostUnreachable }))...)
+			r := rig.New(t, append(c.options, rig.In(fam), rig.WithNetworks(func(n *dataplane.Network) { n.Refusal = dataplane.RefuseHostUnreachable }))...)
 			c.fill(r)
 			r.Inside(s).Dropped(c.reason)
 		})
@@ -92,7 +94,9 @@ func full(t *testing.T, options ...rig.Option) *rig.Rig {
 }
 
 // TestRefusalsByLimits: those of a host and of a network count as any.
-func TestRefusalsByLimits(t *testing.T) {
+func TestRefusalsByLimits(t *testing.T) { family.Each(t, testRefusalsByLimits) }
+
+func testRefusalsByLimits(t *testing.T, fam family.Family) {
 	s := UDP(rig.C1+":5000", rig.Peer1+":99", "x")
 	for reason, c := range map[string]struct {
 		limits dataplane.Limits
@@ -104,7 +108,7 @@ func TestRefusalsByLimits(t *testing.T) {
 		"network_sessions": {dataplane.Limits{NetworkSessions: 2}, func(r *rig.Rig) { openSessions(r, rig.C2+":5000", 2) }},
 	} {
 		t.Run(reason, func(t *testing.T) {
-			r := rig.New(t, refusingOver(dataplane.RefuseHostUnreachable, c.limits))
+			r := rig.New(t, rig.In(fam), refusingOver(dataplane.RefuseHostUnreachable, c.limits))
 			c.fill(r)
 			r.Inside(s).Told(reason, Told(gateway, 3, 1, 0, s))
 			r.Egress("br0", s).Told(reason, Told(gateway, 3, 1, 0, s))

@@ -37,17 +37,21 @@ func testScannerDoesNotRefresh(t *testing.T, fam family.Family) {
 }
 
 // TestHairpinOpensBySYN: a SYN-ACK to an external endpoint is somebody else's answer.
-func TestHairpinOpensBySYN(t *testing.T) {
-	r := rig.New(t)
+func TestHairpinOpensBySYN(t *testing.T) { family.Each(t, testHairpinOpensBySYN) }
+
+func testHairpinOpensBySYN(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Inside(TCP(rig.C1+":50000", rig.Peer1+":80", "S", ""))
 	answer := TCP(rig.C2+":80", rig.External+":50000", "SA", "")
-	r.Send(r.DP.Objects().NatInside, "p2", rig.FromContainer(answer).Bytes(), nil).Dropped("tcp_no_session")
+	r.Send(r.DP.Objects().NatInside, "p2", r.Frame(rig.FromContainer(answer)), nil).Dropped("tcp_no_session")
 	r.WantBindings("tcp br0 " + rig.C1 + ":50000 " + rig.External + ":50000 1")
 }
 
 // TestMartianFromOutside: nobody outside has an address of the inside, of the host, or of no network.
-func TestMartianFromOutside(t *testing.T) {
-	r := rig.New(t)
+func TestMartianFromOutside(t *testing.T) { family.Each(t, testMartianFromOutside) }
+
+func testMartianFromOutside(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Forward("br0", dataplane.UDP, rig.External+":53", rig.C1+":53")
 	for _, source := range []string{rig.C2 + ":9", rig.External + ":9", "127.0.0.1:9", "224.0.0.1:9"} {
 		r.Outside(UDP(source, rig.External+":53", "x")).Dropped("spoofed")

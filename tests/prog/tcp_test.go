@@ -124,10 +124,12 @@ func testTCPRefresh(t *testing.T, fam family.Family) {
 
 // TestRSTOfIdleConnection: the session is held 4 minutes from the RST on (RFC 7857 section 2.3), however long
 // it was idle, and further RSTs do not prolong that (section 7.1).
-func TestRSTOfIdleConnection(t *testing.T) {
+func TestRSTOfIdleConnection(t *testing.T) { family.Each(t, testRSTOfIdleConnection) }
+
+func testRSTOfIdleConnection(t *testing.T, fam family.Family) {
 	for name, rst := range map[string]string{"FromInside": ">R", "FromOutside": "<R"} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t)
+			r := rig.New(t, rig.In(fam))
 			r.Segments(">S <SA >A")
 			r.Wait(time.Hour)
 			r.Segments(rst)
@@ -172,12 +174,14 @@ func testNothingKeepsWhatIsClosed(t *testing.T, fam family.Family) {
 
 // TestSimultaneousOpen: the outside's SYN crosses the inside's (RFC 5382 REQ-2a), or comes first: then it is dropped in
 // silence where filtering says so, and the inside's own, whenever it comes, opens as ever (REQ-4).
-func TestSimultaneousOpen(t *testing.T) {
+func TestSimultaneousOpen(t *testing.T) { family.Each(t, testSimultaneousOpen) }
+
+func testSimultaneousOpen(t *testing.T, fam family.Family) {
 	const remote = rig.Peer2 + ":443"
 	for _, filtering := range []dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressDependent, dataplane.AddressAndPortDependent} {
 		for _, later := range []time.Duration{0, 5 * time.Second, 7 * time.Second} {
 			t.Run(fmt.Sprintf("%s/%s", filtering, later), func(t *testing.T) {
-				r := rig.New(t, rig.WithFiltering(filtering), rig.WithNetworks(func(n *dataplane.Network) {
+				r := rig.New(t, rig.In(fam), rig.WithFiltering(filtering), rig.WithNetworks(func(n *dataplane.Network) {
 					n.Address, n.Refusal = netip.MustParseAddr("172.17.0.1"), dataplane.RefuseAdminProhibited
 				}))
 				r.Segments(">S <S >SA <SA >A <A")

@@ -315,6 +315,12 @@ func (f *fixture) putNetworks(mapping, filtering dataplane.Behavior, change func
 		n.Mapping = [3]dataplane.Behavior{mapping, mapping, mapping}
 		n.Filtering = [3]dataplane.Behavior{filtering, filtering, filtering}
 		change(&n)
+		n.Address = f.kind.family.Addr(n.Address)
+		for _, prefixes := range [][]netip.Prefix{n.Prefixes, n.Exclude} {
+			for i, p := range prefixes {
+				prefixes[i] = f.kind.family.Prefix(p)
+			}
+		}
 		errs = append(errs, f.DP.PutNetwork(n))
 	}
 	return errors.Join(errs...)
