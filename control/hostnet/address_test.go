@@ -74,8 +74,8 @@ addr add fd00::1/64 dev eth0 nodad
 	}
 	eth, _ := s.Link("eth0")
 	want := prefixes("2001:db8::2/64", "2001:db8::1/64", "fd00::1/64", "2001:db8::9/64")
-	if diff := cmp.Diff(want, eth.IPv6(), compareIP); diff != "" || eth.IPv4() != nil {
-		t.Errorf("%v\n%s", eth.IPv4(), diff)
+	if diff := cmp.Diff(want, eth.Family(netip.Addr.Is6), compareIP); diff != "" || eth.Family(netip.Addr.Is4) != nil {
+		t.Errorf("%v\n%s", eth.Family(netip.Addr.Is4), diff)
 	}
 }
 

@@ -84,13 +84,8 @@ func (s Snapshot) Ports(master int) (ports []Link) {
 	return ports
 }
 
-// IPv4 are the link's addresses of IPv4.
-func (l Link) IPv4() []netip.Prefix { return l.family(netip.Addr.Is4) }
-
-// IPv6 are the link's addresses of IPv6 that may be used.
-func (l Link) IPv6() []netip.Prefix { return l.family(netip.Addr.Is6) }
-
-func (l Link) family(is func(netip.Addr) bool) (out []netip.Prefix) {
+// Family are the link's addresses of one family: netip.Addr.Is4 or Is6.
+func (l Link) Family(is func(netip.Addr) bool) (out []netip.Prefix) {
 	for _, a := range l.Addresses {
 		if is(a.Addr()) {
 			out = append(out, a)

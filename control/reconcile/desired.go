@@ -137,30 +137,55 @@ func (t *target) outside(cfg config.Config, host hostnet.Snapshot, actual plan.S
 		return
 	}
 	o := dataplane.Outside{Name: name, IfIndex: l.Index}
-	if a := t.address(cfg, l, was.Address()); a.IsValid() {
-		o.Addresses = []netip.Addr{a}
+	for _, f := range families {
+		if a := t.address(cfg, l, f, first(was.Addresses, f.is)); a.IsValid() {
+			o.Addresses = append(o.Addresses, a)
+		}
+	}
+	if len(o.Addresses) == 0 && !cfg.External.IsValid() {
+		t.problem("outside interface %s has no address: waiting for one", name)
 	}
 	t.Outsides = append(t.Outsides, o)
 	t.Links = append(t.Links, dataplane.Link{IfIndex: l.Index, Name: l.Name, Kind: dataplane.OutsideLink, Owner: name, Layer3: l.Layer3})
 }
 
-// address is the external address behind an outside interface. While the interface has none, the one that
-// it had stays, with its bindings.
-func (t *target) address(cfg config.Config, l hostnet.Link, was netip.Addr) netip.Addr {
+// family is what differs between IPv4 and IPv6 here.
+type family struct {
+	name string
+	is   func(netip.Addr) bool
+}
+
+var families = []family{{"IPv4", netip.Addr.Is4}, {"IPv6", netip.Addr.Is6}}
+
+// address is the external address of a family behind an outside interface, the zero Addr where it never had one. While it
+// has none, the one that it had stays, with its bindings.
+func (t *target) address(cfg config.Config, l hostnet.Link, f family, was netip.Addr) netip.Addr {
+	configured := cfg.External.IsValid() && f.is(cfg.External)
+	has := l.Family(f.is)
 	switch {
-	case cfg.External.IsValid() && l.Has(cfg.External):
+	case configured && l.Has(cfg.External):
 		return cfg.External
-	case cfg.External.IsValid() && (len(cfg.Outside) <= 1 || was == cfg.External):
+	case configured && (len(cfg.Outside) <= 1 || was == cfg.External):
 		t.problem("outside interface %s does not have the external address %s: waiting for it", l.Name, cfg.External)
 		return was
-	case len(l.IPv4()) == 0:
-		t.problem("outside interface %s has no IPv4 address: waiting for one", l.Name)
+	case len(has) == 0 && was.IsValid():
+		t.problem("outside interface %s has no %s address: waiting for one", l.Name, f.name)
+		return was
+	case len(has) == 0:
 		return was
 	}
 	if was.IsValid() && l.Has(was) {
 		return was // the bindings live on it; another one that came first in the list is no reason
 	}
-	return l.IPv4()[0].Addr()
+	return has[0].Addr()
+}
+
+// first is the first address of a family; the zero Addr: there is none.
+func first(list []netip.Addr, is func(netip.Addr) bool) netip.Addr {
+	if i := slices.IndexFunc(list, is); i >= 0 {
+		return list[i]
+	}
+	return netip.Addr{}
 }
 
 func (t *target) inside(in inputs, want inside) {
@@ -179,7 +204,7 @@ func (t *target) inside(in inputs, want inside) {
 	}
 	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: t.prefixes(want, l),
 		Mapping: want.mapping, Filtering: want.filtering, Limits: want.limits, BlockSize: want.blockSize, Isolated: want.isolated,
-		Address: hostAddress(l.IPv4()), Address6: hostAddress(slices.Concat(l.IPv6(), l.Tentative)),
+		Address: hostAddress(l.Family(netip.Addr.Is4)), Address6: hostAddress(slices.Concat(l.Family(netip.Addr.Is6), l.Tentative)),
 		Refusal: want.refusal, MSSClamp: want.mssClamp, Exclude: carriedPrefixes(want.exclude)}
 	if len(n.Prefixes) == 0 {
 		t.problem("inside interface %s has no address: waiting for one", want.name)
@@ -195,15 +220,11 @@ func (t *target) inside(in inputs, want inside) {
 
 // prefixes are those of an inside interface that are translated, the ones of IPv4 first.
 func (t *target) prefixes(want inside, l hostnet.Link) (out []netip.Prefix) {
-	families := []struct {
-		name string
-		is   func(netip.Addr) bool
-		not  string // why it is not translated
-	}{{"IPv4", netip.Addr.Is4, want.partly.IPv4}, {"IPv6", netip.Addr.Is6, want.partly.IPv6}}
-	for _, family := range families {
-		list := slices.DeleteFunc(l.Prefixes(), func(p netip.Prefix) bool { return family.not != "" || !family.is(p.Addr()) })
+	leftAlone := map[string]string{"IPv4": want.partly.IPv4, "IPv6": want.partly.IPv6}
+	for _, f := range families {
+		list := slices.DeleteFunc(l.Prefixes(), func(p netip.Prefix) bool { return leftAlone[f.name] != "" || !f.is(p.Addr()) })
 		if len(list) > maxPrefixes {
-			t.problem("inside interface %s has %d %s prefixes: only %v are translated", want.name, len(list), family.name, list[:maxPrefixes])
+			t.problem("inside interface %s has %d %s prefixes: only %v are translated", want.name, len(list), f.name, list[:maxPrefixes])
 			list = list[:maxPrefixes]
 		}
 		out = append(out, list...)

@@ -64,6 +64,9 @@ func TestBothFamiliesAreDesired(t *testing.T) {
 			if len(got.Networks) != 1 || len(got.Outsides) != 1 || len(got.problems) != 0 {
 				t.Fatalf("%+v", got)
 			}
+			if diff := cmp.Diff([]netip.Addr{external.Addr(), netip.MustParseAddr("2001:db8::1")}, got.Outsides[0].Addresses, compareIP); diff != "" {
+				t.Error(diff)
+			}
 			n := got.Networks[0]
 			var owners []any
 			for _, o := range got.Owners {
@@ -137,11 +140,11 @@ func TestPublishedOnIPv6(t *testing.T) {
 func TestWhatIsNotCarriedIsLeftOut(t *testing.T) {
 	host := carriedHost(dual())
 	for _, l := range host.Links {
-		if len(l.IPv6()) > 0 || len(l.Tentative) > 0 {
+		if len(l.Family(netip.Addr.Is6)) > 0 || len(l.Tentative) > 0 {
 			t.Errorf("link %s: %v, %v", l.Name, l.Addresses, l.Tentative)
 		}
 	}
-	if eth, _ := host.Link("eth0"); host.Default6 != nil || len(eth.IPv4()) != 2 {
+	if eth, _ := host.Link("eth0"); host.Default6 != nil || len(eth.Family(netip.Addr.Is4)) != 2 {
 		t.Errorf("default routes %v, addresses %v", host.Default6, eth.Addresses)
 	}
 	six := []netip.Prefix{netip.MustParsePrefix("fd00::/64")}
