@@ -68,10 +68,15 @@ func (f family) marked(mark expr.Any, inside netip.Prefix) (parts []part) {
 	return parts
 }
 
-// arrived matches what the ingress has left of an external address in the destination.
+// arrived matches what the ingress has left of an external address in the destination, or zeros that it put there: in IPv6
+// the external address's last bits behind the inside address's first ones may be another container's address, such as
+// fd00::2 on a host that is 2001:db8::2, which a rule of Docker's raw table then drops.
 func (f family) arrived(external []netip.Addr) part {
 	load := loadPart(f.destination+f.size-markBits/8, markBits/8)
 	var left [][]byte
+	if f.size > markBits/8 {
+		left = append(left, make([]byte, markBits/8))
+	}
 	for _, a := range external {
 		if key := a.AsSlice()[f.size-markBits/8:]; !slices.ContainsFunc(left, func(k []byte) bool { return bytes.Equal(k, key) }) {
 			left = append(left, key)

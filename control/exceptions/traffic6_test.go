@@ -28,11 +28,11 @@ var (
 )
 
 // Stand-ins for the programs at the outside interface: the transport's checksum and the first bits of the destination are
-// those of the inside address afterwards, whose last bits are in the mark, and the destination's are still the external one's.
+// those of the inside address afterwards, whose last bits are in the mark, and the destination's are LEFT.
 const programs6 = `
 table netdev programs {
 	chain translate {
-		ip6 daddr set fd00::2 @nh,288,32 set 0x00000001 meta mark set MARK
+		ip6 daddr set fd00::2 @nh,288,32 set LEFT meta mark set MARK
 	}
 	chain ingress {
 		type filter hook ingress device eth0 priority 0
@@ -91,15 +91,16 @@ func newBench6(t *testing.T) bench {
 	must(t, f.Peer1.IP(t.Context(), "addr add 2001:db8::9/64 dev eth0 nodad\n"))
 	b := bench{f, container}
 	b.nft(t, witnesses6)
-	b.attach6(t)
+	b.attach6(t, "0x00000000")
 	b.ensure6(t, prefix6)
 	return b
 }
 
-func (b bench) attach6(t *testing.T) {
+// attach6 puts the stand-ins at the outside interface.
+func (b bench) attach6(t *testing.T, left string) {
 	t.Helper()
 	low := inside6.As16()
-	b.nft(t, strings.ReplaceAll(programs6, "MARK", fmt.Sprint(binary.NativeEndian.Uint32(low[12:]))))
+	b.nft(t, strings.NewReplacer("LEFT", left, "MARK", fmt.Sprint(binary.NativeEndian.Uint32(low[12:]))).Replace(programs6))
 }
 
 func (b bench) ensure6(t *testing.T, prefix netip.Prefix, except ...netip.Addr) {
@@ -115,13 +116,17 @@ func TestArrivingIPv6PacketsGetTheInsideAddress(t *testing.T) {
 	tests := []struct {
 		name   string
 		prefix netip.Prefix
+		left   string
 	}{
-		{"prefix_without_bits_of_the_mark", prefix6},
-		{"prefix_with_bits_of_the_mark", netip.MustParsePrefix("fd00::/120")},
+		{"prefix_without_bits_of_the_mark", prefix6, "0x00000000"},
+		{"prefix_with_bits_of_the_mark", netip.MustParsePrefix("fd00::/120"), "0x00000000"},
+		{"external_address_is_left", prefix6, "0x00000001"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench6(t)
+			b.run(t, "nft", "delete", "table", "netdev", "programs")
+			b.attach6(t, tt.left)
 			b.ensure6(t, tt.prefix)
 			for _, offload := range []bool{true, false} { // without it, receivers verify checksums
 				must(t, b.Peer1.TransmitOffload("eth0", offload))
@@ -319,7 +324,7 @@ func TestTable6(t *testing.T) {
 	chain prerouting {
 		type filter hook prerouting priority -250; policy accept;
 		meta mark 0x00000000 return comment "nothing for conenat"
-		ip6 daddr fd00::/96 meta mark & MASK == INSIDE iif "lo" @nh,288,32 0x1 @nh,288,32 set meta mark meta mark set 0x00000000 comment "PAIR"
+		ip6 daddr fd00::/96 meta mark & MASK == INSIDE iif "lo" @nh,288,32 { 0.0.0.0, 0.0.0.1 } @nh,288,32 set meta mark meta mark set 0x00000000 comment "PAIR"
 	}
 
 	chain postrouting {
