@@ -102,7 +102,7 @@ func (d *Dataplane) ownerSet(key bpf.OwnerKey, o Owner, flags *uint8) (uint16, e
 		if !a.Is4() {
 			return 0, fmt.Errorf("external address %s is not IPv4", a)
 		}
-		if by := known.namedBy(rawAddr(a), key, o.OneToOne); by != "" {
+		if by := known.ownedBy(rawAddr(a), key); by != "" && o.OneToOne {
 			return 0, fmt.Errorf("%w: %s is of %s", ErrAddressTaken, a, by)
 		}
 	}
@@ -113,15 +113,10 @@ func (d *Dataplane) ownerSet(key bpf.OwnerKey, o Owner, flags *uint8) (uint16, e
 	return set, err
 }
 
-// namedBy is who but the owner has an address for himself, so that the owner cannot name it: whoever has all of it;
-// where the owner is to have all of it, whoever has named it.
-func (n names) namedBy(address uint32, owner bpf.OwnerKey, all bool) string {
-	holds := func(set uint16) bool {
-		s := n.sets[uint32(set)]
-		return set != 0 && slices.Contains(s.Address[:min(s.Count, bpf.Addresses)], address)
-	}
+// ownedBy is who but an owner has all of an address. (Who has merely named it gets nothing there then.)
+func (n names) ownedBy(address uint32, owner bpf.OwnerKey) string {
 	for key, o := range n.owners {
-		if key != owner && (all || o.Flags&bpf.OwnerOneToOne != 0) && holds(o.Set) {
+		if key != owner && o.Flags&bpf.OwnerOneToOne != 0 && n.sets[uint32(o.Set)].Address[0] == address {
 			return fmt.Sprintf("%s in network %s", addrOf(key.Address), n.zoneName(key.Zone))
 		}
 	}

@@ -128,7 +128,11 @@ func networksTable(w io.Writer, list []api.Network) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s: %s\n", n.Name, dash(n.Interface), dash(n.Driver), n.State, n.Reason)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), list1(n.Outside),
+		outside := list1(n.Outside)
+		if len(n.External) > 0 {
+			outside += " as " + list1(n.External)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), outside,
 			behaviorsText(n.Mapping), behaviorsText(n.Filtering),
 			ofLimit(n.Usage.Ports, n.Limits.PortsPerNetwork), ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), perHost(n.Limits, n.BlockSize))
 	}
@@ -198,7 +202,7 @@ func statusHead(w io.Writer, s api.Status) {
 	}
 	fmt.Fprintf(w, "state\t%s%s\n", s.StateDir, adopted)
 	for _, o := range s.Outsides {
-		fmt.Fprintf(w, "outside\t%s (index %d), external address %s, %s\n", o.Name, o.IfIndex, dash(o.Address), o.State)
+		fmt.Fprintf(w, "outside\t%s (index %d), external address %s%s, %s\n", o.Name, o.IfIndex, dash(o.Address), poolText(o), o.State)
 	}
 	fmt.Fprintf(w, "bindings\t%d of %d\n", s.Usage.Bindings, s.Capacity.Bindings)
 	fmt.Fprintf(w, "sessions\t%d of %d\n", s.Usage.Sessions, s.Capacity.Sessions)
@@ -207,6 +211,18 @@ func statusHead(w io.Writer, s api.Status) {
 			ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), n.Hosts, busiest(n))
 	}
 	fmt.Fprintf(w, "events lost\t%d\n", s.EventsLost)
+}
+
+// poolText is what an outside has besides one address: how many, and how many of all that nobody has named.
+func poolText(o api.Outside) string {
+	text := ""
+	if more := len(o.Addresses) - 1; more > 0 {
+		text = fmt.Sprintf(" and %d more", more)
+	}
+	if len(o.Pool) < len(o.Addresses) {
+		text += fmt.Sprintf(" (%d in the pool)", len(o.Pool))
+	}
+	return text
 }
 
 // busiest is the host that has most, against what each may have.

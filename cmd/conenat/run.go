@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -48,7 +47,7 @@ func runCommand(e env) *cobra.Command {
 	f.BoolVar(&flags.docker, "docker", false, "follow Docker: its bridge networks, containers and published ports (DOCKER_HOST names another engine)")
 	f.StringArrayVar(&flags.inside, "inside", nil, "inside interface `IF`: a bridge, with all its ports, or a plain interface; repeatable")
 	f.StringArrayVar(&flags.outside, "outside", nil, "outside interface `IF`; repeatable (default: the default route's)")
-	f.StringArrayVar(&flags.external, "external", nil, "external address `ADDR`, one of the outside interface's (default: its first)")
+	f.StringArrayVar(&flags.external, "external", nil, "external addresses `ADDR`, ADDR/BITS or ADDR-ADDR, of the outside interfaces' (default: the first of each); repeatable")
 	f.StringArrayVar(&flags.exclude, "exclude", nil, "destinations `PREFIX` that are not translated; repeatable")
 	f.String("mapping", "endpoint-independent", "mapping behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
 	f.String("filtering", "address-dependent", "filtering behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
@@ -74,9 +73,6 @@ func runCommand(e env) *cobra.Command {
 // configuration is file and flags together. A file that cannot be read is a failure; one that cannot be
 // understood is wrong usage, as a flag would be.
 func configuration(f *pflag.FlagSet, flags runFlags) (config.Config, error) {
-	if len(flags.external) > 1 {
-		return config.Config{}, errors.New("several --external arrive with a later version: give one")
-	}
 	for _, name := range flags.disable {
 		if !slices.Contains(dataplane.FeatureNames, name) {
 			return config.Config{}, fmt.Errorf("--disable-feature: unknown feature %q: want one of %s", name, strings.Join(dataplane.FeatureNames, ", "))
@@ -121,7 +117,7 @@ func layer(f *pflag.FlagSet, flags runFlags) (l config.Layer) {
 		l.Exclude = append(l.Exclude, config.Flag("exclude", text))
 	}
 	for _, text := range flags.external {
-		l.External = config.Flag("external", text)
+		l.External = append(l.External, config.Flag("external", text))
 	}
 	return l
 }

@@ -57,10 +57,12 @@ type StatusSetting struct {
 
 // Outside is an outside interface.
 type Outside struct {
-	Name    string `json:"name"`
-	IfIndex int    `json:"ifindex"`
-	Address string `json:"address"` // external; empty: none yet
-	State   string `json:"state"`   // active, away, no-address, no-hooks
+	Name      string   `json:"name"`
+	IfIndex   int      `json:"ifindex"`
+	Address   string   `json:"address"`   // the first external one; empty: none yet
+	State     string   `json:"state"`     // active, away, no-address, no-hooks
+	Addresses []string `json:"addresses"` // all external ones
+	Pool      []string `json:"pool"`      // those of them that no network and no container has named
 }
 
 // Entries counts table entries.
@@ -94,9 +96,18 @@ type Network struct {
 	Refusal    string    `json:"refusal"`    // as in the configuration file
 	MSS        string    `json:"mss"`        // the same
 	Exclude    []string  `json:"exclude"`    // destinations that are not translated
+	External   []string  `json:"external"`   // the only external addresses of its hosts; none: the outsides' pools
+	Named      []Named   `json:"named"`      // its hosts that have external addresses of their own, by address
 	Usage      Usage     `json:"usage"`
 	Hosts      []HostUse `json:"hosts"` // those that have bindings or sessions, by address
 	Outside    []string  `json:"outside"`
+}
+
+// Named is a host of a network with external addresses of its own.
+type Named struct {
+	Address  string   `json:"address"`
+	External []string `json:"external"`
+	OneToOne bool     `json:"one_to_one"` // it has all of the address
 }
 
 // Limits are what a network and each of its hosts may have; 0: no limit.

@@ -24,10 +24,10 @@ const (
 
 // Config is a configuration that makes sense by itself.
 type Config struct {
-	Inside    []string   // interfaces; at least one, but with Docker
-	Outside   []string   // interfaces; empty: the default route's
-	External  netip.Addr // not valid: the outside interface's first address
-	Docker    bool       // follow Docker's networks and published ports
+	Inside    []string // interfaces; at least one, but with Docker
+	Outside   []string // interfaces; empty: the default route's
+	External  []Range  // those of them that an outside interface has are its pool; empty: its first address
+	Docker    bool     // follow Docker's networks and published ports
 	Path      Path
 	Mapping   [3]dataplane.Behavior // indices as in dataplane.Network
 	Filtering [3]dataplane.Behavior // the same
@@ -47,7 +47,8 @@ type Config struct {
 
 // Network is what one network has of its own.
 type Network struct {
-	Exclude []netip.Prefix // nil: as all
+	Exclude  []netip.Prefix // nil: as all
+	External []Range        // the only ones of its hosts, and its alone; nil: the outsides' pools
 }
 
 // Path is which way packets go between inside and outside.
@@ -68,7 +69,7 @@ func Build(l Layer) (Config, error) {
 	c := Config{
 		Inside:   b.interfaces(l.Inside),
 		Outside:  b.interfaces(l.Outside),
-		External: b.address(l.External),
+		External: b.external(l.External),
 		Docker:   b.boolean(l.Docker),
 		Path:     b.pathChoice(l.Path),
 		Settings: dataplane.DefaultSettings(),
@@ -153,7 +154,7 @@ func (b *builder) networks(list []NetworkValues) map[string]Network {
 		case twice:
 			b.refuse(n.Name, "network %s is given twice", n.Name.Text)
 		default:
-			out[n.Name.Text] = Network{Exclude: b.exclude(n.Exclude)}
+			out[n.Name.Text] = Network{Exclude: b.exclude(n.Exclude), External: b.external(n.External)}
 		}
 	}
 	return out
@@ -200,22 +201,6 @@ func (b *builder) roles(l Layer) {
 			b.refuse(out, "interface %s cannot be inside and outside at once", out.Text)
 		}
 	}
-}
-
-func (b *builder) address(v Value) netip.Addr {
-	if !v.Given() {
-		return netip.Addr{}
-	}
-	addr, err := netip.ParseAddr(v.Text)
-	switch {
-	case err != nil:
-		b.refuse(v, "%q is no IP address", v.Text)
-	case !addr.Is4():
-		b.refuse(v, "external address %s: IPv6 arrives with a later version", addr)
-	case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		b.refuse(v, "external address %s cannot be reached from outside: give a unicast address of the outside interface", addr)
-	}
-	return addr
 }
 
 func (b *builder) boolean(v Value) bool {

@@ -49,7 +49,7 @@ func (e *ValueError) Unwrap() error { return e.Err }
 type Layer struct {
 	Inside    []Value         `yaml:"inside"`
 	Outside   []Value         `yaml:"outside"`
-	External  Value           `yaml:"external"`
+	External  List            `yaml:"external"`
 	Docker    Value           `yaml:"docker"`
 	Mapping   Behaviors       `yaml:"mapping"`
 	Filtering Behaviors       `yaml:"filtering"`
@@ -103,8 +103,21 @@ type Limits struct {
 
 // NetworkValues are what is said of one inside network, in place of what is said of all.
 type NetworkValues struct {
-	Name    Value   `yaml:"name"`
-	Exclude []Value `yaml:"exclude"`
+	Name     Value   `yaml:"name"`
+	Exclude  []Value `yaml:"exclude"`
+	External List    `yaml:"external"`
+}
+
+// List is several values, or one in their place.
+type List []Value
+
+// UnmarshalYAML takes one value, as in "external: 198.51.100.1", or a list.
+func (l *List) UnmarshalYAML(node ast.Node) error {
+	if _, scalar := node.(ast.ScalarNode); scalar {
+		*l = make(List, 1)
+		return (*l)[0].UnmarshalYAML(node)
+	}
+	return yaml.NodeToValue(node, (*[]Value)(l), yaml.Strict())
 }
 
 // Forward is one static binding.
@@ -200,9 +213,9 @@ func decode(r io.Reader, l *Layer) (err error) {
 // unshare copies the lists, which aliases share.
 func (l *Layer) unshare() {
 	l.Inside, l.Outside, l.Forwards = slices.Clone(l.Inside), slices.Clone(l.Outside), slices.Clone(l.Forwards)
-	l.Exclude, l.Networks = slices.Clone(l.Exclude), slices.Clone(l.Networks)
+	l.Exclude, l.Networks, l.External = slices.Clone(l.Exclude), slices.Clone(l.Networks), slices.Clone(l.External)
 	for i := range l.Networks {
-		l.Networks[i].Exclude = slices.Clone(l.Networks[i].Exclude)
+		l.Networks[i].Exclude, l.Networks[i].External = slices.Clone(l.Networks[i].Exclude), slices.Clone(l.Networks[i].External)
 	}
 }
 
@@ -219,6 +232,9 @@ func Merge(base, over Layer) Layer {
 	}
 	if over.Exclude == nil {
 		over.Exclude = base.Exclude
+	}
+	if over.External == nil {
+		over.External = base.External
 	}
 	if over.Networks == nil {
 		over.Networks = base.Networks
@@ -242,7 +258,7 @@ func Merge(base, over Layer) Layer {
 func (l *Layer) values() []*Value {
 	t, c, m := &l.Timeouts, &l.Capacity, &l.Limits
 	return []*Value{
-		&l.External, &l.Docker, &l.Refusal, &l.MSS, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
+		&l.Docker, &l.Refusal, &l.MSS, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
 		&t.UDP, &t.TCPEstablished, &t.TCPPartialOpen, &t.TCPClosing, &t.ICMP, &t.Sweep,
 		&c.Sessions, &c.Bindings, &c.SessionsPerBinding,
 		&m.PortsPerHost, &m.SessionsPerHost, &m.PortsPerNetwork, &m.SessionsPerNetwork, &l.BlockSize,
@@ -260,9 +276,15 @@ func (l *Layer) each(visit func(*Value)) {
 	for i := range l.Exclude {
 		all = append(all, &l.Exclude[i])
 	}
+	for i := range l.External {
+		all = append(all, &l.External[i])
+	}
 	for i := range l.Networks {
 		n := &l.Networks[i]
 		all = append(all, &n.Name)
+		for j := range n.External {
+			all = append(all, &n.External[j])
+		}
 		for j := range n.Exclude {
 			all = append(all, &n.Exclude[j])
 		}

@@ -122,9 +122,14 @@ func (d *daemon) outsides(host hostnet.Snapshot) ([]api.Outside, error) {
 	if err != nil {
 		return nil, err
 	}
+	named, err := d.named()
+	if err != nil {
+		return nil, err
+	}
 	out := []api.Outside{}
 	for _, o := range list {
-		shown := api.Outside{Name: o.Name, IfIndex: o.IfIndex, State: "active"}
+		free := slices.DeleteFunc(slices.Clone(o.Addresses), func(a netip.Addr) bool { return named[a] })
+		shown := api.Outside{Name: o.Name, IfIndex: o.IfIndex, State: "active", Addresses: texts(o.Addresses), Pool: texts(free)}
 		if first := o.Address(); first.IsValid() {
 			shown.Address = first.String()
 		}
@@ -141,6 +146,49 @@ func (d *daemon) outsides(host hostnet.Snapshot) ([]api.Outside, error) {
 	}
 	slices.SortFunc(out, func(a, b api.Outside) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// named are the external addresses that networks and containers have for themselves.
+func (d *daemon) named() (map[netip.Addr]bool, error) {
+	networks, err := d.dp.Networks()
+	if err != nil {
+		return nil, err
+	}
+	owners, err := d.dp.Owners()
+	if err != nil {
+		return nil, err
+	}
+	out := map[netip.Addr]bool{}
+	for _, n := range networks {
+		for _, a := range n.External {
+			out[a] = true
+		}
+	}
+	for _, o := range owners {
+		for _, a := range o.External {
+			out[a] = true
+		}
+	}
+	return out, nil
+}
+
+func texts(list []netip.Addr) []string {
+	out := []string{}
+	for _, a := range list {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// namedOf are a network's hosts that have external addresses of their own.
+func namedOf(owners []dataplane.Owner, network string) []api.Named {
+	out := []api.Named{}
+	for _, o := range slices.SortedFunc(slices.Values(owners), func(a, b dataplane.Owner) int { return a.Address.Compare(b.Address) }) {
+		if o.Network == network && len(o.External) > 0 {
+			out = append(out, api.Named{Address: o.Address.String(), External: texts(o.External), OneToOne: o.OneToOne})
+		}
+	}
+	return out
 }
 
 func hasHooks(links []dataplane.Link, kind dataplane.LinkKind, owner string) bool {
@@ -179,17 +227,21 @@ func (d *daemon) Networks() ([]api.Network, error) {
 	if err != nil {
 		return nil, err
 	}
+	owners, err := d.dp.Owners()
+	if err != nil {
+		return nil, err
+	}
 	host, outside := d.loop.View().Host, d.outsideNames()
 	out := []api.Network{}
 	for _, n := range list {
 		shown := networkOf(n, links, host, outside)
 		u := usages[n.Name]
-		shown.Usage, shown.Hosts = usageOf(u), hostsOf(u)
+		shown.Usage, shown.Hosts, shown.Named = usageOf(u), hostsOf(u), namedOf(owners, n.Name)
 		out = append(out, shown)
 	}
 	for _, n := range d.loop.View().LeftAlone {
 		out = append(out, api.Network{Name: n.Name, Interface: n.Interface, Driver: n.Driver, State: "left-alone", Reason: n.Reason,
-			Prefixes: []string{}, Exclude: []string{}, Ports: []string{}, Hosts: []api.HostUse{}, Outside: []string{}})
+			Prefixes: []string{}, Exclude: []string{}, External: []string{}, Named: []api.Named{}, Ports: []string{}, Hosts: []api.HostUse{}, Outside: []string{}})
 	}
 	slices.SortFunc(out, func(a, b api.Network) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
@@ -197,7 +249,7 @@ func (d *daemon) Networks() ([]api.Network, error) {
 
 func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
 	shown := api.Network{Name: n.Shown(), Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
-		Prefixes: []string{}, Exclude: []string{}, Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering),
+		Prefixes: []string{}, Exclude: []string{}, External: texts(n.External), Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering),
 		Limits: limitsOf(n.Limits), BlockSize: n.BlockSize, Refusal: n.Refusal.String(), MSS: "keep", Outside: outside}
 	if n.MSSClamp {
 		shown.MSS = "clamp"

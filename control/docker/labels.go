@@ -27,6 +27,8 @@ type labels struct {
 	refusal   *dataplane.Refusal
 	mssClamp  *bool
 	exclude   []netip.Prefix // nil: no label
+	external  []config.Range // nil: no label
+	oneToOne  bool
 }
 
 // LimitsOver has nil for what a label does not name.
@@ -73,6 +75,10 @@ func parseLabels(object string, all map[string]string) (l labels, problems []str
 		if err := l.parse(key, all[key]); err != nil {
 			problems = append(problems, fmt.Sprintf("%s: ignore label %s=%q: %v", object, key, all[key], err))
 		}
+	}
+	if l.oneToOne && (len(l.external) != 1 || !l.external[0].Single()) {
+		l.oneToOne = false
+		problems = append(problems, fmt.Sprintf("%s: ignore label conenat.one-to-one=\"true\": want one address of its own beside it: conenat.external=ADDR", object))
 	}
 	return l, problems
 }
@@ -148,9 +154,18 @@ func (l *labels) parse(key, value string) error {
 		}
 		l.exclude = exclude
 	case "conenat.external":
-		return fmt.Errorf("external addresses of one object arrive with a later version")
+		external, err := config.ParseRanges(value)
+		if err != nil {
+			return err
+		}
+		l.external = external
+	case "conenat.one-to-one":
+		if value != "true" && value != "false" {
+			return fmt.Errorf("want true or false")
+		}
+		l.oneToOne = value == "true"
 	default:
-		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude or conenat.external")
+		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external or conenat.one-to-one")
 	}
 	return nil
 }

@@ -37,6 +37,10 @@ func newNetwork(n network.Summary, mapping, filtering [3]dataplane.Behavior) (Ne
 	}
 	w.Limits, w.BlockSize = l.limits, l.blockSize
 	w.Refusal, w.MSSClamp, w.Exclude = l.refusal, l.mssClamp, l.exclude
+	w.External = l.external
+	if l.oneToOne {
+		problems = append(problems, fmt.Sprintf("network %s: ignore label conenat.one-to-one=\"true\": it is a container's: give it to the container", n.Name))
+	}
 	w.LeftAlone = leftAlone(n, l)
 	if w.LeftAlone == "" {
 		w.LeftAlone, w.Partly = leftAloneByFamily(n, w.Subnets)

@@ -66,12 +66,20 @@ func TestLabels(t *testing.T) {
 			problem: `container x: ignore label conenat.mapping="symmetric": unknown behaviour "symmetric": want endpoint-independent, address-dependent or address-and-port-dependent`,
 		},
 		{
-			name: "external", key: "conenat.external", value: "198.51.100.2",
-			problem: `container x: ignore label conenat.external="198.51.100.2": external addresses of one object arrive with a later version`,
+			name: "external_twice", key: "conenat.external", value: "198.51.100.2, 198.51.100.2",
+			problem: `container x: ignore label conenat.external="198.51.100.2, 198.51.100.2": external address 198.51.100.2 is given twice`,
+		},
+		{
+			name: "one_to_one_with_what", key: "conenat.one-to-one", value: "true",
+			problem: `container x: ignore label conenat.one-to-one="true": want one address of its own beside it: conenat.external=ADDR`,
+		},
+		{
+			name: "one_to_one", key: "conenat.one-to-one", value: "yes",
+			problem: `container x: ignore label conenat.one-to-one="yes": want true or false`,
 		},
 		{
 			name: "typo", key: "conenat.filterin", value: "a",
-			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude or conenat.external`,
+			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external or conenat.one-to-one`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -369,5 +377,17 @@ func TestReplyLabels(t *testing.T) {
 	l, _ = parseLabels("container x", map[string]string{"conenat.refusal": "silent", "conenat.mss": "clamp"})
 	if diff := cmp.Diff([]string{"conenat.refusal", "conenat.mss"}, l.ofNetworks()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestExternalLabels: addresses, prefixes and ranges; 1:1 is with one address.
+func TestExternalLabels(t *testing.T) {
+	l, problems := parseLabels("container x", map[string]string{"conenat.external": "198.51.100.2, 203.0.113.8/29,203.0.113.20-203.0.113.22"})
+	if got, want := fmt.Sprint(l.external), "[198.51.100.2 203.0.113.8-203.0.113.15 203.0.113.20-203.0.113.22]"; got != want || problems != nil {
+		t.Errorf("%s, want %s; %q", got, want, problems)
+	}
+	l, problems = parseLabels("container x", map[string]string{"conenat.external": "198.51.100.2", "conenat.one-to-one": "true"})
+	if !l.oneToOne || problems != nil {
+		t.Errorf("%+v, %q", l, problems)
 	}
 }

@@ -74,7 +74,7 @@ func (c *containerState) place(networks map[string]*Network, base [3]dataplane.B
 			continue
 		}
 		e := Endpoint{ID: a.endpoint, Container: c.id, Name: c.name, Address: a.address, Address6: a.address6, NetNSID: c.namespace.ID,
-			Excluded: c.labels.disabled, Began: c.namespace.Began}
+			Excluded: c.labels.disabled, External: c.labels.external, OneToOne: c.labels.oneToOne && (i == four || i == six), Began: c.namespace.Began}
 		if f := c.labels.filtering; f != nil && w.Filtering != nil {
 			e.Filtering = f.over(*w.Filtering)
 		} else if f != nil {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/conenat/conenat/control/config"
 	"github.com/conenat/conenat/dataplane"
 )
 
@@ -39,6 +40,7 @@ type Network struct {
 	Refusal   *dataplane.Refusal     // label conenat.refusal, the same
 	MSSClamp  *bool                  // label conenat.mss, the same
 	Exclude   []netip.Prefix         // label conenat.exclude, the same
+	External  []config.Range         // label conenat.external; nil: the configuration's
 	Endpoints []Endpoint             // by container name
 }
 
@@ -55,6 +57,8 @@ type Endpoint struct {
 	NetNSID   int                    // the container's network namespace as this one numbers it (IFLA_LINK_NETNSID); -1: not known
 	Excluded  bool                   // label conenat.enable=false
 	Filtering *[3]dataplane.Behavior // label conenat.filtering on the container; nil: the network's
+	External  []config.Range         // label conenat.external on the container; nil: the network's
+	OneToOne  bool                   // label conenat.one-to-one: External is one address, and all of it the container's
 	Began     time.Duration          // when the container's process did, since boot (CLOCK_BOOTTIME); 0: not known
 	Published []Published            // in order; only where the container's default route of the family leads, for there Docker publishes
 }

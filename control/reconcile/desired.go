@@ -5,6 +5,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -36,6 +37,8 @@ type target struct {
 	problems  []string
 	leftAlone []LeftAlone
 	diverted  []reservation // endpoints that the host's nat rules take elsewhere
+	named     []naming
+	alone     map[netip.Addr]string // 1:1 addresses, and whose: docker.Endpoint.ID
 }
 
 // LeftAlone is a network of Docker's that is not translated.
@@ -57,9 +60,12 @@ func desire(in inputs) target {
 	for _, n := range insides {
 		in.cfg.Inside = append(in.cfg.Inside, n.name)
 	}
+	t.named = named(insides)
 	for _, name := range outsideNames(&t, in) {
-		t.outside(in.cfg, in.host, in.actual, name)
+		t.outside(in, name)
 	}
+	t.checkAddresses(in)
+	t.settleAlone(in, insides)
 	for _, n := range insides {
 		t.inside(in, n)
 	}
@@ -114,16 +120,16 @@ func outsideNames(t *target, in inputs) (names []string) {
 // address, or bindings wait on it for the interface to come back, and nobody else has the address, all of it stays.
 func staysOutside(in inputs, o dataplane.Outside) bool {
 	l, there := in.host.Link(o.Name)
-	if there && l.Has(o.Address()) {
+	if there && slices.ContainsFunc(o.Addresses, l.Has) {
 		return true
 	}
-	elsewhere := slices.ContainsFunc(in.host.Links, func(other hostnet.Link) bool { return other.Has(o.Address()) })
-	return !elsewhere && in.bound != nil && in.bound(o.Address())
+	elsewhere := slices.ContainsFunc(in.host.Links, func(other hostnet.Link) bool { return slices.ContainsFunc(o.Addresses, other.Has) })
+	return !elsewhere && in.bound != nil && slices.ContainsFunc(o.Addresses, in.bound)
 }
 
-func (t *target) outside(cfg config.Config, host hostnet.Snapshot, actual plan.State, name string) {
-	was, known := findOutside(actual, name)
-	l, ok := host.Link(name)
+func (t *target) outside(in inputs, name string) {
+	was, known := findOutside(in.actual, name)
+	l, ok := in.host.Link(name)
 	if !ok {
 		t.problem("outside interface %s is away: waiting for it", name)
 		if known {
@@ -132,60 +138,12 @@ func (t *target) outside(cfg config.Config, host hostnet.Snapshot, actual plan.S
 		}
 		return
 	}
-	if err := refuseRole(cfg, host, l); err != nil {
+	if err := refuseRole(in.cfg, in.host, l); err != nil {
 		t.problem("%v", err)
 		return
 	}
-	o := dataplane.Outside{Name: name, IfIndex: l.Index}
-	for _, f := range families {
-		if a := t.address(cfg, l, f, first(was.Addresses, f.is)); a.IsValid() {
-			o.Addresses = append(o.Addresses, a)
-		}
-	}
-	if len(o.Addresses) == 0 && !cfg.External.IsValid() {
-		t.problem("outside interface %s has no address: waiting for one", name)
-	}
-	t.Outsides = append(t.Outsides, o)
+	t.Outsides = append(t.Outsides, dataplane.Outside{Name: name, IfIndex: l.Index, Addresses: t.addresses(in, l, was.Addresses)})
 	t.Links = append(t.Links, dataplane.Link{IfIndex: l.Index, Name: l.Name, Kind: dataplane.OutsideLink, Owner: name, Layer3: l.Layer3})
-}
-
-// family is what differs between IPv4 and IPv6 here.
-type family struct {
-	name string
-	is   func(netip.Addr) bool
-}
-
-var families = []family{{"IPv4", netip.Addr.Is4}, {"IPv6", netip.Addr.Is6}}
-
-// address is the external address of a family behind an outside interface, the zero Addr where it never had one. While it
-// has none, the one that it had stays, with its bindings.
-func (t *target) address(cfg config.Config, l hostnet.Link, f family, was netip.Addr) netip.Addr {
-	configured := cfg.External.IsValid() && f.is(cfg.External)
-	has := l.Family(f.is)
-	switch {
-	case configured && l.Has(cfg.External):
-		return cfg.External
-	case configured && (len(cfg.Outside) <= 1 || was == cfg.External):
-		t.problem("outside interface %s does not have the external address %s: waiting for it", l.Name, cfg.External)
-		return was
-	case len(has) == 0 && was.IsValid():
-		t.problem("outside interface %s has no %s address: waiting for one", l.Name, f.name)
-		return was
-	case len(has) == 0:
-		return was
-	}
-	if was.IsValid() && l.Has(was) {
-		return was // the bindings live on it; another one that came first in the list is no reason
-	}
-	return has[0].Addr()
-}
-
-// first is the first address of a family; the zero Addr: there is none.
-func first(list []netip.Addr, is func(netip.Addr) bool) netip.Addr {
-	if i := slices.IndexFunc(list, is); i >= 0 {
-		return list[i]
-	}
-	return netip.Addr{}
 }
 
 func (t *target) inside(in inputs, want inside) {
@@ -215,7 +173,7 @@ func (t *target) inside(in inputs, want inside) {
 	}
 	t.Networks = append(t.Networks, n)
 	t.insideLinks(in.host, l)
-	t.Owners = append(t.Owners, want.owners(in, l)...)
+	t.Owners = append(t.Owners, t.owners(in, want, l)...)
 }
 
 // prefixes are those of an inside interface that are translated, the ones of IPv4 first.
@@ -304,25 +262,32 @@ func checkInterface(cfg config.Config, host hostnet.Snapshot, side, name string)
 	return refuseRole(cfg, host, l)
 }
 
+// checkExternal: each external address, and one of each range, is an outside interface's.
 func checkExternal(cfg config.Config, host hostnet.Snapshot, outsides []string) error {
-	if !cfg.External.IsValid() {
-		return nil
-	}
-	var have []string
+	var has []netip.Addr
+	var shown []string
 	for _, name := range outsides {
 		l, _ := host.Link(name)
-		if l.Has(cfg.External) {
-			return nil
-		}
 		for _, a := range l.Addresses {
-			have = append(have, fmt.Sprintf("%s (%s)", a.Addr(), name))
+			has = append(has, a.Addr())
+			shown = append(shown, fmt.Sprintf("%s (%s)", a.Addr(), name))
 		}
 	}
-	if len(have) == 0 {
-		have = []string{"none"}
+	if len(shown) == 0 {
+		shown = []string{"none"}
 	}
-	return fmt.Errorf("external address %s is no address of the outside interface %s: it has %s",
-		cfg.External, strings.Join(outsides, ", "), strings.Join(have, ", "))
+	wanted := slices.Clone(cfg.External)
+	for _, name := range slices.Sorted(maps.Keys(cfg.Networks)) {
+		wanted = append(wanted, cfg.Networks[name].External...)
+	}
+	var errs []error
+	for _, r := range wanted {
+		if !slices.ContainsFunc(has, r.Contains) {
+			errs = append(errs, fmt.Errorf("external address %s is no address of the outside interface %s: it has %s",
+				r, strings.Join(outsides, ", "), strings.Join(shown, ", ")))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func findOutside(s plan.State, name string) (dataplane.Outside, bool) {

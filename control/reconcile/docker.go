@@ -28,6 +28,7 @@ type inside struct {
 	limits    dataplane.Limits
 	blockSize uint32
 	exclude   []netip.Prefix
+	external  []config.Range
 	isolated  bool
 	endpoints []docker.Endpoint
 	partly    docker.Partly
@@ -139,6 +140,9 @@ func (i *inside) configure(own config.Network) {
 	if own.Exclude != nil {
 		i.exclude = own.Exclude
 	}
+	if own.External != nil {
+		i.external = own.External
+	}
 }
 
 // leftAlone is why a network of Docker's is not translated; empty: it is.
@@ -180,6 +184,9 @@ func (in inputs) insideOf(n docker.Network, others []inside) inside {
 	if n.Exclude != nil {
 		i.exclude = n.Exclude
 	}
+	if n.External != nil {
+		i.external = n.External
+	}
 	return i
 }
 
@@ -214,22 +221,29 @@ func (in inputs) adoptedInsides() (list []inside) {
 	for _, n := range in.actual.Networks {
 		if !slices.Contains(in.cfg.Inside, n.Name) {
 			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, refusal: n.Refusal,
-				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, exclude: n.Exclude, isolated: n.Isolated, adopted: true})
+				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, exclude: n.Exclude, external: ranges(n.External), isolated: n.Isolated, adopted: true})
 		}
 	}
 	return list
 }
 
+// ranges are single addresses.
+func ranges(list []netip.Addr) (out []config.Range) {
+	for _, a := range list {
+		out = append(out, config.Range{First: a, Last: a})
+	}
+	return out
+}
+
 // owners are whose the addresses of the network are.
-func (i inside) owners(in inputs, bridge hostnet.Link) (list []dataplane.Owner) {
+func (t *target) owners(in inputs, i inside, bridge hostnet.Link) (list []dataplane.Owner) {
 	if i.adopted {
 		return i.kept(in)
 	}
 	for _, e := range i.endpoints {
 		for _, address := range []netip.Addr{e.Address, e.Address6} {
 			if address.IsValid() {
-				list = append(list, dataplane.Owner{Network: i.name, Address: address, ID: identity(e.ID),
-					Port: portOf(in.host, bridge, e.NetNSID), Excluded: e.Excluded, Filtering: e.Filtering, Began: e.Began})
+				list = append(list, t.owner(in, i, e, address, portOf(in.host, bridge, e.NetNSID)))
 			}
 		}
 	}
@@ -237,6 +251,16 @@ func (i inside) owners(in inputs, bridge hostnet.Link) (list []dataplane.Owner) 
 		list = append(list, i.kept(in)...)
 	}
 	return list
+}
+
+func (t *target) owner(in inputs, i inside, e docker.Endpoint, address netip.Addr, port int) dataplane.Owner {
+	o := dataplane.Owner{Network: i.name, Address: address, ID: identity(e.ID), Port: port, Excluded: e.Excluded, Filtering: e.Filtering,
+		External: expand(e.External, t.Outsides, alikeTo(address)), Began: e.Began}
+	o.OneToOne = len(o.External) == 1 && t.alone[o.External[0]] == e.ID
+	if o.OneToOne && o.Filtering == nil {
+		o.Filtering = &everybody
+	}
+	return o
 }
 
 // kept are the owners that were, but for addresses that somebody else has by now.
@@ -291,7 +315,7 @@ func (t *target) publish(in inputs, i inside) {
 		if e.Excluded {
 			continue
 		}
-		for _, f := range i.forwards(t.Outsides, e) {
+		for _, f := range i.forwards(t.Outsides, t.named, e) {
 			if id := plan.ForwardID(f.Protocol, f.External); operators[id] {
 				t.problem("container %s publishes %s, which an operator forwards elsewhere: the forward stays", e.Name, id)
 				continue
@@ -318,19 +342,19 @@ func (t *target) keepPublished(in inputs, i inside) {
 	}
 }
 
-func (i inside) forwards(outsides []dataplane.Outside, e docker.Endpoint) (list []dataplane.Forward) {
+func (i inside) forwards(outsides []dataplane.Outside, list []naming, e docker.Endpoint) (out []dataplane.Forward) {
 	for _, p := range e.Published {
 		for _, o := range outsides {
 			for _, external := range o.Addresses {
 				internal := e.Like(external)
-				if !internal.IsValid() || !p.On(external) {
+				if !internal.IsValid() || !p.On(external) || (p.Host.IsUnspecified() && !i.mayLeaveFrom(e, list, external)) {
 					continue
 				}
-				list = append(list, dataplane.Forward{Protocol: p.Protocol, Network: i.name,
+				out = append(out, dataplane.Forward{Protocol: p.Protocol, Network: i.name,
 					External: netip.AddrPortFrom(external, p.HostPort), Internal: netip.AddrPortFrom(internal, p.ContainerPort),
 					OverHostSocket: true, Published: true})
 			}
 		}
 	}
-	return list
+	return out
 }

@@ -123,7 +123,7 @@ func TestRoutedIPv6IsLeftAlone(t *testing.T) {
 func TestPublishedOnIPv6(t *testing.T) {
 	six := netip.MustParseAddr("2001:db8::1")
 	outsides := []dataplane.Outside{{Name: "eth0", IfIndex: 2, Addresses: []netip.Addr{six}}}
-	got := inside{name: "docker0"}.forwards(outsides, dualWeb())
+	got := inside{name: "docker0"}.forwards(outsides, nil, dualWeb())
 	want := []dataplane.Forward{{Protocol: dataplane.TCP, Network: "docker0", External: netip.AddrPortFrom(six, 8080),
 		Internal: netip.MustParseAddrPort("[fd00::2]:80"), OverHostSocket: true, Published: true}}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {
@@ -131,7 +131,7 @@ func TestPublishedOnIPv6(t *testing.T) {
 	}
 	only4 := dualWeb()
 	only4.Address6 = netip.Addr{}
-	if got := (inside{name: "docker0"}).forwards(outsides, only4); got != nil {
+	if got := (inside{name: "docker0"}).forwards(outsides, nil, only4); got != nil {
 		t.Errorf("of a container without IPv6: %v", got)
 	}
 }

@@ -188,7 +188,7 @@ func TestFollowsTheHost(t *testing.T) {
 		{"address_goes", config.Config{}, func(h *fakeHost) {
 			h.edit("eth0", func(l *hostnet.Link) { l.Addresses = nil })
 		}, []string{"eth0", "docker0", "veth0", "tap0"}, "eth0 2 198.51.100.1", "docker0 3", []string{"outside interface eth0 has no IPv4 address: waiting for one"}},
-		{"external_address_goes", config.Config{External: external.Addr()}, func(h *fakeHost) {
+		{"external_address_goes", config.Config{External: ranges([]netip.Addr{external.Addr()})}, func(h *fakeHost) {
 			h.edit("eth0", func(l *hostnet.Link) { l.Addresses = l.Addresses[1:] })
 		}, []string{"eth0", "docker0", "veth0", "tap0"}, "eth0 2 198.51.100.1", "docker0 3", []string{"outside interface eth0 does not have the external address 198.51.100.1: waiting for it"}},
 		{"outside_goes", config.Config{Outside: []string{"eth0"}}, func(h *fakeHost) { h.drop("eth0") },
@@ -258,9 +258,9 @@ func TestCheckRefusesWhatDoesNotFitTheHost(t *testing.T) {
 		{"unknown_outside", config.Config{Outside: []string{"eth9"}}, nil, "outside interface eth9 does not exist"},
 		{"no_default_route", config.Config{}, func(h *fakeHost) { h.snapshot.Default = nil }, "there is no default route"},
 		{"default_route_is_inside", config.Config{Inside: []string{"eth0"}}, nil, "no outside interface"},
-		{"external_is_another", config.Config{External: netip.MustParseAddr("192.0.2.1")}, nil,
+		{"external_is_another", config.Config{External: ranges([]netip.Addr{netip.MustParseAddr("192.0.2.1")})}, nil,
 			"external address 192.0.2.1 is no address of the outside interface eth0: it has 198.51.100.1 (eth0), 198.51.100.9 (eth0)"},
-		{"external_fits", config.Config{External: netip.MustParseAddr("198.51.100.9")}, nil, ""},
+		{"external_fits", config.Config{External: ranges([]netip.Addr{netip.MustParseAddr("198.51.100.9")})}, nil, ""},
 		{"loopback", config.Config{Inside: []string{"lo"}}, nil, "loopback"},
 		{"outside_is_port_of_inside", config.Config{Outside: []string{"tap0"}}, nil, "tap0 is a port of the inside interface docker0"},
 		{"inside_is_port_of_inside", config.Config{Inside: []string{"docker0", "veth0"}}, nil, "veth0 is a port of the inside interface docker0"},

@@ -146,13 +146,13 @@ func TestDockerLabelsRefused(t *testing.T) {
 	h := newDockerHost(t, docker.Config{})
 	h.must(h.docker.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "user", Bridge: "br-user", Labels: map[string]string{"conenat.mapping": "banana"}}))
 	c := h.run(docker.Spec{Name: "web", Network: "user", Publish: map[string]string{"80/tcp": ":8080"}, Labels: map[string]string{
-		"conenat.mapping": "address-dependent", "conenat.external": "198.51.100.7", "conenat.enable": "no",
+		"conenat.mapping": "address-dependent", "conenat.external": "198.51.100.7-", "conenat.enable": "no",
 		"conenat.filtering": "udp=open", "conenat.filter": "none", "other.label": "x"}})
 	h.publishes("it runs", binding("tcp", at(topo.HostAddr, 8080), c.Addr, 80))
 	want := []string{
 		`container web: ignore label conenat.enable="no": want true or false`,
-		`container web: ignore label conenat.external="198.51.100.7": external addresses of one object arrive with a later version`,
-		`container web: ignore label conenat.filter="none": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss or conenat.external`,
+		`container web: ignore label conenat.external="198.51.100.7-": "198.51.100.7-" are no external addresses: want ADDR, ADDR/BITS or ADDR-ADDR, as 203.0.113.8-203.0.113.15`,
+		`container web: ignore label conenat.filter="none": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external or conenat.one-to-one`,
 		`container web: ignore label conenat.filtering="udp=open": unknown behaviour "open": want endpoint-independent, address-dependent or address-and-port-dependent`,
 		`container web: ignore label conenat.mapping="address-dependent": mapping is a network's: give the label to the network`,
 		`network user: ignore label conenat.mapping="banana": unknown behaviour "banana": want endpoint-independent, address-dependent or address-and-port-dependent`,

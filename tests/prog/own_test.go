@@ -116,14 +116,14 @@ func TestOwnChangesHands(t *testing.T) {
 	r.WantBindings()
 	r.Out(UDP(rig.C1+":5000", rig.Peer1+":1", "x"), UDP(own+":5000", rig.Peer1+":1", "x"))
 	r.Out(UDP(rig.C2+":5000", rig.Peer1+":1", "x"), UDP(rig.External+":5000", rig.Peer1+":1", "x"))
-	for _, all := range []bool{true, false} {
-		err := r.Do(func() error {
-			return r.DP.PutOwner(dataplane.Owner{Network: "br0", Address: netip.MustParseAddr(rig.C2), ID: 8, External: addrs(own), OneToOne: all})
-		})
-		if !errors.Is(err, dataplane.ErrAddressTaken) {
-			t.Errorf("another container names the address (1:1: %t): %v", all, err)
-		}
+	other := dataplane.Owner{Network: "br0", Address: netip.MustParseAddr(rig.C2), ID: 8, External: addrs(own), OneToOne: true}
+	if err := r.Do(func() error { return r.DP.PutOwner(other) }); !errors.Is(err, dataplane.ErrAddressTaken) {
+		t.Errorf("another container is to have all of the address, too: %v", err)
 	}
+	other.OneToOne = false
+	r.Must("name the address", func() error { return r.DP.PutOwner(other) })
+	r.Inside(UDP(rig.C2+":5000", rig.Peer1+":1", "x")).Dropped("no_address")
+	must(t, r.RemoveOwner(rig.C2))
 	if err := r.Do(func() error {
 		return r.DP.PutOwner(dataplane.Owner{Network: "br0", Address: netip.MustParseAddr(rig.C2), ID: 8, External: pool[1:3], OneToOne: true})
 	}); err == nil {
