@@ -124,7 +124,7 @@ func TestStatusAndNetworks(t *testing.T) {
 	ei := api.Behaviors{UDP: name, TCP: name, ICMP: name}
 	wantNetworks := []api.Network{{Name: "br0", Interface: "br0", IfIndex: 3, Driver: "bridge", State: "active", Prefixes: []string{"172.17.0.0/16"},
 		GatewayMAC: "02:00:00:00:00:01", Ports: []string{"veth0"}, Mapping: ei, Filtering: ei, Hosts: []api.HostUse{}, Outside: []string{"eth0"},
-		Refusal: "admin-prohibited", MSS: "clamp", Exclude: []string{}}}
+		Refusal: "admin-prohibited", MSS: "clamp", Exclude: []string{}, External: []string{}, Named: []api.Named{}}}
 	if diff := cmp.Diff(wantNetworks, networks); diff != "" {
 		t.Error(diff)
 	}
