@@ -43,7 +43,7 @@ func OpenPinned(stateDir string) (*Pinned, error) {
 func (p *Pinned) open() (err error) {
 	o := &p.d.objs
 	for name, m := range map[string]**ebpf.Map{bpf.MapSessions: &o.Sessions4, "config": &o.Config, "zones4": &o.Zones4,
-		"realms4": &o.Realms4, "owners4": &o.Owners4, "exclusions4": &o.Exclusions4} {
+		"realms4": &o.Realms4, "owners4": &o.Owners4, "exclusions4": &o.Exclusions4, "sets4": &o.Sets4} {
 		if *m, err = ebpf.LoadPinnedMap(filepath.Join(p.d.pins, name), nil); err != nil {
 			return fmt.Errorf("open pinned map %s: %w", name, err)
 		}
@@ -55,7 +55,7 @@ func (p *Pinned) open() (err error) {
 func (p *Pinned) Close() error {
 	o := &p.d.objs
 	var errs []error
-	for _, m := range []*ebpf.Map{o.Sessions4, o.Config, o.Zones4, o.Realms4, o.Owners4, o.Exclusions4} {
+	for _, m := range []*ebpf.Map{o.Sessions4, o.Config, o.Zones4, o.Realms4, o.Owners4, o.Exclusions4, o.Sets4} {
 		errs = append(errs, m.Close()) // of a nil map, too
 	}
 	return errors.Join(errs...)
