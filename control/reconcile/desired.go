@@ -162,6 +162,7 @@ func (t *target) inside(in inputs, want inside) {
 	}
 	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: t.prefixes(want, l),
 		Mapping: want.mapping, Filtering: want.filtering, Limits: want.limits, BlockSize: want.blockSize, Isolated: want.isolated,
+		Address: hostAddress(l.Family(netip.Addr.Is4)), Address6: hostAddress(slices.Concat(l.Family(netip.Addr.Is6), l.Tentative)),
 		Refusal: want.refusal, MSSClamp: want.mssClamp, Exclude: carriedPrefixes(want.exclude),
 		External: expand(want.external, t.Outsides, carried)}
 	if len(n.Prefixes) == 0 {
