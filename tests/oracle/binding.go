@@ -77,9 +77,6 @@ func (n *NAT) bindingOf(place Place, p Protocol, internal, remote netip.AddrPort
 // obtain gives the binding of an internal endpoint for what it sends to remote: the one that it has, or a new one, which
 // is not among n.bindings yet. A static binding is its internal endpoint's unless a dynamic one was there first.
 func (n *NAT) obtain(place Place, p Protocol, internal, remote netip.AddrPort) (b *Binding, fresh bool, c *Choice, why Reason) {
-	if !n.config.External.IsValid() {
-		return nil, false, nil, DroppedNoAddress
-	}
 	if b = n.bindingOf(place, p, internal, remote); b != nil {
 		return b, false, nil, n.quota(b)
 	}
@@ -89,11 +86,15 @@ func (n *NAT) obtain(place Place, p Protocol, internal, remote netip.AddrPort) (
 	if why := n.limitPorts(place, internal.Addr()); why != "" {
 		return nil, false, nil, why
 	}
-	b = &Binding{counted: true, Protocol: p, Network: place, Internal: internal, remote: n.mappingRemote(place, p, remote), lastOut: n.now,
-		External: netip.AddrPortFrom(n.config.External, 0)}
+	b = &Binding{counted: true, Protocol: p, Network: place, Internal: internal, remote: n.mappingRemote(place, p, remote), lastOut: n.now}
 	if why := n.limitSessions(b); why != "" {
 		return nil, false, nil, why
 	}
+	external, ok := n.address(place, internal.Addr())
+	if !ok {
+		return nil, false, nil, DroppedNoAddress
+	}
+	b.External = netip.AddrPortFrom(external, 0)
 	c, why = n.choosePort(b)
 	return b, true, c, why
 }

@@ -13,15 +13,14 @@ import (
 // Configure changes everything that is not capacity. What the new configuration has no place for ends: bindings of networks
 // that are gone, and everything on an external address that is.
 func (n *NAT) Configure(c Config) {
-	moved := n.config.External != c.External
 	n.end(func(b *Binding) bool {
 		_, known := c.Networks[b.Network]
-		return moved || !known && b.Network != Host
+		return !c.isExternal(b.External.Addr()) || !known && b.Network != Host
 	})
-	if n.config = c; moved {
-		n.claims = nil
-		clear(n.held)
-	}
+	n.config = c
+	n.claims = slices.DeleteFunc(n.claims, func(held *claim) bool { return !c.isExternal(held.endpoint.Addr()) })
+	maps.DeleteFunc(n.held, func(external netip.AddrPort, _ bool) bool { return !c.isExternal(external.Addr()) })
+	maps.DeleteFunc(n.pairs, func(_ insideHost, external netip.Addr) bool { return !c.isExternal(external) })
 	n.Wait(0)
 }
 
@@ -46,7 +45,7 @@ func (n *NAT) end(ends func(*Binding) bool) (ended int) {
 // these endpoints becomes the static one. One that is published wins over the host's and others' bindings of that endpoint,
 // and what its internal endpoint opens from now on leaves by it.
 func (n *NAT) Forward(place Place, p Protocol, external, internal netip.AddrPort, published bool) bool {
-	if external.Addr() != n.config.External || !n.config.Networks[place].contains(internal.Addr()) {
+	if !n.config.isExternal(external.Addr()) || !n.config.Networks[place].contains(internal.Addr()) {
 		return false
 	}
 	b := n.bindingAt(p, external)
@@ -120,7 +119,7 @@ func (n *NAT) changeOwners(place Place, change func(map[netip.Addr]Owner)) {
 // Import takes over a session of another NAT, with the mapping that it has there; false: its external endpoint is another's,
 // or a table is full. What is there already stays as it is. A TCP session is established.
 func (n *NAT) Import(place Place, p Protocol, internal, external, remote netip.AddrPort) bool {
-	if external.Addr() != n.config.External || !n.config.Networks[place].contains(internal.Addr()) {
+	if !n.config.isExternal(external.Addr()) || !n.config.Networks[place].contains(internal.Addr()) {
 		return false
 	}
 	s := &Session{Remote: remote}

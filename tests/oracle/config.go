@@ -46,6 +46,7 @@ type Network struct {
 	Owners    map[netip.Addr]Owner  // inside hosts that somebody vouches for
 	Host      Limit                 // what one host may have
 	All       Limit                 // what all of them together may
+	Number    uint32                // tells its hosts from those of another network with the same addresses, when external addresses are chosen
 }
 
 // Limit is how many external ports and sessions (RFC 6888 REQ-4 and 5); 0: any number.
@@ -61,7 +62,7 @@ type Owner struct {
 // Config is all that the NAT's behaviour depends on.
 type Config struct {
 	Networks  map[Place]Network
-	External  netip.Addr     // the one external address; not valid: there is none now
+	External  []netip.Addr   // the external addresses; there may be none now
 	Local     []netip.Addr   // the host's addresses
 	Elsewhere []netip.Prefix // routes that do not lead outside, beside the networks'
 	Stack     bool           // between the inside and the outside the host routes and filters (path stack)
@@ -80,6 +81,8 @@ type Config struct {
 func (n Network) contains(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
+
+func (c Config) isExternal(addr netip.Addr) bool { return slices.Contains(c.External, addr) }
 
 // filtering is that of a binding's host, or of its network; the NAT's own host has the default.
 func (c Config) filtering(b *Binding) Behavior {

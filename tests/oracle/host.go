@@ -6,7 +6,7 @@ package oracle
 // the host holds that port from now on. From one that a binding holds: it is translated like anybody's, so that the
 // binding's port stays the binding's.
 func (n *NAT) FromHost(p Packet) Result {
-	if p.Kind == Error || p.Kind == Reply || p.Kind == Other || p.Piece == Later || p.Src.Addr() != n.config.External {
+	if p.Kind == Error || p.Kind == Reply || p.Kind == Other || p.Piece == Later || !n.config.isExternal(p.Src.Addr()) {
 		return Result{Reason: PassedHost}
 	}
 	if c := n.claimAt(p.Protocol, p.Src); c != nil {

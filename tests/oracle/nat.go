@@ -17,7 +17,8 @@ type NAT struct {
 	claims   []*claim
 	firsts   map[datagram]first
 	held     map[netip.AddrPort]bool // UDP: external endpoints that nobody gets yet
-	waiting  []hold                  // in the order in which they were held
+	pairs    map[insideHost]netip.Addr
+	waiting  []hold // in the order in which they were held
 }
 
 // Result is what becomes of a packet. Packet is set where it was translated; where Choice is not nil, its external port is
@@ -41,7 +42,7 @@ func (r Result) Translated() Packet {
 
 // New gives a NAT without bindings.
 func New(c Config) *NAT {
-	return &NAT{config: c, firsts: map[datagram]first{}, held: map[netip.AddrPort]bool{}}
+	return &NAT{config: c, firsts: map[datagram]first{}, held: map[netip.AddrPort]bool{}, pairs: map[insideHost]netip.Addr{}}
 }
 
 // Bindings are those that live, in the order in which they were made; a static one may have displaced others, whose
@@ -70,6 +71,7 @@ func (n *NAT) Wait(d time.Duration) {
 	n.bindings = slices.DeleteFunc(n.bindings, n.ended)
 	n.release()
 	n.claims = slices.DeleteFunc(n.claims, func(c *claim) bool { return n.now-c.last > n.claimLifetime(c) })
+	n.unpair()
 }
 
 // ended says whether a binding has no session any more; its port is held where RFC 6888 REQ-8 asks for it.
@@ -120,6 +122,9 @@ func (n *NAT) add(s *Session, fresh ...*Binding) Reason {
 	s.permits = n.config.filtering(s.Binding) == AddressDependent
 	n.sessions = append(n.sessions, s)
 	n.bindings = append(n.bindings, fresh...)
+	for _, b := range fresh {
+		n.pair(b)
+	}
 	return ""
 }
 
@@ -148,7 +153,7 @@ func (n *NAT) FromInside(place Place, p Packet) Result {
 
 func (n *NAT) insideKnown(place Place, p Packet) Result {
 	d, ok := n.lookup(place, p.Protocol, p.flow())
-	if n.config.Stack && !(ok && d.direction == TranslatedHairpin || !ok && p.Dst.Addr() == n.config.External) {
+	if n.config.Stack && !(ok && d.direction == TranslatedHairpin || !ok && n.config.isExternal(p.Dst.Addr())) {
 		if n.config.steals(place, p) {
 			return Result{Reason: DroppedSpoofed}
 		}
@@ -160,7 +165,7 @@ func (n *NAT) insideKnown(place Place, p Packet) Result {
 	switch {
 	case neverRouted(p.Dst.Addr()):
 		return Result{Reason: PassedLocal}
-	case p.Dst.Addr() == n.config.External:
+	case n.config.isExternal(p.Dst.Addr()):
 		return n.hairpin(place, p)
 	}
 	if why := n.routed(p.Dst.Addr()); why != "" {
@@ -183,7 +188,7 @@ func (n *NAT) insideUnknown(place Place, p Packet, outside Reason) Reason {
 	switch {
 	case n.config.Stack:
 		return PassedStack
-	case neverRouted(p.Dst.Addr()) || p.Dst.Addr() == n.config.External:
+	case neverRouted(p.Dst.Addr()) || n.config.isExternal(p.Dst.Addr()):
 		return PassedLocal
 	case n.routed(p.Dst.Addr()) != "":
 		return n.routed(p.Dst.Addr())
@@ -319,7 +324,7 @@ func (n *NAT) outsideKnown(p Packet) Result {
 
 // isMartian: nothing from outside has such an address.
 func (n *NAT) isMartian(src netip.Addr, b *Binding) bool {
-	return neverRouted(src) || src == n.config.External || n.config.Networks[b.Network].contains(src)
+	return neverRouted(src) || n.config.isExternal(src) || n.config.Networks[b.Network].contains(src)
 }
 
 // admits is filtering (RFC 4787 section 5) of a remote that has no session with the binding.

@@ -50,7 +50,7 @@ func (in names) config(mapping, filtering Behavior) Config {
 	}
 	return Config{
 		Networks: map[Place]Network{net1: network("172.17.0.0/16"), net2: network("172.18.0.0/16")},
-		External: in.at(ext).Addr(), Local: []netip.Addr{in.at("172.17.0.1").Addr()},
+		External: []netip.Addr{in.at(ext).Addr()}, Local: []netip.Addr{in.at("172.17.0.1").Addr()},
 		PortLow: 1024, PortHigh: 65535, SessionsPerBinding: 100, Sessions: 1000, Bindings: 1000,
 		UDPTimeout: 300 * time.Second, TCPEstablishedTimeout: 7440 * time.Second, TCPPartialOpenTimeout: 240 * time.Second,
 		TCPClosingTimeout: 240 * time.Second, ICMPTimeout: 60 * time.Second,

@@ -39,7 +39,7 @@ func (c *Choice) Lowest() (uint16, bool) {
 func (n *NAT) choosePort(b *Binding) (*Choice, Reason) {
 	want := b.Internal.Port()
 	low, high := n.portRange(b.Protocol, want)
-	c := &Choice{low: max(low, 1), high: high, taken: n.taken(b.Protocol), binding: b}
+	c := &Choice{low: max(low, 1), high: high, taken: n.taken(b.Protocol, b.External.Addr()), binding: b}
 	if want >= low && want <= high && !c.taken[want] {
 		b.setPort(want)
 		return nil, ""
@@ -83,22 +83,22 @@ func (n *NAT) unhold(p Protocol, external netip.AddrPort) {
 	}
 }
 
-// taken are the external ports that somebody holds: a binding, the host, or a binding just before. That of a displaced binding is the static one's, and
+// taken are the ports of an external address that somebody holds: a binding, the host, or a binding just before. That of a displaced binding is the static one's, and
 // free when that one has gone.
-func (n *NAT) taken(p Protocol) map[uint16]bool {
+func (n *NAT) taken(p Protocol, at netip.Addr) map[uint16]bool {
 	out := map[uint16]bool{}
 	for _, b := range n.bindings {
-		if b.Protocol == p && b.External.Addr() == n.config.External && !b.retired {
+		if b.Protocol == p && b.External.Addr() == at && !b.retired {
 			out[b.External.Port()] = true
 		}
 	}
 	for _, c := range n.claims {
-		if c.protocol == p && c.endpoint.Addr() == n.config.External {
+		if c.protocol == p && c.endpoint.Addr() == at {
 			out[c.endpoint.Port()] = true
 		}
 	}
 	for external := range n.held {
-		if p == UDP && external.Addr() == n.config.External {
+		if p == UDP && external.Addr() == at {
 			out[external.Port()] = true
 		}
 	}

@@ -59,7 +59,7 @@ func placesIn(f family.Family) places {
 			{Name: "br0", Gateway: rig.BridgeMAC, Address: addr("172.17.0.1"), Prefixes: prefixes("172.17.0.0/16")},
 			{Name: "br1", Gateway: rig.Bridge2, Address: addr("172.18.0.1"), Prefixes: prefixes("172.18.0.0/16")},
 		},
-		externals: []netip.Addr{addr(rig.External), addr("198.51.100.7")}, // the host's, and another one that is routed to it
+		externals: []netip.Addr{addr(rig.External), addr("198.51.100.7"), addr("198.51.101.9")}, // the host's, and others that are routed to it
 	}
 }
 
@@ -142,10 +142,10 @@ func (d *duel) destination() netip.AddrPort {
 	return pick(d.T, "remote", d.remotes)
 }
 
-// externalAddr is the external address, and the host's where there is none.
+// externalAddr is an external address, and the host's where there is none.
 func (d *duel) externalAddr() netip.Addr {
-	if d.setup.external.IsValid() {
-		return d.setup.external
+	if len(d.setup.external) > 0 {
+		return pick(d.T, "external address", d.setup.external)
 	}
 	return d.externals[0]
 }

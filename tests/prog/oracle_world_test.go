@@ -25,10 +25,10 @@ type setup struct {
 	settings  dataplane.Settings
 	mapping   [3]dataplane.Behavior // UDP, TCP, ICMP; of both networks
 	filtering [3]dataplane.Behavior
-	isolated  bool       // the first network's hosts
-	external  netip.Addr // not valid: none
-	second    bool       // whether the second network is there
-	stack     bool       // the path
+	isolated  bool         // the first network's hosts
+	external  []netip.Addr // may be empty
+	second    bool         // whether the second network is there
+	stack     bool         // the path
 	refusal   dataplane.Refusal
 	limits    dataplane.Limits
 }
@@ -47,8 +47,17 @@ func newWorld(t *testing.T, f family.Family) *world {
 	setFlag(t, "rapid.steps", "20") // of a sequence, on average
 	p := placesIn(f)
 	return &world{places: p, rig: rig.New(t, rig.In(f), rig.WithTables(oracleSessions, oracleBindings)), owners: map[netip.Addr]dataplane.Owner{}, reached: map[oracle.Reason]int{},
-		setup: setup{settings: dataplane.DefaultSettings(), external: p.externals[0], second: true}}
+		setup: setup{settings: dataplane.DefaultSettings(), external: p.externals[:1], second: true}}
 }
+
+// pools are what the outside may have of the external addresses.
+func (p places) pools() [][]netip.Addr {
+	e := p.externals
+	return [][]netip.Addr{e[:1], e[1:2], e, e[1:], {e[0], e[2]}, nil}
+}
+
+// zoneNumbers are what the dataplane has given the networks.
+var zoneNumbers = map[string]uint32{"br0": 1, "br1": 2}
 
 // day is longer than any timeout.
 const day = 24 * time.Hour
@@ -66,7 +75,7 @@ func drawBehaviors(t *rapid.T, what string, of []dataplane.Behavior) (out [3]dat
 }
 
 func (w *world) drawSetup(t *rapid.T) setup {
-	s := setup{settings: dataplane.DefaultSettings(), external: w.externals[0], second: true}
+	s := setup{settings: dataplane.DefaultSettings(), external: w.externals[:1], second: true}
 	// Most NATs are endpoint-independent.
 	s.mapping = drawBehaviors(t, "mapping", append([]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.EndpointIndependent}, behaviors...))
 	s.filtering = drawBehaviors(t, "filtering", behaviors)
@@ -103,7 +112,7 @@ func (w *world) oracle() oracle.Config {
 		if n.Name == "br1" && !w.setup.second {
 			continue
 		}
-		network := oracle.Network{Prefixes: n.Prefixes, Isolated: n.Name == "br0" && w.setup.isolated, Owners: map[netip.Addr]oracle.Owner{},
+		network := oracle.Network{Prefixes: n.Prefixes, Number: zoneNumbers[n.Name], Isolated: n.Name == "br0" && w.setup.isolated, Owners: map[netip.Addr]oracle.Owner{},
 			Host:    oracle.Limit{Ports: int(w.setup.limits.HostPorts), Sessions: int(w.setup.limits.HostSessions)},
 			All:     oracle.Limit{Ports: int(w.setup.limits.NetworkPorts), Sessions: int(w.setup.limits.NetworkSessions)},
 			Mapping: behaviorsOf(w.setup.mapping), Filtering: behaviorsOf(w.setup.filtering)}
@@ -147,12 +156,8 @@ func (w *world) configure(s setup) error {
 			err = errors.Join(err, w.rig.DP.PutNetwork(w.network(n, s)))
 		}
 	}
-	if s.external != w.setup.external {
-		o := dataplane.Outside{Name: "eth0", IfIndex: w.rig.Ports["eth0"]}
-		if s.external.IsValid() {
-			o.Addresses = []netip.Addr{s.external}
-		}
-		err = errors.Join(err, w.rig.DP.PutOutside(o))
+	if !slices.Equal(s.external, w.setup.external) {
+		err = errors.Join(err, w.rig.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: w.rig.Ports["eth0"], Addresses: s.external}))
 	}
 	w.setup = s
 	return errors.Join(err, w.takePath())
@@ -281,7 +286,7 @@ func (d *duel) change() {
 	case "limits":
 		s.limits = drawLimits(d.T)
 	case "address":
-		s.external = pick(d.T, "external address", append(slices.Clone(d.externals), netip.Addr{}))
+		s.external = pick(d.T, "external addresses", d.pools())
 	case "network":
 		s.second = !s.second
 	case "path":
@@ -291,7 +296,7 @@ func (d *duel) change() {
 	d.Logf("change: %+v", s)
 	d.must("configure", d.configure(s))
 	d.must("sweep", d.world.wait(0))
-	moved := s.external != before
+	moved := !slices.Equal(s.external, before)
 	d.nat.Configure(d.oracle())
 	if moved { // what has waited for a port of the address that was waits for nothing
 		d.pass(121 * time.Second)
