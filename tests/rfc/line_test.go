@@ -14,12 +14,13 @@ import (
 type family struct {
 	c1, c2, other          string // inside: two hosts of one network, and one of another
 	external, peer1, peer2 string
-	router                 string // outside, and no end of any session
-	more                   string // the first of many hosts in the network of c1 and c2
+	router                 string   // outside, and no end of any session
+	more                   string   // the first of many hosts in the network of c1 and c2
+	pool                   []string // external addresses that are not contiguous, external among them
 }
 
 var ipv4 = family{c1: rig.C1, c2: rig.C2, other: rig.Other, external: rig.External, peer1: rig.Peer1, peer2: rig.Peer2,
-	router: "192.0.2.99", more: "172.17.2.1"}
+	router: "192.0.2.99", more: "172.17.2.1", pool: []string{rig.External, "198.51.100.77", "192.0.2.77", "198.18.7.7"}}
 
 // host is one of as many as a test wants, beside c1 and c2, counted from 0.
 func (f family) host(n int) string {

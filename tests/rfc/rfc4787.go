@@ -4,8 +4,7 @@ package rfc
 
 var rfc4787 = Document{"RFC 4787", "UDP (BCP 127)", []Requirement{
 	{"REQ-1", Must, "endpoint-independent mapping", Holds, ""},
-	{"REQ-2", Recommended, "address pooling \"paired\": an internal host keeps one external address", NotApplicable,
-		"an outside has one external address, which all its bindings have; pools are issue 6"},
+	{"REQ-2", Recommended, "address pooling \"paired\": an internal host keeps one external address", Holds, "behind each outside"},
 	{"REQ-3", MustNot, "port overloading: two internal endpoints at one external endpoint", Holds, ""},
 	{"REQ-3a", Recommended, "a source port of 0-1023 is mapped to one of 0-1023, one of 1024-65535 to one of 1024-65535", Holds, ""},
 	{"REQ-4", Recommended, "port parity is preserved", Holds, "where a port of the parity is left"},

@@ -3,6 +3,9 @@
 package rfc
 
 import (
+	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,7 +17,7 @@ import (
 func TestRFC4787(t *testing.T) {
 	conform(t, rfc4787, conformance{
 		"REQ-1":   udp.mapsIndependently,
-		"REQ-2":   oneAddress,
+		"REQ-2":   pairs,
 		"REQ-3":   udp.neverOverloads,
 		"REQ-3a":  udp.keepsPortClass,
 		"REQ-4":   keepsParity,
@@ -40,15 +43,41 @@ func TestRFC4787(t *testing.T) {
 }
 
 // oneAddress: whatever a host sends, it leaves from one address.
-func oneAddress(l *line) {
-	r := l.rig()
-	for port := range 20 {
-		for _, remote := range []string{l.peer1, l.peer2} {
-			out(r, UDP(at(l.c1, 20000+port), at(remote, 53), "x"), UDP(at(l.external, 20000+port), at(remote, 53), "x"))
-			out(r, TCP(at(l.c1, 20000+port), at(remote, 80), "S", ""), TCP(at(l.external, 20000+port), at(remote, 80), "S", ""))
-			out(r, Ping(at(l.c1, 20000+port), remote), Ping(at(l.external, 20000+port), remote))
+// pairs: a host has one external address of the pool, whatever its port, the protocol and the remote.
+func pairs(l *line) {
+	used := l.spread(func(r *rig.Rig, host string) (list []netip.Addr) {
+		for port := range 5 {
+			for _, remote := range []string{l.peer1, l.peer2} {
+				r.Inside(UDP(at(host, 20000+port), at(remote, 53), "x"))
+				r.Inside(TCP(at(host, 20000+port), at(remote, 80), "S", ""))
+				r.Inside(Ping(at(host, 20000+port), remote))
+			}
+			for _, protocol := range []string{"udp", "tcp", "icmp"} {
+				list = append(list, netip.MustParseAddrPort(r.ExternalOf(protocol, at(host, 20000+port))).Addr())
+			}
+		}
+		return list
+	})
+	for host, list := range used {
+		if len(slices.Compact(slices.Clone(list))) != 1 {
+			l.lacks(fmt.Sprintf("host %s is at %s", host, list))
 		}
 	}
+}
+
+// spread gives the outside a pool, and 20 hosts bindings there; it says which external addresses each has.
+func (l *line) spread(bind func(r *rig.Rig, host string) []netip.Addr) map[string][]netip.Addr {
+	r := l.rig()
+	o := dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"]}
+	for _, a := range l.pool {
+		o.Addresses = append(o.Addresses, netip.MustParseAddr(a))
+	}
+	r.Must("put the pool", func() error { return r.DP.PutOutside(o) })
+	used := map[string][]netip.Addr{}
+	for n := range 20 {
+		used[l.host(n)] = bind(r, l.host(n))
+	}
+	return used
 }
 
 func keepsParity(l *line) {

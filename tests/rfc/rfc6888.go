@@ -3,8 +3,8 @@
 package rfc
 
 var rfc6888 = Document{"RFC 6888", "many hosts share an address (BCP 127)", []Requirement{
-	{"REQ-2", Must, "address pooling is paired by default", Holds, "an outside has one address; pools are issue 6"},
-	{"REQ-3", Must, "external pools of addresses that are not contiguous", Later, "issue 6: pools"},
+	{"REQ-2", Must, "address pooling is paired by default", Holds, "and there is no other"},
+	{"REQ-3", Must, "external pools of addresses that are not contiguous", Holds, "`external`, addresses, prefixes and ranges"},
 	{"REQ-4", Must, "a limit on the external ports of a subscriber", Holds, "16384 of a host by default; of a network, too"},
 	{"REQ-5", Should, "a limit on the state of a subscriber", Holds, "sessions of a binding, a host and a network"},
 	{"REQ-6", Must, "translation can be switched off for destinations", Holds, "`exclude`, for each network"},
