@@ -27,6 +27,9 @@ func (n *NAT) address(place Place, host netip.Addr) (netip.Addr, bool) {
 	var best netip.Addr
 	seed, heaviest := weight(host, n.config.Networks[place].Number), uint32(0)
 	for _, a := range n.config.External {
+		if a.BitLen() != host.BitLen() {
+			continue
+		}
 		if w := weight(a, seed); !best.IsValid() || w > heaviest {
 			best, heaviest = a, w
 		}
