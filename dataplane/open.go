@@ -23,7 +23,7 @@ import (
 // DefaultStateDir is where the pins are unless --state-dir says otherwise.
 const DefaultStateDir = "/sys/fs/bpf/conenat"
 
-// DefaultCapacity takes 87 MB of kernel memory, as the kernel counts it for the maps (docs/decisions/0001-map-layout.md).
+// DefaultCapacity takes 97 MB of kernel memory, as the kernel counts it for the maps (docs/decisions/0001-map-layout.md, 0014-pools.md).
 var DefaultCapacity = Capacity{Sessions: 131072, Bindings: 65536}
 
 // Options are what Open needs to know.
