@@ -21,7 +21,7 @@ type (
 	BindingKey    = natBindingKey4
 	BindingRef    = natBindingRef
 	ClaimKey      = natClaimKey4
-	Claim         = natClaim4
+	Claim         = natNatClaim
 	PermissionKey = natPermissionKey4
 	FragmentKey   = natFragmentKey4
 	Fragment      = natFragment4
@@ -34,7 +34,7 @@ type (
 	OwnerKey      = natOwnerKey4
 	BlockKey      = natBlockKey4
 	ExclusionKey  = natExclusionKey4
-	Blocks        = natNatBlocks
+	Blocks        = natNatBlocks4
 	Held          = natNatHeld
 )
 
@@ -63,7 +63,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DIVERTED_TOO_BIG:         "diverted_too_big",
 	natNatReasonREASON_DIVERTED_BACK:            "diverted_back",
 	natNatReasonREASON_PASSED_NO_LINK:           "passed_no_link",
-	natNatReasonREASON_PASSED_NOT_IPV4:          "passed_not_ipv4",
+	natNatReasonREASON_PASSED_NOT_IP:            "passed_not_ip",
 	natNatReasonREASON_PASSED_BRIDGED:           "passed_bridged",
 	natNatReasonREASON_PASSED_LOCAL:             "passed_local",
 	natNatReasonREASON_PASSED_NOT_OUTSIDE:       "passed_not_outside",
@@ -287,5 +287,11 @@ const (
 // Objects are the loaded maps, programs and variables.
 type Objects = natObjects
 
-// Load reads the embedded object.
+// Objects6 are those of the same source for IPv6: its own maps and programs, and the maps that both families share.
+type Objects6 = nat6Objects
+
+// Load reads the embedded object for IPv4.
 func Load() (*ebpf.CollectionSpec, error) { return loadNat() }
+
+// Load6 reads the embedded object for IPv6.
+func Load6() (*ebpf.CollectionSpec, error) { return loadNat6() }

@@ -5,14 +5,14 @@
  * the version is part of the pin path, so that no program ever reads another
  * version's maps.
  *
- * Addresses and ports are in network byte order (__be32, __be16); all else is
- * in host byte order. Names that end in 4 have a twin for IPv6 when it comes;
- * family4.h says how.
+ * Addresses and ports are in network byte order (nat_addr, __be16); all else is
+ * in host byte order. This header is compiled once for each address family:
+ * what family4.h and family6.h give a name that ends in 4 or 6 is there twice.
  */
 #ifndef CONENAT_ABI_H
 #define CONENAT_ABI_H
 
-#include <linux/types.h>
+#include "family.h"
 
 #define NAT_ABI_VERSION 5
 
@@ -51,6 +51,15 @@
 #define NAT_ZONE_HOST 254
 #define NAT_ZONE_CLAIM 255
 
+/* Programs for IPv6, by what calls them: those of IPv4 do, which the hooks have. */
+enum nat_program {
+	PROGRAM_INSIDE,
+	PROGRAM_OUTSIDE_INGRESS,
+	PROGRAM_OUTSIDE_EGRESS,
+	PROGRAM_FRAGMENTS,
+	PROGRAM_COUNT,
+};
+
 /* Indices of per-protocol tables. */
 enum nat_l4 {
 	NAT_L4_UDP,
@@ -87,7 +96,7 @@ enum nat_reason {
 	REASON_LAST_DIVERTED = REASON_DIVERTED_BACK,
 
 	REASON_PASSED_NO_LINK, /* no entry for the interface */
-	REASON_PASSED_NOT_IPV4,
+	REASON_PASSED_NOT_IP, /* neither IPv4 nor, where that is translated, IPv6 */
 	REASON_PASSED_BRIDGED, /* addressed to another port of the bridge */
 	REASON_PASSED_LOCAL, /* to the host, multicast, broadcast, nowhere */
 	REASON_PASSED_NOT_OUTSIDE, /* the route leads elsewhere */
@@ -206,9 +215,9 @@ struct nat_link {
 	__u8 pad[2];
 };
 
-struct nat_prefix4 {
-	__be32 address;
-	__be32 mask;
+struct nat_prefix {
+	nat_addr address;
+	nat_addr mask;
 };
 
 /* What an inside host is told when no mapping or session can be made for it. */
@@ -226,19 +235,19 @@ struct nat_limits {
 	__u32 zone_sessions;
 };
 
-struct nat_zone4 {
+struct nat_zone {
 	char name[NAT_NAME_LEN]; /* empty: unused */
 	__u32 ifindex; /* of the bridge or plain interface */
 	__u8 filtering[NAT_PROTOCOLS]; /* enum nat_behavior by enum nat_l4 */
 	__u8 prefixes;
-	struct nat_prefix4 prefix[NAT_PREFIXES];
+	struct nat_prefix prefix[NAT_PREFIXES];
 	__u8 mac[6]; /* of the gateway, as in its links */
 	__u8 flags; /* ZONE_* */
 	__u8 refusal; /* enum nat_refusal */
 	char label[NAT_LABEL_LEN]; /* of the API; empty: the name */
 	__u8 mapping[NAT_PROTOCOLS]; /* enum nat_behavior by enum nat_l4 */
 	__u8 pad;
-	__be32 gateway; /* the host's address there: ICMP errors come from it */
+	nat_addr gateway; /* the host's address there: ICMP errors come from it */
 	struct nat_limits limits;
 	__u32 block; /* ports of a block of one host (RFC 7422); 0: no blocks */
 	__u16 set; /* of external addresses; 0: the outside's default pool */
@@ -251,10 +260,10 @@ struct nat_zone4 {
 #define ZONE_EXCLUDES (1 << 3) /* destinations: map exclusions */
 
 /* A prefix of destinations that a network's packets reach untranslated. */
-struct exclusion_key4 {
+struct exclusion_key {
 	__u32 prefixlen; /* 32 of the zone, and the address's */
 	__u32 zone;
-	__be32 address;
+	nat_addr address;
 };
 
 /*
@@ -280,15 +289,15 @@ struct nat_host {
 #define USAGE_DYING (1ULL << 63)
 
 /* A host's blocks of ports at one external address. */
-struct block_key4 {
-	__be32 address; /* of the host */
+struct block_key {
+	nat_addr address; /* of the host */
 	__u16 zone;
 	__u16 slot; /* nat_address.slot */
 };
 
 struct nat_blocks {
 	__u32 references; /* bindings, and BLOCKS_DYING */
-	__be32 external;
+	nat_addr external;
 	__u32 block[NAT_HOST_BLOCKS]; /* first port << 16 | ports; 0: none */
 };
 
@@ -307,8 +316,8 @@ struct nat_held {
 };
 
 /* An inside host that somebody (Docker) vouches for. */
-struct owner_key4 {
-	__be32 address;
+struct owner_key {
+	nat_addr address;
 	__u16 zone;
 	__u16 pad;
 };
@@ -326,7 +335,7 @@ struct nat_owner {
 	__u16 pad[3];
 };
 
-struct nat_realm4 {
+struct nat_realm {
 	char name[NAT_NAME_LEN]; /* empty: unused */
 	__u32 ifindex; /* 0: the interface is away */
 	__u16 pool; /* how many addresses its default pool has */
@@ -344,9 +353,9 @@ struct nat_address {
 #define EXTERNAL_NAMED (1 << 0) /* of a set: in no default pool */
 
 /* The external address of a slot. */
-struct nat_external4 {
-	__be32 address; /* 0: the slot is free */
-	__be32 internal; /* 1:1: the host that has all of it; 0: none */
+struct nat_external {
+	nat_addr address; /* 0: the slot is free */
+	nat_addr internal; /* 1:1: the host that has all of it; 0: none */
 	__u16 zone; /* of internal */
 	__u16 realm;
 	__u16 generation; /* of the slot: each address has another one */
@@ -358,18 +367,18 @@ struct nat_external4 {
  * that realm; else what somebody has named, on whichever outside, and another list
  * of addresses is another set.
  */
-struct nat_set4 {
+struct nat_set {
 	__u32 count;
-	__be32 address[NAT_ADDRESSES]; /* sorted */
+	nat_addr address[NAT_ADDRESSES]; /* sorted */
 };
 
 struct nat_ports {
 	__u64 words[NAT_PORT_WORDS]; /* a bit is set: the port is claimed */
 };
 
-struct session_key4 {
-	__be32 saddr;
-	__be32 daddr;
+struct session_key {
+	nat_addr saddr;
+	nat_addr daddr;
 	__be16 sport; /* ICMP query: the identifier, and 0 for dport; */
 	__be16 dport; /* ICMP reply: the other way round */
 	__u16 zone; /* that the packet comes from */
@@ -397,17 +406,17 @@ enum session_target {
 #define SEEN_OTHER (1 << 3) /* none of these: a connection picked up */
 
 /*
- * One direction of a session: one cache line, written by its own direction
+ * One direction of a session: one cache line (IPv6: two), written by its own direction
  * only. Nothing is written for most packets: last_seen moves once a tick.
  */
-struct session_half4 {
-	__be32 saddr; /* the packet's new addresses and ports */
-	__be32 daddr;
+struct session_half {
+	nat_addr saddr; /* the packet's new addresses and ports */
+	nat_addr daddr;
 	__be16 sport;
 	__be16 dport;
 	__u32 last_seen; /* tick of the last packet that refreshes */
 	__u32 ifindex; /* where to */
-	__be32 next_hop;
+	nat_addr next_hop;
 	__u32 resolved; /* tick of the route lookup */
 	__u32 port_ifindex; /* inside port its packets come from; 0: unknown */
 	__u32 slot; /* in the sweep array */
@@ -421,19 +430,19 @@ struct session_half4 {
 	__u8 seen; /* TCP flags so far */
 	__u8 peer_reset; /* the other half's side has sent a RST since */
 	__u8 closed; /* both sides have sent FIN: no packet refreshes */
-	__u8 pad[7];
+	__u8 pad[HALF_PAD];
 };
 
 /* What the sweeper walks: an array beside the hash. */
-struct session_slot4 {
-	struct session_key4 key; /* of the primary half */
+struct session_slot {
+	struct session_key key; /* of the primary half */
 	__u32 check; /* tick before which it cannot have expired */
 	__u32 word; /* generation and state: slot.h */
 };
 
-struct binding_key4 {
-	__be32 address;
-	__be32 remote; /* 0, and 0: the mapping does not depend on it */
+struct binding_key {
+	nat_addr address;
+	nat_addr remote; /* 0, and 0: the mapping does not depend on it */
 	__be16 port;
 	__be16 remote_port;
 	__u16 zone;
@@ -454,13 +463,13 @@ struct binding_ref {
 #define BINDING_IN_BLOCK (1 << 5) /* holds a reference on its host's blocks */
 #define BINDING_OWN (1 << 6) /* at an address that is its host's alone: 1:1 */
 
-/* Set in binding4.word: no new session; the sweeper ends what there is. */
+/* Set in nat_binding.word: no new session; the sweeper ends what there is. */
 #define BINDING_DYING (1ULL << 31)
 
-struct binding4 {
+struct nat_binding {
 	__u64 word; /* generation << 32 | dying << 31 | references */
-	__be32 internal;
-	__be32 external;
+	nat_addr internal;
+	nat_addr external;
 	__be16 internal_port;
 	__be16 external_port;
 	__u16 zone;
@@ -470,14 +479,14 @@ struct binding4 {
 	__u16 address; /* nat_address.slot */
 	__u32 created; /* s of CLOCK_MONOTONIC */
 	__u32 outbound; /* UDP: tick of the last packet that left by it */
-	__be32 remote; /* as in its key of internals */
+	nat_addr remote; /* as in its key of internals */
 	__be16 remote_port;
 	__u8 used; /* a session of it has come about */
-	__u8 pad[5];
+	__u8 pad[BINDING_PAD];
 };
 
-struct claim_key4 {
-	__be32 address;
+struct claim_key {
+	nat_addr address;
 	__be16 port;
 	__u8 proto;
 	__u8 pad;
@@ -486,7 +495,7 @@ struct claim_key4 {
 #define CLAIM_HOST 0xffffffffU
 
 /* Who holds an external endpoint. */
-struct claim4 {
+struct nat_claim {
 	__u32 binding; /* or CLAIM_HOST */
 	__u32 generation; /* CLAIM_HOST: slot of the sweep array */
 	__u32 last_seen; /* CLAIM_HOST: tick */
@@ -496,10 +505,10 @@ struct claim4 {
 };
 
 /* Address-dependent filtering: who may send to a binding. */
-struct permission_key4 {
+struct permission_key {
 	__u32 binding;
 	__u32 generation;
-	__be32 remote;
+	nat_addr remote;
 };
 
 #define PERMISSION_DYING 0x80000000U
@@ -508,10 +517,10 @@ struct permission {
 	__u32 references; /* sessions, and PERMISSION_DYING */
 };
 
-struct fragment_key4 {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 id;
+struct fragment_key {
+	nat_addr saddr;
+	nat_addr daddr;
+	nat_id id;
 	__u16 zone;
 	__u8 proto;
 	__u8 egress; /* at the outside egress hook: the kernel may not reassemble */
@@ -526,23 +535,23 @@ enum nat_fragment_way {
 	FRAGMENT_REORDER, /* another came first: to the namespace */
 };
 
-struct fragment4 {
-	struct session_key4 session; /* FRAGMENT_TRANSLATE */
+struct nat_fragment {
+	struct session_key session; /* FRAGMENT_TRANSLATE */
 	__u32 last_seen; /* tick */
+	__u16 next; /* offset of the next one that comes in order: 8 bytes */
 	__u8 way; /* enum nat_fragment_way */
 	__u8 pad;
-	__be16 id; /* of the translated datagram; 0: its own */
-	__u16 next; /* offset of the next one that comes in order: 8 bytes */
-	__u16 pad2;
+	nat_id id; /* of the translated datagram; 0: its own */
+	nat_id pad2;
 };
 
-/* As the defragmenter tells datagrams apart: id is reorder_id of reorder.h. */
-struct origin_key4 {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 id;
+/* As the defragmenter tells datagrams apart: id is ip_origin_id. */
+struct origin_key {
+	nat_addr saddr;
+	nat_addr daddr;
+	nat_id id;
 	__u8 proto;
-	__u8 pad;
+	__u8 pad[sizeof(nat_id) - 1];
 };
 
 /* Where a datagram came from that is in the namespace of reorder.h. */
@@ -616,21 +625,21 @@ enum nat_command {
 #define BIND_PUBLISHED (1 << 1) /* BINDING_PUBLISHED */
 #define RESERVE_FORWARDED (1 << 2) /* of a connection of another NAT's */
 
-struct nat_request4 {
+struct nat_request {
 	__u8 command;
 	__u8 flags;
 	__u8 proto;
 	__u8 pad;
 	__u16 zone;
 	__be16 internal_port;
-	__be32 internal;
+	__u32 cursor; /* COMMAND_SWEEP: first slot */
 	__u32 no_ethertype; /* 0: BPF_PROG_RUN takes bytes 12 and 13 for one */
-	__be32 external;
+	nat_addr internal;
+	nat_addr external;
 	__be16 external_port;
 	__u16 pad2;
-	__u32 cursor; /* COMMAND_SWEEP: first slot */
 	struct binding_ref binding; /* COMMAND_KILL, COMMAND_INDEX */
-	__be32 remote; /* COMMAND_IMPORT */
+	nat_addr remote; /* COMMAND_IMPORT */
 	__be16 remote_port;
 	__u8 seen; /* TCP flags of either side so far: SEEN_* */
 	__u8 reverse_seen;
@@ -650,31 +659,40 @@ enum nat_answer {
 };
 
 _Static_assert(sizeof(struct nat_link) == 16, "nat_link");
-_Static_assert(sizeof(struct session_key4) == 16, "session_key4");
-_Static_assert(sizeof(struct session_half4) == 64, "session_half4");
-_Static_assert(sizeof(struct session_slot4) == 24, "session_slot4");
-_Static_assert(sizeof(struct binding_key4) == 16, "binding_key4");
-_Static_assert(sizeof(struct binding4) == 48, "binding4");
-_Static_assert(sizeof(struct claim_key4) == 8, "claim_key4");
-_Static_assert(sizeof(struct claim4) == 16, "claim4");
-_Static_assert(sizeof(struct permission_key4) == 12, "permission_key4");
-_Static_assert(sizeof(struct fragment_key4) == 16, "fragment_key4");
-_Static_assert(sizeof(struct fragment4) == 28, "fragment4");
-_Static_assert(sizeof(struct origin_key4) == 12, "origin_key4");
 _Static_assert(sizeof(struct nat_origin) == 28, "nat_origin");
 _Static_assert(sizeof(struct nat_pool) == 64, "nat_pool");
 _Static_assert(sizeof(struct nat_event) == 88, "nat_event");
-_Static_assert(sizeof(struct nat_request4) == 44, "nat_request4");
 _Static_assert(sizeof(struct nat_config) == 72, "nat_config");
-_Static_assert(sizeof(struct nat_zone4) == 160, "nat_zone4");
-_Static_assert(sizeof(struct owner_key4) == 8, "owner_key4");
-_Static_assert(sizeof(struct exclusion_key4) == 12, "exclusion_key4");
-_Static_assert(sizeof(struct block_key4) == 8, "block_key4");
-_Static_assert(sizeof(struct nat_blocks) == 40, "nat_blocks");
+_Static_assert(sizeof(struct nat_claim) == 16, "nat_claim");
 _Static_assert(sizeof(struct nat_held) == 8, "nat_held");
 _Static_assert(sizeof(struct nat_owner) == 24, "nat_owner");
 _Static_assert(sizeof(struct nat_host) == 40, "nat_host");
-_Static_assert(sizeof(struct nat_realm4) == 28, "nat_realm4");
-_Static_assert(sizeof(struct nat_external4) == 16, "nat_external4");
+_Static_assert(sizeof(struct nat_realm) == 28, "nat_realm");
+
+/* of_family(4, 6): a size for IPv4, and one for IPv6. */
+_Static_assert(sizeof(struct session_key) == of_family(16, 40), "session_key");
+_Static_assert(sizeof(struct session_half) == of_family(64, 128),
+	       "session_half");
+_Static_assert(sizeof(struct session_slot) == of_family(24, 48),
+	       "session_slot");
+_Static_assert(sizeof(struct binding_key) == of_family(16, 40), "binding_key");
+_Static_assert(sizeof(struct nat_binding) == of_family(48, 80), "nat_binding");
+_Static_assert(sizeof(struct claim_key) == of_family(8, 20), "claim_key");
+_Static_assert(sizeof(struct permission_key) == of_family(12, 24),
+	       "permission_key");
+_Static_assert(sizeof(struct fragment_key) == of_family(16, 44),
+	       "fragment_key");
+_Static_assert(sizeof(struct nat_fragment) == of_family(28, 56),
+	       "nat_fragment");
+_Static_assert(sizeof(struct origin_key) == of_family(12, 40), "origin_key");
+_Static_assert(sizeof(struct nat_request) == of_family(44, 80), "nat_request");
+_Static_assert(sizeof(struct nat_zone) == of_family(160, 268), "nat_zone");
+_Static_assert(sizeof(struct nat_external) == of_family(16, 40),
+	       "nat_external");
+_Static_assert(sizeof(struct owner_key) == of_family(8, 20), "owner_key");
+_Static_assert(sizeof(struct exclusion_key) == of_family(12, 24),
+	       "exclusion_key");
+_Static_assert(sizeof(struct block_key) == of_family(8, 20), "block_key");
+_Static_assert(sizeof(struct nat_blocks) == of_family(40, 52), "nat_blocks");
 
 #endif /* CONENAT_ABI_H */

@@ -9,6 +9,7 @@
 
 #include "block.h"
 #include "held.h"
+#include "scratch.h"
 
 #define BLOCK_ROUNDS \
 	4 /* a block that was taken, and full before it was searched */
@@ -33,6 +34,8 @@ struct binding_want {
 	__u8 mapping; /* enum nat_behavior: what of the remote makes another one */
 };
 
+SCRATCH(struct binding_want, want)
+
 NAT_GLOBAL bool want_host_socket(struct __sk_buff *skb,
 				 const struct binding_want *want, __u16 port)
 {
@@ -40,17 +43,15 @@ NAT_GLOBAL bool want_host_socket(struct __sk_buff *skb,
 
 	if (!want)
 		return false;
-	tuple.ipv4.saddr = want->remote;
-	tuple.ipv4.sport = want->remote_port;
-	tuple.ipv4.daddr = want->external;
-	tuple.ipv4.dport = bpf_htons(port);
+	tuple_set(&tuple, want->remote, want->remote_port, want->external,
+		  bpf_htons(port));
 	return host_socket(skb, &tuple, want->proto) != HOST_SOCKET_NONE;
 }
 
 /* Of an internal port below 1024; ICMP identifiers have no classes. */
 static __always_inline bool want_is_low(const struct binding_want *want)
 {
-	return want->proto != IPPROTO_ICMP &&
+	return want->proto != PROTO_ICMP &&
 	       bpf_ntohs(want->internal_port) < 1024;
 }
 
@@ -64,7 +65,7 @@ static __always_inline void want_range(const struct nat_config *cfg,
 {
 	s->low = cfg->port_low;
 	s->high = cfg->port_high;
-	if (want->proto == IPPROTO_ICMP) {
+	if (want->proto == PROTO_ICMP) {
 		s->low = 0;
 		s->high = 65535;
 	} else if (want_is_low(want)) {
@@ -161,9 +162,9 @@ NAT_GLOBAL int port_of_range(struct __sk_buff *skb,
  * A port of the blocks that the host has; negative: they are full. Three times
  * through them: for the internal port itself, for its parity, for any.
  */
-static __always_inline int port_of_blocks(struct __sk_buff *skb,
-					  const struct binding_want *want,
-					  const struct block_key *key)
+static family_inline int port_of_blocks(struct __sk_buff *skb,
+					const struct binding_want *want,
+					const struct block_key *key)
 {
 	struct port_search s = {
 		.address = want->address,

@@ -47,7 +47,7 @@ static __always_inline __s64 pool_bump(struct nat_pool *pool, __u32 max)
 	return index < max ? (__s64)index : -1;
 }
 
-static __always_inline __s64 binding_index_take(const struct nat_config *cfg)
+static family_inline __s64 binding_index_take(const struct nat_config *cfg)
 {
 	struct nat_pool *pool = pool_get(POOL_BINDINGS);
 	__u32 index;
@@ -60,12 +60,13 @@ static __always_inline __s64 binding_index_take(const struct nat_config *cfg)
 	return index;
 }
 
-static __always_inline void binding_index_give(__u32 index)
+static family_inline int binding_index_give(__u32 index)
 {
 	struct nat_pool *pool = pool_get(POOL_BINDINGS);
 
 	if (pool && bpf_map_push_elem(&binding_free, &index, 0) == 0)
 		__sync_fetch_and_add(&pool->free, 1);
+	return 0;
 }
 
 static __always_inline struct nat_binding *binding_at(__u32 index)
@@ -143,7 +144,7 @@ static __always_inline void binding_give(const struct nat_binding *b)
 	if (b->flags & BINDING_IN_BLOCK)
 		blocks_drop(&key);
 	if (b->flags & BINDING_COUNTED)
-		usage_give(b->zone, b->internal, USAGE_PORT);
+		usage_give(b->zone, addr_arg(b->internal), USAGE_PORT);
 }
 
 /* A binding that has ended is found no more. */
@@ -222,15 +223,15 @@ static __always_inline void want_internal_key(const struct binding_want *want,
 	key->realm = want->realm;
 }
 
-/* As much of the remote as the mapping depends on. */
-static __always_inline void want_remote_key(const struct binding_want *want,
-					    struct binding_key *key)
+/* As much of the remote as the mapping depends on; else they stay as they are. */
+static __always_inline void want_remote(const struct binding_want *want,
+					nat_addr *remote, __be16 *remote_port)
 {
 	if (want->mapping == NAT_ENDPOINT_INDEPENDENT)
 		return;
-	key->remote = want->remote;
+	*remote = want->remote;
 	if (want->mapping == NAT_ADDRESS_AND_PORT_DEPENDENT)
-		key->remote_port = want->remote_port;
+		*remote_port = want->remote_port;
 }
 
 /*
@@ -251,7 +252,7 @@ internal_find(const struct binding_want *want, struct binding_key *key)
 	b = found ? binding_at(found->binding) : NULL;
 	if (b && b->flags & (BINDING_STATIC | BINDING_OWN))
 		return found;
-	want_remote_key(want, key);
+	want_remote(want, &key->remote, &key->remote_port);
 	return bpf_map_lookup_elem(&internals, key);
 }
 
@@ -259,11 +260,9 @@ static __always_inline void binding_fill(struct nat_binding *b,
 					 const struct binding_want *want,
 					 __u32 port)
 {
-	struct binding_key key = {};
-
-	want_remote_key(want, &key);
-	b->remote = key.remote;
-	b->remote_port = key.remote_port;
+	__builtin_memset(&b->remote, 0, sizeof(b->remote));
+	b->remote_port = 0;
+	want_remote(want, &b->remote, &b->remote_port);
 	b->internal = want->internal;
 	b->internal_port = want->internal_port;
 	b->external = want->external;
@@ -354,17 +353,18 @@ static __always_inline void binding_abandon(struct nat_binding *b, __u32 index)
 static __always_inline __s32 binding_port(struct __sk_buff *skb,
 					  struct binding_want *want)
 {
-	__s32 port = usage_take(want->zone, want->internal, USAGE_PORT, false);
+	__s32 port = usage_take(want->zone, addr_arg(want->internal),
+				USAGE_PORT, false);
 
 	if (port < 0)
 		return port;
-	port = usage_room(want->zone, want->internal);
+	port = usage_room(want->zone, addr_arg(want->internal));
 	if (port == 0 && addr_is_any(want->external))
 		port = pool_choose(want);
 	if (port == 0)
 		port = port_allocate(skb, want);
 	if (port < 0)
-		usage_give(want->zone, want->internal, USAGE_PORT);
+		usage_give(want->zone, addr_arg(want->internal), USAGE_PORT);
 	return port;
 }
 
@@ -440,6 +440,17 @@ binding_hold_internal(const struct binding_ref *found,
 	return -REASON_DROPPED_RACE;
 }
 
+/* The one that there is, with one more reference; -LOOK_AGAIN: there is none. */
+static __noinline int binding_find(const struct binding_want *want,
+				   struct binding_ref *ref)
+{
+	struct binding_ref *found;
+	struct binding_key key;
+
+	found = internal_find(want, &key);
+	return found ? binding_hold_internal(found, &key, ref) : -LOOK_AGAIN;
+}
+
 /*
  * The binding of an internal endpoint towards a remote, made where there is none,
  * with one more reference, the caller's. 0 or -REASON_DROPPED_*. A new one's external
@@ -448,17 +459,14 @@ binding_hold_internal(const struct binding_ref *found,
 NAT_GLOBAL int binding_obtain(struct __sk_buff *skb, struct binding_want *want,
 			      struct binding_ref *ref)
 {
-	struct binding_ref *found;
-	struct binding_key key;
 	int i, rc;
 
 	if (!want || !ref)
 		return -REASON_DROPPED_RACE;
 	for (i = 0; i < 2; i++) {
-		found = internal_find(want, &key);
-		if (found)
-			return binding_hold_internal(found, &key, ref);
-		rc = binding_create(skb, want, ref);
+		rc = binding_find(want, ref);
+		if (rc == -LOOK_AGAIN)
+			rc = binding_create(skb, want, ref);
 		if (rc != -LOOK_AGAIN)
 			return rc;
 	}

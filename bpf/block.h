@@ -121,7 +121,7 @@ static __always_inline bool block_walk_begin(struct block_walk *w,
 	w->taken = bpf_map_lookup_elem(&block_words, &address);
 	w->udp = ports_get(address, IPPROTO_UDP);
 	w->tcp = ports_get(address, IPPROTO_TCP);
-	w->icmp = ports_get(address, IPPROTO_ICMP);
+	w->icmp = ports_get(address, PROTO_ICMP);
 	if (!cfg || !w->taken || !w->udp || !w->tcp || !w->icmp)
 		return false;
 	w->low = (cfg->port_low / 64 + !!(cfg->port_low % 64) + w->size - 1) &

@@ -21,6 +21,21 @@ static __always_inline __be16 csum_apply(__be16 check, __u32 diff)
 	return csum_fold((__u32)sum);
 }
 
+/* One's complement addition. */
+static __always_inline __u32 csum_add(__u32 a, __u32 b)
+{
+	__u64 sum = (__u64)a + b;
+
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+/* Of what sums up to this, not folded. */
+static __always_inline __u16 csum_of_sum(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return csum_fold((sum & 0xffff) + (sum >> 16));
+}
+
 /* What changes a checksum that covers both addresses. */
 static __always_inline __u32 csum_addr_diff(nat_addr old_s, nat_addr old_d,
 					    nat_addr new_s, nat_addr new_d)

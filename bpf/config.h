@@ -92,7 +92,7 @@ static __always_inline int l4_index(__u8 proto)
 		return NAT_L4_UDP;
 	case 6:
 		return NAT_L4_TCP;
-	case 1:
+	case of_family(1, 58): /* and ICMPv6 */
 		return NAT_L4_ICMP;
 	}
 	return -1;
@@ -121,9 +121,10 @@ static __always_inline void owner_key_of(__u32 zone, nat_addr address,
 	key->zone = zone;
 }
 
-NAT_GLOBAL bool address_in_zone(__u32 zone, nat_addr address)
+NAT_GLOBAL bool address_in_zone(__u32 zone, nat_addr_arg arg)
 {
 	struct nat_zone *z = zone_get(zone);
+	nat_addr address = addr_of(arg);
 	int i;
 
 	if (!z)
@@ -139,8 +140,9 @@ NAT_GLOBAL bool address_in_zone(__u32 zone, nat_addr address)
 }
 
 /* The same of a host, which the gateway is not, nor a network or broadcast address. */
-NAT_GLOBAL bool host_in_zone(__u32 zone, nat_addr address)
+NAT_GLOBAL bool host_in_zone(__u32 zone, nat_addr_arg arg)
 {
+	nat_addr address = addr_of(arg);
 	struct nat_zone *z = zone_get(zone);
 	struct nat_prefix *p;
 	int i;
@@ -168,13 +170,13 @@ static __always_inline bool zone_overlaps(__u32 zone)
 }
 
 /* Destinations that a network's hosts reach untranslated (RFC 6888 REQ-6). */
-NAT_GLOBAL bool destination_is_excluded(__u32 zone, nat_addr address)
+NAT_GLOBAL bool destination_is_excluded(__u32 zone, nat_addr_arg address)
 {
 	struct nat_zone *z = zone_get(zone);
 	struct exclusion_key key = {
 		.prefixlen = 8 * (sizeof(key.zone) + sizeof(key.address)),
 		.zone = zone,
-		.address = address,
+		.address = addr_of(address),
 	};
 
 	return z && z->flags & ZONE_EXCLUDES &&

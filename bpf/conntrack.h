@@ -7,7 +7,7 @@
 #ifndef CONENAT_CONNTRACK_H
 #define CONENAT_CONNTRACK_H
 
-#include "packet.h"
+#include "parse.h"
 
 /* linux/netfilter/nf_conntrack_tuple_common.h and nf_conntrack_common.h */
 #define IP_CT_DIR_REPLY 1
@@ -55,10 +55,9 @@ NAT_GLOBAL int conntrack_side(struct __sk_buff *skb,
 	unsigned long status;
 	struct nf_conn *ct;
 
-	if (!tuple || !have_conntrack || proto == IPPROTO_ICMP)
+	if (!tuple || !have_conntrack || proto == PROTO_ICMP)
 		return CONNTRACK_NONE;
-	ct = bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv4), &opts,
-			       CT_OPTS_SIZE);
+	ct = bpf_skb_ct_lookup(skb, tuple, TUPLE_SIZE, &opts, CT_OPTS_SIZE);
 	if (!ct)
 		return CONNTRACK_NONE;
 	status = ct->status;
@@ -76,10 +75,7 @@ NAT_GLOBAL int conntrack_packet(struct __sk_buff *skb, const struct packet *p)
 
 	if (!p)
 		return CONNTRACK_NONE;
-	tuple.ipv4.saddr = p->saddr;
-	tuple.ipv4.daddr = p->daddr;
-	tuple.ipv4.sport = p->sport;
-	tuple.ipv4.dport = p->dport;
+	tuple_set(&tuple, p->saddr, p->sport, p->daddr, p->dport);
 	return conntrack_side(skb, &tuple, p->proto);
 }
 
@@ -119,15 +115,12 @@ static __always_inline bool conntrack_translates(struct __sk_buff *skb,
  * Whether a packet that leaves from an external endpoint answers a connection that
  * netfilter's DNAT has brought in: its entry is turned round.
  */
-static __always_inline bool answers_dnat(struct __sk_buff *skb,
-					 const struct packet *p)
+static family_inline bool answers_dnat(struct __sk_buff *skb,
+				       const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 
-	tuple.ipv4.saddr = p->daddr;
-	tuple.ipv4.daddr = p->saddr;
-	tuple.ipv4.sport = p->dport;
-	tuple.ipv4.dport = p->sport;
+	tuple_set(&tuple, p->daddr, p->dport, p->saddr, p->sport);
 	return conntrack_side(skb, &tuple, p->proto) == CONNTRACK_ORIGINAL_DNAT;
 }
 

@@ -35,7 +35,8 @@ static __noinline int control_publish(const struct binding_want *want,
 	}
 	/* What another NAT has mapped already counts, whatever the limit. */
 	if (!(want->flags & BINDING_STATIC) &&
-	    usage_take(want->zone, want->internal, USAGE_PORT, true) < 0) {
+	    usage_take(want->zone, addr_arg(want->internal), USAGE_PORT, true) <
+		    0) {
 		port_release(want->address, want->proto,
 			     bpf_ntohs(want->external_port));
 		binding_index_give(index);
@@ -190,7 +191,7 @@ static __noinline int request_want(const struct nat_request *r,
 {
 	struct nat_address *address;
 
-	if (l4_index(r->proto) < 0 || r->proto == IPPROTO_ICMP ||
+	if (l4_index(r->proto) < 0 || r->proto == PROTO_ICMP ||
 	    !r->external_port || !r->internal_port || !r->zone ||
 	    r->zone > NAT_ZONE_LAST)
 		return ANSWER_BAD_REQUEST;
@@ -212,24 +213,26 @@ static __noinline int request_want(const struct nat_request *r,
 static __noinline int control_bind(struct __sk_buff *skb,
 				   const struct nat_request *r)
 {
-	struct binding_want want = {};
+	struct binding_want *want = want_new();
 	struct binding_ref ref = {};
 	__s32 port;
 	int rc;
 
-	rc = request_want(r, &want);
+	if (!want)
+		return ANSWER_FAILED;
+	rc = request_want(r, want);
 	if (rc != ANSWER_OK)
 		return rc;
-	want.flags = BINDING_STATIC;
+	want->flags = BINDING_STATIC;
 	if (r->flags & BIND_PUBLISHED)
-		want.flags |= BINDING_PUBLISHED;
-	want.over_socket = r->flags & BIND_OVER_SOCKET;
-	port = port_exactly(skb, &want);
+		want->flags |= BINDING_PUBLISHED;
+	want->over_socket = r->flags & BIND_OVER_SOCKET;
+	port = port_exactly(skb, want);
 	if (port == -ANSWER_TAKEN)
-		return control_take_over(&want);
+		return control_take_over(want);
 	if (port < 0)
 		return -port;
-	return control_publish(&want, control_place(), &ref);
+	return control_publish(want, control_place(), &ref);
 }
 
 /* A session's binding, with one more reference: as another NAT had mapped it. */
@@ -259,6 +262,34 @@ static __noinline int import_binding(struct __sk_buff *skb,
 	return port < 0 ? -port : control_publish(want, control_place(), ref);
 }
 
+static __always_inline void import_plan(const struct nat_request *r,
+					struct session_plan *plan)
+{
+	plan->key.saddr = plan->reverse_next_hop = r->internal;
+	plan->key.sport = r->internal_port;
+	plan->key.daddr = plan->daddr = r->remote;
+	plan->key.dport = plan->dport = r->remote_port;
+	plan->key.zone = r->zone;
+	plan->key.proto = r->proto;
+	plan->saddr = r->external;
+	plan->sport = r->external_port;
+	plan->target = TARGET_OUTSIDE;
+	plan->reverse_target = TARGET_DEVICE;
+	plan->peer_zone = NAT_ZONE_OUTSIDE;
+	plan->seen = r->seen;
+	plan->reverse_seen = r->reverse_seen;
+	plan->unrouted = 1;
+	plan->unlimited = 1;
+	plan->flags = HALF_NETFILTER;
+}
+
+static __noinline bool import_is_there(const struct session_plan *plan)
+{
+	struct session_key key = plan->key;
+
+	return session_find(&key);
+}
+
 /*
  * A session that lives in another NAT: it goes on from the same external endpoint.
  * What is there already stays as it is.
@@ -266,50 +297,36 @@ static __noinline int import_binding(struct __sk_buff *skb,
 static __noinline int control_import(struct __sk_buff *skb,
 				     const struct nat_request *r)
 {
-	struct binding_want want = {};
-	struct session_plan plan = {
-		.target = TARGET_OUTSIDE,
-		.reverse_target = TARGET_DEVICE,
-		.peer_zone = NAT_ZONE_OUTSIDE,
-		.seen = r->seen,
-		.reverse_seen = r->reverse_seen,
-		.unrouted = 1,
-		.unlimited = 1,
-		.flags = HALF_NETFILTER,
-	};
+	struct session_plan *plan = plan_new();
+	struct binding_want *want = want_new();
 	struct nat_zone *zone = zone_get(r->zone);
 	struct nat_binding *b;
 	int rc;
 
-	rc = request_want(r, &want);
+	if (!plan || !want)
+		return ANSWER_FAILED;
+	rc = request_want(r, want);
 	if (rc != ANSWER_OK)
 		return rc;
 	if (!zone || !r->remote_port)
 		return ANSWER_BAD_REQUEST;
-	want.over_socket = 1;
-	want.remote = r->remote;
-	want.remote_port = r->remote_port;
-	want.mapping = mapping_of(r->zone, r->proto);
-	plan.key.saddr = plan.reverse_next_hop = r->internal;
-	plan.key.sport = r->internal_port;
-	plan.key.daddr = plan.daddr = r->remote;
-	plan.key.dport = plan.dport = r->remote_port;
-	plan.key.zone = r->zone;
-	plan.key.proto = r->proto;
-	plan.saddr = r->external;
-	plan.sport = r->external_port;
-	plan.reverse_ifindex = zone->ifindex;
-	plan.reverse_mtu = route_mtu(skb, zone->ifindex);
-	if (session_find(&plan.key))
+	want->over_socket = 1;
+	want->remote = r->remote;
+	want->remote_port = r->remote_port;
+	want->mapping = mapping_of(r->zone, r->proto);
+	import_plan(r, plan);
+	plan->reverse_ifindex = zone->ifindex;
+	plan->reverse_mtu = route_mtu(skb, zone->ifindex);
+	if (import_is_there(plan))
 		return ANSWER_OK;
-	rc = import_binding(skb, &want, &plan.ref);
+	rc = import_binding(skb, want, &plan->ref);
 	if (rc != ANSWER_OK)
 		return rc;
-	plan.reverse_ref = plan.ref;
-	b = binding_at(plan.ref.binding);
+	plan->reverse_ref = plan->ref;
+	b = binding_at(plan->ref.binding);
 	if (b && b->flags & BINDING_STATIC)
-		plan.flags |= HALF_INBOUND;
-	rc = session_open(&plan);
+		plan->flags |= HALF_INBOUND;
+	rc = session_open(plan);
 	return rc == 0 || rc == -LOOK_AGAIN ? ANSWER_OK : ANSWER_FULL;
 }
 
@@ -372,31 +389,33 @@ static __noinline int control_reserve(const struct nat_request *r)
 	return ANSWER_OK;
 }
 
+SCRATCH(struct nat_request, request)
+
 static __always_inline int control(struct __sk_buff *skb)
 {
-	struct nat_request r;
+	struct nat_request *r = request_new();
 	__u32 next = 0;
 	int rc;
 
-	if (bpf_skb_load_bytes(skb, 0, &r, sizeof(r)) < 0)
+	if (!r || bpf_skb_load_bytes(skb, 0, r, sizeof(*r)) < 0)
 		return ANSWER_BAD_REQUEST;
-	switch (r.command) {
+	switch (r->command) {
 	case COMMAND_ARM:
 		return sweep_arm() < 0 ? ANSWER_FAILED : ANSWER_OK;
 	case COMMAND_BIND:
-		return control_bind(skb, &r);
+		return control_bind(skb, r);
 	case COMMAND_KILL:
-		return control_kill(&r);
+		return control_kill(r);
 	case COMMAND_RESERVE:
-		return control_reserve(&r);
+		return control_reserve(r);
 	case COMMAND_IMPORT:
-		return control_import(skb, &r);
+		return control_import(skb, r);
 	case COMMAND_INDEX:
-		return control_index(&r.binding);
+		return control_index(&r->binding);
 	case COMMAND_SWEEP:
-		rc = control_sweep(r.cursor, &next);
-		r.cursor = next;
-		if (bpf_skb_store_bytes(skb, 0, &r, sizeof(r), 0) < 0)
+		rc = control_sweep(r->cursor, &next);
+		r->cursor = next;
+		if (bpf_skb_store_bytes(skb, 0, r, sizeof(*r), 0) < 0)
 			return ANSWER_FAILED;
 		return rc;
 	}

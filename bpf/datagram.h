@@ -9,6 +9,10 @@
 
 #include "owner.h"
 #include "reorder.h"
+#include "scratch.h"
+
+/* What the fragment at hand says of its datagram. */
+SCRATCH(struct nat_fragment, datagram)
 
 static __always_inline void fragment_key_of(const struct packet *p, __u32 zone,
 					    bool egress,
@@ -19,7 +23,7 @@ static __always_inline void fragment_key_of(const struct packet *p, __u32 zone,
 	key->daddr = p->daddr;
 	key->id = p->id;
 	key->zone = zone;
-	key->proto = p->proto;
+	key->proto = ip_fragment_proto(p->proto);
 	key->egress = egress;
 }
 
@@ -43,57 +47,55 @@ static __always_inline int fragment_joins(const struct __sk_buff *skb,
 }
 
 /*
- * A fragment about to go the way that f says. 0: it may, and those that follow it go
- * with it; else as reorder_send. (Of two datagrams with one identification within
- * 30 s, a fragment may be lost between CPUs.)
+ * A fragment about to go the way that datagram_get() says, or the one that it has to:
+ * a way, which those that follow it go, too, or -REASON_DROPPED_FRAGMENT. -LOOK_AGAIN: as
+ * fragment_joins. (Of two datagrams with one identification within 30 s, a fragment may
+ * be lost between CPUs.)
  */
 NAT_GLOBAL int fragment_put(struct __sk_buff *skb, const struct packet *p,
-			    __u32 zone, bool egress,
-			    const struct nat_fragment *f)
+			    __u32 zone, bool egress)
 {
-	struct nat_fragment value;
+	struct nat_fragment *f = datagram_get();
 	struct fragment_key key;
 	int rc, way;
 
 	if (!p || !f)
 		return -REASON_DROPPED_FRAGMENT;
-	value = *f;
 	way = f->way;
 	fragment_key_of(p, zone, egress, &key);
-	rc = bpf_map_update_elem(&fragments, &key, &value, BPF_NOEXIST);
+	rc = bpf_map_update_elem(&fragments, &key, f, BPF_NOEXIST);
 	if (rc < 0) {
 		way = fragment_joins(skb, p, f,
 				     bpf_map_lookup_elem(&fragments, &key));
 		if (way < 0)
 			return way;
 		if (way == f->way)
-			bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
+			bpf_map_update_elem(&fragments, &key, f, BPF_ANY);
 	}
-	return way == FRAGMENT_REORDER && !egress ? reorder_send(skb, p, zone) :
-						    0;
-}
-
-/* The length of a fragment's payload, in the unit of offsets. */
-static __always_inline __u16 fragment_units(const struct packet *p)
-{
-	return (p->total - (p->l4 - p->l3)) >> 3;
+	return way;
 }
 
 static __always_inline int fragment_claim(struct nat *n,
 					  const struct session_key *session,
 					  __u8 way)
 {
-	struct nat_fragment f = {
-		.last_seen = n->tick,
-		.way = way,
-		.id = n->id,
-		.next = fragment_units(&n->p),
-	};
+	struct nat_fragment *f = datagram_new();
 	int rc;
 
+	if (!f)
+		return -REASON_DROPPED_FRAGMENT;
+	f->last_seen = n->tick;
+	f->way = way;
+	f->id = n->id;
+	f->next = ip_fragment_units(&n->p);
 	if (session)
-		f.session = *session;
-	rc = fragment_put(n->skb, &n->p, n->zone, n->egress, &f);
+		f->session = *session;
+	rc = fragment_put(n->skb, &n->p, n->zone, n->egress);
+	if (rc < 0)
+		return rc;
+	rc = rc == FRAGMENT_REORDER && !n->egress ?
+		     reorder_send(n->skb, &n->p, n->zone) :
+		     0;
 	return reorder_reason(n, rc, -REASON_DIVERTED_FRAGMENT, 0);
 }
 

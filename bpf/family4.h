@@ -1,27 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/*
- * The one place that says which address family the code below nat.bpf.c is for.
- * Every header after this one is written in the plain names (struct session_key,
- * sessions, nat_addr, addr_equal). IPv6 joins by a family6.h that gives the same
- * names their IPv6 meaning, and by including the headers once more: no second
- * copy of any logic, and maps of each family's own.
- */
+/* What the plain names mean for IPv4: family.h. */
 #ifndef CONENAT_FAMILY4_H
 #define CONENAT_FAMILY4_H
 
-#include <stdbool.h>
-
-#include <linux/bpf.h>
-#include <linux/types.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_endian.h>
-
-#include "abi.h"
-
-#define AF_INET 2
 #define NAT_FAMILY AF_INET
+#define of_family(ipv4_, ipv6_) (ipv4_)
 
 typedef __be32 nat_addr;
+typedef __be16 nat_id; /* of a datagram: its fragments have it */
+
+/* What fills whole cache lines, and words. */
+#define HALF_PAD 7
+#define BINDING_PAD 5
 
 #define session_key session_key4
 #define session_half session_half4
@@ -29,7 +19,6 @@ typedef __be32 nat_addr;
 #define binding_key binding_key4
 #define nat_binding binding4
 #define claim_key claim_key4
-#define nat_claim claim4
 #define permission_key permission_key4
 #define fragment_key fragment_key4
 #define nat_fragment fragment4
@@ -43,6 +32,7 @@ typedef __be32 nat_addr;
 #define owner_key owner_key4
 #define block_key block_key4
 #define exclusion_key exclusion_key4
+#define nat_blocks nat_blocks4
 
 #define sessions sessions4
 #define session_slots session_slots4
@@ -63,13 +53,6 @@ typedef __be32 nat_addr;
 #define hosts hosts4
 #define blocks blocks4
 #define exclusions exclusions4
-
-/*
- * A function that the verifier checks once and on its own, whoever calls it:
- * what keeps programs of this size below its limits, on 6.1 too. Its pointers
- * are to plain memory and may be NULL as far as the verifier knows.
- */
-#define NAT_GLOBAL __attribute__((noinline))
 
 static __always_inline bool addr_equal(nat_addr a, nat_addr b)
 {
@@ -112,8 +95,19 @@ static __always_inline bool addr_never_routed(nat_addr a)
 	return first >= 224 || first == 127 || first == 0;
 }
 
-/* An inside address for the nft table, as it lies in memory. */
-static __always_inline __u32 addr_to_mark(nat_addr a)
+/*
+ * An inside address on the kernel's way: what the packet carries, and the mark from
+ * which the nft table sets the rest.
+ */
+static __always_inline nat_addr addr_to_mark(nat_addr inside, nat_addr external,
+					     __u32 *mark)
+{
+	*mark = inside;
+	return external;
+}
+
+/* For a checksum: not folded. */
+static __always_inline __u64 addr_sum(nat_addr a)
 {
 	return a;
 }
@@ -122,6 +116,53 @@ static __always_inline void addr_to_event(__u8 out[16], nat_addr a)
 {
 	__builtin_memset(out, 0, 16);
 	__builtin_memcpy(out, &a, sizeof(a));
+}
+
+/* An address for a NAT_GLOBAL function, which takes no struct. */
+typedef nat_addr nat_addr_arg;
+
+#define addr_arg(address_) (address_)
+
+static __always_inline nat_addr addr_of(nat_addr_arg arg)
+{
+	return arg;
+}
+
+/* Of what would not fit IPv6's stack in its caller's frame. */
+#define family_inline __always_inline
+
+/* The kernel's structures. */
+static __always_inline void fib_set(struct bpf_fib_lookup *fib, nat_addr saddr,
+				    nat_addr daddr)
+{
+	fib->family = AF_INET;
+	fib->ipv4_src = saddr;
+	fib->ipv4_dst = daddr;
+}
+
+/* Of a result; none: a next hop of the other family (RFC 5549). */
+static __always_inline nat_addr fib_next_hop(const struct bpf_fib_lookup *fib)
+{
+	return fib->family == AF_INET ? fib->ipv4_dst : 0;
+}
+
+static __always_inline void neighbour_set(struct bpf_redir_neigh *next,
+					  nat_addr address)
+{
+	next->nh_family = AF_INET;
+	next->ipv4_nh = address;
+}
+
+#define TUPLE_SIZE sizeof(((struct bpf_sock_tuple *)0)->ipv4)
+
+static __always_inline void tuple_set(struct bpf_sock_tuple *tuple,
+				      nat_addr saddr, __be16 sport,
+				      nat_addr daddr, __be16 dport)
+{
+	tuple->ipv4.saddr = saddr;
+	tuple->ipv4.sport = sport;
+	tuple->ipv4.daddr = daddr;
+	tuple->ipv4.dport = dport;
 }
 
 #endif /* CONENAT_FAMILY4_H */

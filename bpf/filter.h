@@ -40,7 +40,8 @@ static __always_inline bool permission_add(struct permission *p,
 }
 
 /* One more session with that remote address. */
-NAT_GLOBAL int permission_hold(const struct binding_ref *ref, nat_addr remote)
+NAT_GLOBAL int permission_hold(const struct binding_ref *ref,
+			       nat_addr_arg remote)
 {
 	struct permission fresh = { .references = 1 };
 	struct permission_key key;
@@ -49,7 +50,7 @@ NAT_GLOBAL int permission_hold(const struct binding_ref *ref, nat_addr remote)
 
 	if (!ref)
 		return -REASON_DROPPED_RACE;
-	permission_key_of(ref, remote, &key);
+	permission_key_of(ref, addr_of(remote), &key);
 	for (i = 0; i < PERMISSION_TRIES; i++) {
 		p = bpf_map_lookup_elem(&permissions, &key);
 		if (p && permission_add(p, &key))
@@ -61,14 +62,15 @@ NAT_GLOBAL int permission_hold(const struct binding_ref *ref, nat_addr remote)
 	return -REASON_DROPPED_SESSIONS_FULL;
 }
 
-NAT_GLOBAL int permission_drop(const struct binding_ref *ref, nat_addr remote)
+NAT_GLOBAL int permission_drop(const struct binding_ref *ref,
+			       nat_addr_arg remote)
 {
 	struct permission_key key;
 	struct permission *p;
 
 	if (!ref)
 		return 0;
-	permission_key_of(ref, remote, &key);
+	permission_key_of(ref, addr_of(remote), &key);
 	p = bpf_map_lookup_elem(&permissions, &key);
 	if (!p || __sync_fetch_and_add(&p->references, -1) != 1)
 		return 0;
@@ -94,7 +96,7 @@ static __always_inline bool filter_allows(const struct nat_binding *b,
 {
 	if (b->flags & BINDING_STATIC)
 		return true;
-	switch (filtering_of(b->zone, b->internal, b->proto)) {
+	switch (filtering_of(b->zone, addr_arg(b->internal), b->proto)) {
 	case NAT_ENDPOINT_INDEPENDENT:
 		return true;
 	case NAT_ADDRESS_DEPENDENT:

@@ -18,14 +18,12 @@ static __always_inline bool fragment_completes(struct __sk_buff *skb,
 					       const struct packet *p,
 					       struct nat_fragment *f)
 {
-	__u32 at = p->l3 + __builtin_offsetof(struct iphdr, frag_off);
-	__be16 field = 0;
+	struct ip_fragment this = {};
 
-	if (bpf_skb_load_bytes(skb, at, &field, sizeof(field)) < 0 ||
-	    (bpf_ntohs(field) & IP_OFFSET) != f->next)
+	if (ip_fragment_of(skb, p, &this) < 0 || this.offset != f->next)
 		return false;
-	f->next += fragment_units(p);
-	return !(field & bpf_htons(IP_MF));
+	f->next += this.units;
+	return !this.more;
 }
 
 /* What the first one has left behind; -LOOK_AGAIN: it has not come. */
@@ -96,21 +94,28 @@ static __noinline int fragment_early(struct nat *n, int otherwise)
 	return rc == 0 ? -REASON_DROPPED_FRAGMENT : rc;
 }
 
-/* A later fragment; early says what to do with one that comes before the first. */
-static __always_inline int fragment_forward(struct nat *n,
-					    int (*early)(struct nat *n))
+/* A later fragment after its first one; -LOOK_AGAIN: that has not come. */
+static family_inline int fragment_known(struct nat *n)
 {
 	struct nat_fragment first = {};
 	int rc = fragment_first_of(n->skb, &n->p, n->zone, n->egress, &first);
 
-	if (rc < 0) {
-		rc = early(n);
-		if (rc != -LOOK_AGAIN)
-			return rc;
-		rc = fragment_first_of(n->skb, &n->p, n->zone, n->egress,
-				       &first);
-	}
-	return rc < 0 ? -REASON_DROPPED_RACE : fragment_follow(n, &first);
+	return rc < 0 ? rc : fragment_follow(n, &first);
+}
+
+/* A later fragment; early says what to do with one that comes before the first. */
+static __always_inline int fragment_forward(struct nat *n,
+					    int (*early)(struct nat *n))
+{
+	int rc = fragment_known(n);
+
+	if (rc != -LOOK_AGAIN)
+		return rc;
+	rc = early(n);
+	if (rc != -LOOK_AGAIN)
+		return rc;
+	rc = fragment_known(n);
+	return rc == -LOOK_AGAIN ? -REASON_DROPPED_RACE : rc;
 }
 
 #endif /* CONENAT_FRAGMENT_H */

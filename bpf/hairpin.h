@@ -30,7 +30,7 @@ static __always_inline bool inside_answers_conntrack(const struct nat *n)
 {
 	return answers_conntrack(n->skb, &n->p) &&
 	       (!zone_overlaps(n->zone) ||
-		zone_of_route(n->skb, n->p.saddr) == n->zone);
+		zone_of_route(n->skb, addr_arg(n->p.saddr)) == n->zone);
 }
 
 /*
@@ -90,33 +90,32 @@ static __noinline int hairpin_open(const struct nat *n,
 {
 	struct nat_binding *sender = binding_at(from->binding);
 	struct nat_binding *receiver = binding_at(to->binding);
-	struct session_plan plan = {
-		.ref = *from,
-		.reverse_ref = *to,
-		.flags = HALF_HAIRPIN,
-		.target = TARGET_DEVICE,
-	};
+	struct session_plan *plan = plan_new();
 	struct nat_zone *zone;
 
-	if (!sender || !receiver)
+	if (!sender || !receiver || !plan)
 		return -REASON_DROPPED_RACE;
-	packet_key(&n->p, n->zone, &plan.key);
-	plan.saddr = sender->external;
-	plan.sport = sender->external_port;
-	plan.daddr = receiver->internal;
-	plan.dport = receiver->internal_port;
-	plan.next_hop = receiver->internal;
-	plan.peer_zone = receiver->zone;
-	plan.seen = n->p.seen;
+	packet_key(&n->p, n->zone, &plan->key);
+	plan->ref = *from;
+	plan->reverse_ref = *to;
+	plan->flags = HALF_HAIRPIN;
+	plan->target = TARGET_DEVICE;
+	plan->saddr = sender->external;
+	plan->sport = sender->external_port;
+	plan->daddr = receiver->internal;
+	plan->dport = receiver->internal_port;
+	plan->next_hop = receiver->internal;
+	plan->peer_zone = receiver->zone;
+	plan->seen = n->p.seen;
 	zone = zone_get(receiver->zone);
 	if (zone) {
-		plan.ifindex = zone->ifindex;
-		plan.mtu = route_mtu(n->skb, zone->ifindex);
+		plan->ifindex = zone->ifindex;
+		plan->mtu = route_mtu(n->skb, zone->ifindex);
 	}
-	plan_towards_sender(n, &plan);
+	plan_towards_sender(n, plan);
 	if (from->binding == to->binding)
-		plan_self(&plan);
-	return session_open(&plan);
+		plan_self(plan);
+	return session_open(plan);
 }
 
 /* Whom a hairpin goes to. */
@@ -143,12 +142,14 @@ static __always_inline bool hairpin_reaches(const struct nat *n,
 static __always_inline int hairpin_sender(const struct nat *n, __u16 realm,
 					  struct binding_ref *from)
 {
-	struct binding_want want = {};
+	struct binding_want *want = want_new();
 	int rc;
 
-	want_of_sender(n, realm, &want);
-	rc = binding_obtain(n->skb, &want, from);
-	return rc < 0 ? outbound_refused(&want, rc) : 0;
+	if (!want)
+		return -REASON_DROPPED_RACE;
+	want_of_sender(n, realm, want);
+	rc = binding_obtain(n->skb, want, from);
+	return rc < 0 ? outbound_refused(want, rc) : 0;
 }
 
 /* Whether a packet of no session may open a hairpin with that binding. */
@@ -240,7 +241,7 @@ static __noinline int hairpin_miss(const struct nat *n)
 	struct binding_ref to = {};
 	int rc = -REASON_PASSED_UNBOUND;
 
-	if (n->p.proto != IPPROTO_ICMP)
+	if (n->p.proto != PROTO_ICMP)
 		rc = hairpin_binding(n, &to);
 	else if (!(n->p.flags & PACKET_QUERY))
 		rc = -REASON_PASSED_HOST;

@@ -33,7 +33,7 @@ static __always_inline bool held_is_asked(const struct nat_binding *b)
 {
 	return b->proto == IPPROTO_UDP && b->used &&
 	       !(b->flags & (BINDING_STATIC | BINDING_OWN)) &&
-	       filtering_of(b->zone, b->internal, b->proto) ==
+	       filtering_of(b->zone, addr_arg(b->internal), b->proto) ==
 		       NAT_ENDPOINT_INDEPENDENT;
 }
 

@@ -77,23 +77,22 @@ static __noinline int host_session(const struct nat *n,
 				   const struct binding_ref *ref)
 {
 	struct nat_binding *b = binding_at(ref->binding);
-	struct session_plan plan = {
-		.ref = *ref,
-		.reverse_ref = *ref,
-		.daddr = n->p.daddr,
-		.dport = n->p.dport,
-		.target = TARGET_HOST,
-		.reverse_target = TARGET_HOST,
-		.peer_zone = NAT_ZONE_OUTSIDE,
-		.seen = n->p.seen,
-	};
+	struct session_plan *plan = plan_new();
 
-	if (!b)
+	if (!b || !plan)
 		return -REASON_DROPPED_RACE;
-	packet_key(&n->p, NAT_ZONE_HOST, &plan.key);
-	plan.saddr = b->external;
-	plan.sport = b->external_port;
-	return session_open(&plan);
+	packet_key(&n->p, NAT_ZONE_HOST, &plan->key);
+	plan->ref = *ref;
+	plan->reverse_ref = *ref;
+	plan->saddr = b->external;
+	plan->sport = b->external_port;
+	plan->daddr = n->p.daddr;
+	plan->dport = n->p.dport;
+	plan->target = TARGET_HOST;
+	plan->reverse_target = TARGET_HOST;
+	plan->peer_zone = NAT_ZONE_OUTSIDE;
+	plan->seen = n->p.seen;
+	return session_open(plan);
 }
 
 /* The session, if any, whose remote a packet with an external endpoint goes to. */
@@ -127,13 +126,13 @@ static __noinline int host_answers(const struct nat *n)
 /* The host sends from a port that a binding holds: a session of its own. */
 static __noinline int host_open(const struct nat *n)
 {
-	struct binding_want want = {};
+	struct binding_want *want = want_new();
 	struct binding_ref ref = {};
 	struct nat_address *address;
 	int rc;
 
 	address = bpf_map_lookup_elem(&addresses, &n->p.saddr);
-	if (!address)
+	if (!address || !want)
 		return -REASON_PASSED_HOST;
 	if (host_answers(n))
 		return -REASON_PASSED_CONNTRACK;
@@ -141,12 +140,12 @@ static __noinline int host_open(const struct nat *n)
 	if (n->p.proto == IPPROTO_TCP && !packet_opens(&n->p))
 		return -REASON_PASSED_HOST;
 	/* Behind the address that it has, also where a realm has several. */
-	want.external = n->p.saddr;
-	want.address = address->slot;
-	want_of_sender(n, address->realm, &want);
-	rc = binding_obtain(n->skb, &want, &ref);
+	want->external = n->p.saddr;
+	want->address = address->slot;
+	want_of_sender(n, address->realm, want);
+	rc = binding_obtain(n->skb, want, &ref);
 	if (rc < 0)
-		return outbound_refused(&want, rc);
+		return outbound_refused(want, rc);
 	rc = host_session(n, &ref);
 	return rc == -LOOK_AGAIN ? 0 : rc;
 }
@@ -156,7 +155,7 @@ static __noinline int host_open(const struct nat *n)
  * still translates a connection that conenat has taken over from it. (Any other
  * NAT user on the host may have made the same of a connection of its own.)
  */
-static __always_inline bool is_translated(const struct nat *n)
+static family_inline bool is_translated(const struct nat *n)
 {
 	struct session_key key, inside_key;
 	struct session_half *half, *inside_half;
@@ -224,12 +223,12 @@ static __always_inline int host_outbound(struct nat *n)
  * The host in an inside host's name: the RST by which its rules refuse a
  * connection from outside. -LOOK_AGAIN: of no session, as any of the host's.
  */
-static __always_inline int host_as_inside(struct nat *n)
+static family_inline int host_as_inside(struct nat *n)
 {
 	struct session_half *half;
 	struct session_key key;
 
-	n->zone = zone_of_route(n->skb, n->p.saddr);
+	n->zone = zone_of_route(n->skb, addr_arg(n->p.saddr));
 	if (n->zone == NAT_ZONE_OUTSIDE)
 		return -LOOK_AGAIN;
 	packet_key(&n->p, n->zone, &key);

@@ -35,20 +35,20 @@ static __always_inline int embedded_ip(struct __sk_buff *skb,
 				       const struct packet *p,
 				       struct embedded *e)
 {
-	struct iphdr ip;
+	struct ip_header ip = {};
+	int rc;
 
 	e->l3 = p->l4 + ICMP_ERROR_HEADER;
-	if (bpf_skb_load_bytes(skb, e->l3, &ip, sizeof(ip)) < 0)
-		return -REASON_DROPPED_MALFORMED;
-	if (ip.version != 4 || ip.ihl < 5)
-		return -REASON_DROPPED_MALFORMED;
-	if (ip.frag_off & bpf_htons(IP_OFFSET)) /* no ports to go by */
+	rc = ip_load(skb, e->l3, p->l3 + p->total, &ip);
+	if (rc < 0)
+		return rc;
+	if (ip.later) /* no ports to go by */
 		return -REASON_DROPPED_ICMP_NO_SESSION;
-	e->l4 = e->l3 + ip.ihl * 4;
+	e->l4 = ip.l4;
 	e->saddr = ip.saddr;
 	e->daddr = ip.daddr;
 	e->check = ip.check;
-	e->proto = ip.protocol;
+	e->proto = ip.proto;
 	return 0;
 }
 
@@ -61,10 +61,11 @@ static __always_inline int embedded_ports(struct __sk_buff *skb,
 {
 	struct icmphdr icmp;
 	__be16 ports[2];
+	__u16 kind;
 
 	if (e->l4 + EMBEDDED_TRANSPORT > p->l3 + p->total)
 		return -REASON_DROPPED_MALFORMED;
-	if (e->proto != IPPROTO_ICMP) {
+	if (e->proto != PROTO_ICMP) {
 		if (bpf_skb_load_bytes(skb, e->l4, ports, sizeof(ports)) < 0)
 			return -REASON_DROPPED_MALFORMED;
 		e->sport = ports[0];
@@ -73,14 +74,14 @@ static __always_inline int embedded_ports(struct __sk_buff *skb,
 	}
 	if (bpf_skb_load_bytes(skb, e->l4, &icmp, sizeof(icmp)) < 0)
 		return -REASON_DROPPED_MALFORMED;
-	if (icmp.type == ICMP_ECHOREPLY || icmp.type == ICMP_TIMESTAMPREPLY) {
-		e->reply = 1;
-		e->dport = icmp.id;
-	} else if (icmp.type == ICMP_ECHO || icmp.type == ICMP_TIMESTAMP) {
-		e->sport = icmp.id;
-	} else {
+	kind = icmp_kind(icmp.type);
+	if (!(kind & (PACKET_QUERY | PACKET_REPLY)))
 		return -REASON_DROPPED_ICMP_NO_SESSION;
-	}
+	e->reply = kind == PACKET_REPLY;
+	if (e->reply)
+		e->dport = icmp.id;
+	else
+		e->sport = icmp.id;
 	return 0;
 }
 
@@ -99,7 +100,7 @@ static __always_inline int embedded_check(struct __sk_buff *skb,
 	case IPPROTO_TCP:
 		at += __builtin_offsetof(struct tcphdr, check);
 		break;
-	case IPPROTO_ICMP:
+	case PROTO_ICMP:
 		at += __builtin_offsetof(struct icmphdr, checksum);
 		break;
 	default:
@@ -135,9 +136,12 @@ static __noinline bool error_is_sound(const struct nat *n,
 				      const struct embedded *e)
 {
 	__u32 length = n->p.total - (n->p.l4 - n->p.l3);
+	__s64 sum = csum_of(n->skb, n->p.l4, length);
 
-	return csum_valid(n->skb, e->l3, e->l4 - e->l3) &&
-	       csum_valid(n->skb, n->p.l4, length);
+	if (sum < 0)
+		return false;
+	sum += icmp_pseudo_sum(n->p.saddr, n->p.daddr, length);
+	return !csum_of_sum(sum) && ip_is_sound(n->skb, e->l3, e->l4);
 }
 
 static __always_inline void embedded_key(const struct nat *n,
@@ -189,7 +193,7 @@ static __always_inline int embedded_store_ports(const struct nat *n,
 	__be16 ports[2] = { half->dport, half->sport };
 	__be16 id = e->reply ? half->sport : half->dport;
 
-	if (e->proto != IPPROTO_ICMP)
+	if (e->proto != PROTO_ICMP)
 		return embedded_store(n, e->l4, ports, sizeof(ports));
 	return embedded_store(n, e->l4 + __builtin_offsetof(struct icmphdr, id),
 			      &id, sizeof(id));
@@ -197,8 +201,7 @@ static __always_inline int embedded_store_ports(const struct nat *n,
 
 /*
  * The embedded packet as its sender knows it. *sum is what that changes of the
- * outer message's checksum: the embedded IPv4 header sums up as before, since
- * its own checksum takes up the new addresses.
+ * outer message's checksum.
  */
 static __noinline int embedded_restore(const struct nat *n,
 				       const struct embedded *e,
@@ -209,28 +212,20 @@ static __noinline int embedded_restore(const struct nat *n,
 					 half->saddr);
 	__u32 port_diff = csum_port_diff(e->sport, e->dport, half->dport,
 					 half->sport);
-	nat_addr addrs[2] = { half->daddr, half->saddr };
-	__be16 check = csum_apply(e->check, addr_diff);
-	__u64 diff = port_diff;
+	__u32 diff = port_diff;
 	int rc;
 
-	if (e->proto != IPPROTO_ICMP)
-		diff += addr_diff;
-	diff = (diff & 0xffffffff) + (diff >> 32);
-	*sum = port_diff;
+	if (e->proto != PROTO_ICMP || ICMP_COVERS_ADDRESSES)
+		diff = csum_add(diff, addr_diff);
+	*sum = csum_add(port_diff, ip_readdress_diff(addr_diff));
 	rc = embedded_recheck(n, e, diff, sum);
 	if (rc < 0)
 		return rc;
 	rc = embedded_store_ports(n, e, half);
 	if (rc < 0)
 		return rc;
-	rc = embedded_store(n, e->l3 + __builtin_offsetof(struct iphdr, check),
-			    &check, sizeof(check));
-	if (rc < 0)
-		return rc;
-	return embedded_store(n,
-			      e->l3 + __builtin_offsetof(struct iphdr, saddr),
-			      addrs, sizeof(addrs));
+	return ip_readdress(n->skb, e->l3, e->check, half->daddr, half->saddr,
+			    addr_diff);
 }
 
 /* The outer header: an inside sender becomes the external address (REQ-5). */
@@ -305,6 +300,17 @@ static __noinline int error_forward(struct nat *n, int unknown)
 	return error_translate(n, &e, &key, half);
 }
 
+/* The zone of whom the packet was for that an error speaks of. */
+static family_inline __u32 error_zone(const struct nat *n)
+{
+	struct ip_header ip = {};
+
+	if (ip_load(n->skb, n->p.l4 + ICMP_ERROR_HEADER, n->p.l3 + n->p.total,
+		    &ip) < 0)
+		return NAT_ZONE_OUTSIDE;
+	return zone_of_route(n->skb, addr_arg(ip.daddr));
+}
+
 /*
  * An error of the host's own about a packet from outside that it was to forward
  * to an inside host, and did not (REJECT, TTL, MTU): who sent that knows the
@@ -312,16 +318,10 @@ static __noinline int error_forward(struct nat *n, int unknown)
  */
 static __always_inline int error_of_host(struct nat *n)
 {
-	__u32 at = n->p.l4 + ICMP_ERROR_HEADER +
-		   __builtin_offsetof(struct iphdr, daddr);
-	nat_addr daddr;
-
-	if (bpf_skb_load_bytes(n->skb, at, &daddr, sizeof(daddr)) < 0)
-		return -REASON_PASSED_HOST;
-	n->zone = zone_of_route(n->skb, daddr);
-	if (n->zone == NAT_ZONE_OUTSIDE)
-		return -REASON_PASSED_HOST;
-	return error_forward(n, -REASON_PASSED_HOST);
+	n->zone = error_zone(n);
+	return n->zone == NAT_ZONE_OUTSIDE ?
+		       -REASON_PASSED_HOST :
+		       error_forward(n, -REASON_PASSED_HOST);
 }
 
 #endif /* CONENAT_ICMP_H */

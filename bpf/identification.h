@@ -21,6 +21,15 @@ static __always_inline bool packet_is_atomic(const struct packet *p)
 			    PACKET_LATER_FRAGMENT)) == PACKET_DF;
 }
 
+#ifdef NAT_IPV6
+/* Of IPv6, fragments alone have one, of 32 bits, and random (RFC 7739): it stays. */
+static __always_inline nat_id identification(struct __sk_buff *skb,
+					     nat_addr saddr, nat_addr daddr,
+					     __u8 proto)
+{
+	return 0;
+}
+#else
 /* An element, random to begin with: nobody knows where it does. */
 static __always_inline __u32 *identification_at(__u32 index)
 {
@@ -51,5 +60,7 @@ NAT_GLOBAL __u16 identification(struct __sk_buff *skb, nat_addr saddr,
 		first = __sync_fetch_and_add(counter, segments);
 	return bpf_htons((__u16)first);
 }
+
+#endif /* NAT_IPV6 */
 
 #endif /* CONENAT_IDENTIFICATION_H */

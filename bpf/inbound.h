@@ -40,39 +40,38 @@ static __noinline int inbound_open(const struct nat *n,
 				   const struct binding_ref *ref)
 {
 	struct nat_binding *b = binding_at(ref->binding);
-	struct session_plan plan = {
-		.ref = *ref,
-		.reverse_ref = *ref,
-		.saddr = n->p.daddr,
-		.sport = n->p.dport,
-		.daddr = n->p.saddr,
-		.dport = n->p.sport,
-		.peer_zone = NAT_ZONE_OUTSIDE,
-		.reverse_seen = n->p.seen,
-		.unrouted = 1,
-		.flags = HALF_INBOUND,
-	};
+	struct session_plan *plan = plan_new();
 	struct nat_zone *zone;
 
-	if (!b)
+	if (!b || !plan)
 		return -REASON_DROPPED_RACE;
-	plan.key.saddr = b->internal;
-	plan.key.sport = b->internal_port;
-	plan.key.daddr = n->p.saddr;
-	plan.key.dport = n->p.sport;
-	plan.key.proto = n->p.proto;
-	plan.key.zone = b->zone;
-	plan.target = TARGET_OUTSIDE;
-	plan.reverse_target = TARGET_DEVICE;
-	plan.reverse_next_hop = b->internal;
+	plan->ref = *ref;
+	plan->reverse_ref = *ref;
+	plan->saddr = n->p.daddr;
+	plan->sport = n->p.dport;
+	plan->daddr = n->p.saddr;
+	plan->dport = n->p.sport;
+	plan->peer_zone = NAT_ZONE_OUTSIDE;
+	plan->reverse_seen = n->p.seen;
+	plan->unrouted = 1;
+	plan->flags = HALF_INBOUND;
+	plan->key.saddr = b->internal;
+	plan->key.sport = b->internal_port;
+	plan->key.daddr = n->p.saddr;
+	plan->key.dport = n->p.sport;
+	plan->key.proto = n->p.proto;
+	plan->key.zone = b->zone;
+	plan->target = TARGET_OUTSIDE;
+	plan->reverse_target = TARGET_DEVICE;
+	plan->reverse_next_hop = b->internal;
 	zone = zone_get(b->zone);
 	if (zone) {
-		plan.reverse_ifindex = zone->ifindex;
-		plan.reverse_mtu = route_mtu(n->skb, zone->ifindex);
+		plan->reverse_ifindex = zone->ifindex;
+		plan->reverse_mtu = route_mtu(n->skb, zone->ifindex);
 	}
 	if (b->zone == NAT_ZONE_HOST)
-		plan.target = plan.reverse_target = TARGET_HOST;
-	return session_open(&plan);
+		plan->target = plan->reverse_target = TARGET_HOST;
+	return session_open(plan);
 }
 
 /* Addresses that nothing from outside can have. */
@@ -80,7 +79,7 @@ static __always_inline bool inbound_is_martian(const struct nat *n, __u16 zone)
 {
 	return addr_never_routed(n->p.saddr) ||
 	       bpf_map_lookup_elem(&addresses, &n->p.saddr) ||
-	       address_in_zone(zone, n->p.saddr);
+	       address_in_zone(zone, addr_arg(n->p.saddr));
 }
 
 /*
@@ -125,7 +124,7 @@ static __noinline int inbound_admit(const struct nat *n,
 			return -REASON_PASSED_CONNTRACK;
 	}
 	/* An ICMP reply that nobody asked for opens nothing. */
-	if (n->p.proto == IPPROTO_ICMP || !filter_allows(b, ref, n->p.saddr))
+	if (n->p.proto == PROTO_ICMP || !filter_allows(b, ref, n->p.saddr))
 		return inbound_filtered(n, b->internal, b->internal_port,
 					b->zone);
 	if (n->p.proto != IPPROTO_TCP || packet_opens(&n->p))
@@ -147,7 +146,7 @@ static __noinline int inbound_own(const struct nat *n)
 	struct nat_external *e = own_external(n->p.daddr);
 
 	/* An ICMP reply that nobody asked for: the host may have. */
-	if (!e || (n->p.proto == IPPROTO_ICMP && !(n->p.flags & PACKET_QUERY)))
+	if (!e || (n->p.proto == PROTO_ICMP && !(n->p.flags & PACKET_QUERY)))
 		return -REASON_PASSED_UNBOUND;
 	if (inbound_is_martian(n, e->zone))
 		return -REASON_DROPPED_SPOOFED;

@@ -17,34 +17,44 @@ import (
 	"github.com/conenat/conenat/tests/require"
 )
 
-// TestLoadsWithEveryConstant loads the object with each combination of its boolean constants: a branch behind a
+// family is one of the two objects that the C is compiled to. Its programs are in the budget by their names and the suffix.
+type family struct {
+	name, suffix string
+	load         func() (*ebpf.CollectionSpec, error)
+}
+
+var families = []family{{"IPv4", "", Load}, {"IPv6", "6", Load6}}
+
+// TestLoadsWithEveryConstant loads the objects with each combination of their boolean constants: a branch behind a
 // constant that is never set is never verified. What the verifier looks at is held to the kernel's budget.
 func TestLoadsWithEveryConstant(t *testing.T) {
 	require.Root(t)
-	constants := booleanConstants(t)
-	if len(constants) < 3 {
-		t.Fatalf("the object has the boolean constants %q; there were three", constants)
-	}
 	largest := counts{}
 	var mu sync.Mutex
-	t.Run("combinations", func(t *testing.T) {
-		for bits := range 1 << len(constants) {
-			t.Run(fmt.Sprintf("%0*b", len(constants), bits), func(t *testing.T) {
-				t.Parallel()
-				verified := load(t, constants, bits)
-				mu.Lock()
-				defer mu.Unlock()
-				largest.raise(verified)
-			})
-		}
-	})
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			constants := f.booleanConstants(t)
+			if len(constants) < 3 {
+				t.Fatalf("the object has the boolean constants %q; there were three", constants)
+			}
+			for bits := range 1 << len(constants) {
+				t.Run(fmt.Sprintf("%0*b", len(constants), bits), func(t *testing.T) {
+					t.Parallel()
+					verified := f.verify(t, constants, bits)
+					mu.Lock()
+					defer mu.Unlock()
+					largest.raise(verified)
+				})
+			}
+		})
+	}
 	checkBudget(t, largest)
 }
 
 // booleanConstants are what the object has, so that none is left out that is added.
-func booleanConstants(t *testing.T) []string {
+func (f family) booleanConstants(t *testing.T) []string {
 	t.Helper()
-	spec, err := Load()
+	spec, err := f.load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,10 +76,10 @@ func isBoolean(v *ebpf.VariableSpec) bool {
 	return ok && i.Encoding == btf.Bool
 }
 
-// load loads the programs with the constants whose bits are set, and says how much of each was verified.
-func load(t *testing.T, constants []string, bits int) counts {
+// verify loads the programs with the constants whose bits are set, and says how much of each was verified.
+func (f family) verify(t *testing.T, constants []string, bits int) counts {
 	t.Helper()
-	spec, err := Load()
+	spec, err := f.load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +113,7 @@ func load(t *testing.T, constants []string, bits int) counts {
 		if !ok {
 			t.Fatalf("%s: the kernel does not say how much it has verified", name)
 		}
-		verified[name] = int(n)
+		verified[name+f.suffix] = int(n)
 	}
 	return verified
 }

@@ -7,7 +7,7 @@
 #ifndef CONENAT_MAPS_H
 #define CONENAT_MAPS_H
 
-#include "family4.h"
+#include "abi.h"
 
 #define MAP_ARRAY(name_, value_, entries_)           \
 	struct {                                     \
@@ -34,6 +34,15 @@
 		__uint(pinning, LIBBPF_PIN_BY_NAME); \
 		__type(value, value_);               \
 	} name_ SEC(".maps")
+
+/* Empty while no network has IPv6. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, PROGRAM_COUNT);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u32);
+} programs6 SEC(".maps");
 
 /* What operators set. */
 MAP_ARRAY(config, struct nat_config, 1);

@@ -7,7 +7,7 @@
 #ifndef CONENAT_MSS_H
 #define CONENAT_MSS_H
 
-#include "packet.h"
+#include "ip.h"
 
 enum tcp_option { /* IANA */
 	TCP_OPTION_END,
@@ -18,7 +18,7 @@ enum tcp_option { /* IANA */
 #define TCP_OPTION_MSS_LEN 4
 #define TCP_OPTIONS_MAX 40 /* bytes, and so options */
 #define TCP_DOFF 12 /* the data offset's byte, in its upper four bits */
-#define MSS_HEADERS 40 /* of IPv4 and TCP, without options (RFC 6691) */
+#define MSS_HEADERS (IP_HEADER_MIN + 20) /* without options (RFC 6691) */
 
 struct mss_walk {
 	struct __sk_buff *skb;

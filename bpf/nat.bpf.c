@@ -5,8 +5,6 @@
  * conenat's packet path: the entry points and nothing else. Each builds a
  * struct nat, asks the headers, and turns the reason into a verdict.
  */
-#include "family4.h"
-
 #include "control.h"
 #include "fragment.h"
 #include "host.h"
@@ -23,12 +21,13 @@ struct nat_abi {
 	enum nat_link_kind link_kind;
 	enum nat_behavior behavior;
 	enum nat_l4 l4;
+	enum nat_program program;
 	enum nat_command command;
 	enum nat_answer answer;
 	enum nat_pool_id pool;
 	enum nat_fragment_way way;
 	enum session_target target;
-	struct nat_request4 request;
+	struct nat_request request;
 	struct nat_event event;
 };
 const struct nat_abi *nat_abi __attribute__((unused));
@@ -110,7 +109,7 @@ out:
 /* For what opens no session: the reason, but to an excluded destination. */
 static __always_inline int unless_excluded(const struct nat *n, int rc)
 {
-	return destination_is_excluded(n->zone, n->p.daddr) ?
+	return destination_is_excluded(n->zone, addr_arg(n->p.daddr)) ?
 		       -REASON_PASSED_DESTINATION :
 		       rc;
 }
@@ -187,6 +186,19 @@ static __always_inline bool is_routed(struct __sk_buff *skb,
 	return __builtin_memcmp(eth->h_dest, link->mac, ETH_ALEN) == 0;
 }
 
+/*
+ * A packet of the other family: its own program has it from here on, if there is one.
+ * At each hook is the program for IPv4; that for IPv6 never comes here with IPv4.
+ */
+static __always_inline int other_family(struct __sk_buff *skb,
+					const struct nat *n,
+					enum nat_program program)
+{
+	if (NAT_FAMILY == AF_INET && skb->protocol == bpf_htons(ETH_P_IPV6))
+		bpf_tail_call(skb, &programs6, program);
+	return verdict(n, -REASON_PASSED_NOT_IP);
+}
+
 static __always_inline __u32 link_l3(const struct nat_link *link)
 {
 	__u32 ethernet = ~link->flags & LINK_LAYER3;
@@ -207,8 +219,8 @@ int nat_inside(struct __sk_buff *skb)
 	if (skb->tc_index ==
 	    DIRECT_PATH_MARK) /* of a conenat in the container */
 		skb->tc_index = 0;
-	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return verdict(&n, -REASON_PASSED_NOT_IPV4);
+	if (skb->protocol != NAT_ETHERTYPE)
+		return other_family(skb, &n, PROGRAM_INSIDE);
 	if (!is_routed(skb, link))
 		return verdict(&n, -REASON_PASSED_BRIDGED);
 	n.tick = clock_tick();
@@ -238,6 +250,8 @@ int nat_outside_ingress(struct __sk_buff *skb)
 
 	if (!link || link->kind != LINK_OUTSIDE)
 		return verdict(&n, -REASON_PASSED_NO_LINK);
+	if (skb->protocol != NAT_ETHERTYPE)
+		return other_family(skb, &n, PROGRAM_OUTSIDE_INGRESS);
 	n.tick = clock_tick();
 	n.zone = NAT_ZONE_OUTSIDE;
 	n.stack = link->flags & LINK_STACK;
@@ -277,7 +291,7 @@ static __always_inline int egress_forwarded(struct nat *n)
 	if (!link_is_inside(from))
 		return -REASON_PASSED_NOT_OUTSIDE;
 	n->zone = from->owner;
-	if (!address_in_zone(n->zone, n->p.saddr))
+	if (!address_in_zone(n->zone, addr_arg(n->p.saddr)))
 		return -REASON_PASSED_NOT_OUTSIDE;
 	if (n->p.flags & PACKET_LATER_FRAGMENT)
 		return fragment_forward(n, egress_early);
@@ -317,6 +331,8 @@ int nat_outside_egress(struct __sk_buff *skb)
 	link = link_get(skb->ifindex);
 	if (!link || link->kind != LINK_OUTSIDE)
 		return verdict(&n, -REASON_PASSED_NO_LINK);
+	if (skb->protocol != NAT_ETHERTYPE)
+		return other_family(skb, &n, PROGRAM_OUTSIDE_EGRESS);
 	n.tick = clock_tick();
 	n.stack_egress = link->flags & LINK_STACK;
 	rc = packet_parse(skb, link_l3(link), &n.p);
@@ -333,6 +349,8 @@ int nat_fragments(struct __sk_buff *skb)
 {
 	struct nat n = { .skb = skb, .action = TC_ACT_SHOT };
 
+	if (skb->protocol != NAT_ETHERTYPE)
+		return other_family(skb, &n, PROGRAM_FRAGMENTS);
 	n.tick = clock_tick();
 	return verdict(&n, reorder_return(&n));
 }

@@ -50,21 +50,28 @@ type natBindingRef struct {
 	Generation uint32
 }
 
+type natBindingWant struct {
+	_            structs.HostLayout
+	Internal     uint32
+	External     uint32
+	InternalPort uint16
+	ExternalPort uint16
+	Remote       uint32
+	RemotePort   uint16
+	Zone         uint16
+	Realm        uint16
+	Address      uint16
+	Proto        uint8
+	Flags        uint8
+	OverSocket   uint8
+	Mapping      uint8
+}
+
 type natBlockKey4 struct {
 	_       structs.HostLayout
 	Address uint32
 	Zone    uint16
 	Slot    uint16
-}
-
-type natClaim4 struct {
-	_          structs.HostLayout
-	Binding    uint32
-	Generation uint32
-	LastSeen   uint32
-	Closing    uint8
-	Forwarded  uint8
-	Pad        [2]uint8
 }
 
 type natClaimKey4 struct {
@@ -86,10 +93,10 @@ type natFragment4 struct {
 	_        structs.HostLayout
 	Session  natSessionKey4
 	LastSeen uint32
+	Next     uint16
 	Way      uint8
 	Pad      uint8
 	Id       uint16
-	Next     uint16
 	Pad2     uint16
 }
 
@@ -137,11 +144,21 @@ type natNatBlockWords struct {
 	Words [16]uint64
 }
 
-type natNatBlocks struct {
+type natNatBlocks4 struct {
 	_          structs.HostLayout
 	References uint32
 	External   uint32
 	Block      [8]uint32
+}
+
+type natNatClaim struct {
+	_          structs.HostLayout
+	Binding    uint32
+	Generation uint32
+	LastSeen   uint32
+	Closing    uint8
+	Forwarded  uint8
+	Pad        [2]uint8
 }
 
 type natNatCommand uint32
@@ -313,6 +330,16 @@ type natNatPorts struct {
 	Words [1024]uint64
 }
 
+type natNatProgram uint32
+
+const (
+	natNatProgramPROGRAM_INSIDE          natNatProgram = 0
+	natNatProgramPROGRAM_OUTSIDE_INGRESS natNatProgram = 1
+	natNatProgramPROGRAM_OUTSIDE_EGRESS  natNatProgram = 2
+	natNatProgramPROGRAM_FRAGMENTS       natNatProgram = 3
+	natNatProgramPROGRAM_COUNT           natNatProgram = 4
+)
+
 type natNatRealm4 struct {
 	_       structs.HostLayout
 	Name    [16]int8
@@ -339,7 +366,7 @@ const (
 	natNatReasonREASON_DIVERTED_BACK            natNatReason = 9
 	natNatReasonREASON_LAST_DIVERTED            natNatReason = 9
 	natNatReasonREASON_PASSED_NO_LINK           natNatReason = 10
-	natNatReasonREASON_PASSED_NOT_IPV4          natNatReason = 11
+	natNatReasonREASON_PASSED_NOT_IP            natNatReason = 11
 	natNatReasonREASON_PASSED_BRIDGED           natNatReason = 12
 	natNatReasonREASON_PASSED_LOCAL             natNatReason = 13
 	natNatReasonREASON_PASSED_NOT_OUTSIDE       natNatReason = 14
@@ -393,12 +420,12 @@ type natNatRequest4 struct {
 	Pad          uint8
 	Zone         uint16
 	InternalPort uint16
-	Internal     uint32
+	Cursor       uint32
 	NoEthertype  uint32
+	Internal     uint32
 	External     uint32
 	ExternalPort uint16
 	Pad2         uint16
-	Cursor       uint32
 	Binding      natBindingRef
 	Remote       uint32
 	RemotePort   uint16
@@ -484,7 +511,7 @@ type natOriginKey4 struct {
 	Daddr uint32
 	Id    uint16
 	Proto uint8
-	Pad   uint8
+	Pad   [1]uint8
 }
 
 type natOwnerKey4 struct {
@@ -504,6 +531,16 @@ type natPermissionKey4 struct {
 	Binding    uint32
 	Generation uint32
 	Remote     uint32
+}
+
+type natRoute struct {
+	_          structs.HostLayout
+	Ifindex    uint32
+	NextHop    uint32
+	Mtu        uint16
+	Realm      uint16
+	UnknownHop uint8
+	Pad        [3]uint8
 }
 
 type natSessionHalf4 struct {
@@ -540,6 +577,34 @@ type natSessionKey4 struct {
 	Zone  uint16
 	Proto uint8
 	Pad   uint8
+}
+
+type natSessionPlan struct {
+	_              structs.HostLayout
+	Key            natSessionKey4
+	Saddr          uint32
+	Daddr          uint32
+	Sport          uint16
+	Dport          uint16
+	Ifindex        uint32
+	NextHop        uint32
+	ReverseIfindex uint32
+	ReverseNextHop uint32
+	PortIfindex    uint32
+	Ref            natBindingRef
+	ReverseRef     natBindingRef
+	Mtu            uint16
+	ReverseMtu     uint16
+	PeerZone       uint16
+	Target         uint8
+	ReverseTarget  uint8
+	Seen           uint8
+	ReverseSeen    uint8
+	Flags          uint8
+	Unrouted       uint8
+	NoRefresh      uint8
+	Unlimited      uint8
+	_              [2]byte
 }
 
 type natSessionSlot4 struct {
@@ -581,11 +646,13 @@ const (
 	natMapClaims4            = "claims4"
 	natMapConfig             = "config"
 	natMapCounters           = "counters"
+	natMapDatagramScratch    = "datagram_scratch"
 	natMapEvents             = "events"
 	natMapEventsLost         = "events_lost"
 	natMapExclusions4        = "exclusions4"
 	natMapExternals4         = "externals4"
 	natMapFragments4         = "fragments4"
+	natMapHalfScratch        = "half_scratch"
 	natMapHeld               = "held"
 	natMapHeldPorts          = "held_ports"
 	natMapHosts4             = "hosts4"
@@ -596,16 +663,21 @@ const (
 	natMapOrigins4           = "origins4"
 	natMapOwners4            = "owners4"
 	natMapPermissions4       = "permissions4"
+	natMapPlanScratch        = "plan_scratch"
 	natMapPools              = "pools"
 	natMapPorts              = "ports"
+	natMapPrograms6          = "programs6"
 	natMapRealms4            = "realms4"
 	natMapReplies            = "replies"
+	natMapRequestScratch     = "request_scratch"
+	natMapRouteScratch       = "route_scratch"
 	natMapSamplers           = "samplers"
 	natMapSessionFree4       = "session_free4"
 	natMapSessionSlots4      = "session_slots4"
 	natMapSessions4          = "sessions4"
 	natMapSets4              = "sets4"
 	natMapSweeper            = "sweeper"
+	natMapWantScratch        = "want_scratch"
 	natMapZoneUsage          = "zone_usage"
 	natMapZones4             = "zones4"
 	natProgNatControl        = "nat_control"
@@ -681,11 +753,13 @@ type natMapSpecs struct {
 	Claims4         *ebpf.MapSpec `ebpf:"claims4"`
 	Config          *ebpf.MapSpec `ebpf:"config"`
 	Counters        *ebpf.MapSpec `ebpf:"counters"`
+	DatagramScratch *ebpf.MapSpec `ebpf:"datagram_scratch"`
 	Events          *ebpf.MapSpec `ebpf:"events"`
 	EventsLost      *ebpf.MapSpec `ebpf:"events_lost"`
 	Exclusions4     *ebpf.MapSpec `ebpf:"exclusions4"`
 	Externals4      *ebpf.MapSpec `ebpf:"externals4"`
 	Fragments4      *ebpf.MapSpec `ebpf:"fragments4"`
+	HalfScratch     *ebpf.MapSpec `ebpf:"half_scratch"`
 	Held            *ebpf.MapSpec `ebpf:"held"`
 	HeldPorts       *ebpf.MapSpec `ebpf:"held_ports"`
 	Hosts4          *ebpf.MapSpec `ebpf:"hosts4"`
@@ -696,16 +770,21 @@ type natMapSpecs struct {
 	Origins4        *ebpf.MapSpec `ebpf:"origins4"`
 	Owners4         *ebpf.MapSpec `ebpf:"owners4"`
 	Permissions4    *ebpf.MapSpec `ebpf:"permissions4"`
+	PlanScratch     *ebpf.MapSpec `ebpf:"plan_scratch"`
 	Pools           *ebpf.MapSpec `ebpf:"pools"`
 	Ports           *ebpf.MapSpec `ebpf:"ports"`
+	Programs6       *ebpf.MapSpec `ebpf:"programs6"`
 	Realms4         *ebpf.MapSpec `ebpf:"realms4"`
 	Replies         *ebpf.MapSpec `ebpf:"replies"`
+	RequestScratch  *ebpf.MapSpec `ebpf:"request_scratch"`
+	RouteScratch    *ebpf.MapSpec `ebpf:"route_scratch"`
 	Samplers        *ebpf.MapSpec `ebpf:"samplers"`
 	SessionFree4    *ebpf.MapSpec `ebpf:"session_free4"`
 	SessionSlots4   *ebpf.MapSpec `ebpf:"session_slots4"`
 	Sessions4       *ebpf.MapSpec `ebpf:"sessions4"`
 	Sets4           *ebpf.MapSpec `ebpf:"sets4"`
 	Sweeper         *ebpf.MapSpec `ebpf:"sweeper"`
+	WantScratch     *ebpf.MapSpec `ebpf:"want_scratch"`
 	ZoneUsage       *ebpf.MapSpec `ebpf:"zone_usage"`
 	Zones4          *ebpf.MapSpec `ebpf:"zones4"`
 }
@@ -749,11 +828,13 @@ type natMaps struct {
 	Claims4         *ebpf.Map `ebpf:"claims4"`
 	Config          *ebpf.Map `ebpf:"config"`
 	Counters        *ebpf.Map `ebpf:"counters"`
+	DatagramScratch *ebpf.Map `ebpf:"datagram_scratch"`
 	Events          *ebpf.Map `ebpf:"events"`
 	EventsLost      *ebpf.Map `ebpf:"events_lost"`
 	Exclusions4     *ebpf.Map `ebpf:"exclusions4"`
 	Externals4      *ebpf.Map `ebpf:"externals4"`
 	Fragments4      *ebpf.Map `ebpf:"fragments4"`
+	HalfScratch     *ebpf.Map `ebpf:"half_scratch"`
 	Held            *ebpf.Map `ebpf:"held"`
 	HeldPorts       *ebpf.Map `ebpf:"held_ports"`
 	Hosts4          *ebpf.Map `ebpf:"hosts4"`
@@ -764,16 +845,21 @@ type natMaps struct {
 	Origins4        *ebpf.Map `ebpf:"origins4"`
 	Owners4         *ebpf.Map `ebpf:"owners4"`
 	Permissions4    *ebpf.Map `ebpf:"permissions4"`
+	PlanScratch     *ebpf.Map `ebpf:"plan_scratch"`
 	Pools           *ebpf.Map `ebpf:"pools"`
 	Ports           *ebpf.Map `ebpf:"ports"`
+	Programs6       *ebpf.Map `ebpf:"programs6"`
 	Realms4         *ebpf.Map `ebpf:"realms4"`
 	Replies         *ebpf.Map `ebpf:"replies"`
+	RequestScratch  *ebpf.Map `ebpf:"request_scratch"`
+	RouteScratch    *ebpf.Map `ebpf:"route_scratch"`
 	Samplers        *ebpf.Map `ebpf:"samplers"`
 	SessionFree4    *ebpf.Map `ebpf:"session_free4"`
 	SessionSlots4   *ebpf.Map `ebpf:"session_slots4"`
 	Sessions4       *ebpf.Map `ebpf:"sessions4"`
 	Sets4           *ebpf.Map `ebpf:"sets4"`
 	Sweeper         *ebpf.Map `ebpf:"sweeper"`
+	WantScratch     *ebpf.Map `ebpf:"want_scratch"`
 	ZoneUsage       *ebpf.Map `ebpf:"zone_usage"`
 	Zones4          *ebpf.Map `ebpf:"zones4"`
 }
@@ -788,11 +874,13 @@ func (m *natMaps) Close() error {
 		m.Claims4,
 		m.Config,
 		m.Counters,
+		m.DatagramScratch,
 		m.Events,
 		m.EventsLost,
 		m.Exclusions4,
 		m.Externals4,
 		m.Fragments4,
+		m.HalfScratch,
 		m.Held,
 		m.HeldPorts,
 		m.Hosts4,
@@ -803,16 +891,21 @@ func (m *natMaps) Close() error {
 		m.Origins4,
 		m.Owners4,
 		m.Permissions4,
+		m.PlanScratch,
 		m.Pools,
 		m.Ports,
+		m.Programs6,
 		m.Realms4,
 		m.Replies,
+		m.RequestScratch,
+		m.RouteScratch,
 		m.Samplers,
 		m.SessionFree4,
 		m.SessionSlots4,
 		m.Sessions4,
 		m.Sets4,
 		m.Sweeper,
+		m.WantScratch,
 		m.ZoneUsage,
 		m.Zones4,
 	)

@@ -8,7 +8,7 @@
 /* Whether a packet of no session may open one from inside. */
 static __always_inline int outbound_may_open(const struct packet *p)
 {
-	if (p->proto == IPPROTO_ICMP)
+	if (p->proto == PROTO_ICMP)
 		return p->flags & PACKET_QUERY ? 0 : -REASON_DROPPED_ICMP_TYPE;
 	if (p->seen & SEEN_RST)
 		return -REASON_DROPPED_TCP_NO_SESSION;
@@ -16,31 +16,31 @@ static __always_inline int outbound_may_open(const struct packet *p)
 }
 
 /* ref is held for the session; it is the session's, or given back. */
-static __noinline int outbound_open(const struct nat *n, const struct route *r,
+static __noinline int outbound_open(const struct nat *n,
 				    const struct binding_ref *ref)
 {
 	struct nat_binding *b = binding_at(ref->binding);
-	struct session_plan plan = {
-		.ref = *ref,
-		.reverse_ref = *ref,
-		.target = TARGET_OUTSIDE,
-		.peer_zone = NAT_ZONE_OUTSIDE,
-	};
+	struct session_plan *plan = plan_new();
+	struct route *r = route_get();
 
-	if (!b)
+	if (!b || !plan || !r)
 		return -REASON_DROPPED_RACE;
-	packet_key(&n->p, n->zone, &plan.key);
-	plan.saddr = b->external;
-	plan.sport = b->external_port;
-	plan.daddr = n->p.daddr;
-	plan.dport = n->p.dport;
-	plan.ifindex = r->ifindex;
-	plan.next_hop = r->next_hop;
-	plan.mtu = r->mtu;
-	plan.unrouted = r->unknown_hop;
-	plan.seen = n->p.seen;
-	plan_towards_sender(n, &plan);
-	return session_open(&plan);
+	packet_key(&n->p, n->zone, &plan->key);
+	plan->ref = *ref;
+	plan->reverse_ref = *ref;
+	plan->target = TARGET_OUTSIDE;
+	plan->peer_zone = NAT_ZONE_OUTSIDE;
+	plan->saddr = b->external;
+	plan->sport = b->external_port;
+	plan->daddr = n->p.daddr;
+	plan->dport = n->p.dport;
+	plan->ifindex = r->ifindex;
+	plan->next_hop = r->next_hop;
+	plan->mtu = r->mtu;
+	plan->unrouted = r->unknown_hop;
+	plan->seen = n->p.seen;
+	plan_towards_sender(n, plan);
+	return session_open(plan);
 }
 
 static __always_inline int outbound_exceptions(struct nat *n,
@@ -63,8 +63,8 @@ static __always_inline int outbound_exceptions(struct nat *n,
  * binding may have ended before conntrack's entry. (A client that is routed to the
  * container's own address is answered by TCP alone there.)
  */
-static __always_inline bool outbound_is_ours(const struct nat *n,
-					     const struct binding_want *want)
+static family_inline bool outbound_is_ours(const struct nat *n,
+					   const struct binding_want *want)
 {
 	struct binding_key key;
 
@@ -75,39 +75,61 @@ static __always_inline bool outbound_is_ours(const struct nat *n,
 	return internal_find(want, &key) != NULL;
 }
 
-/*
- * A packet from inside that is of no session. 0: there is one now, look again;
- * else the packet's reason.
- */
-static __noinline int outbound_miss(struct nat *n)
+/* The binding that it needs, unless conntrack has its connection. */
+static family_inline int outbound_want(const struct nat *n,
+				       struct binding_want *want)
+{
+	struct route *r = route_get();
+
+	if (!want || !r)
+		return -REASON_DROPPED_RACE;
+	want_of_sender(n, r->realm, want);
+	if (!outbound_is_ours(n, want) && inside_answers_conntrack(n))
+		return -REASON_PASSED_CONNTRACK;
+	return 0;
+}
+
+/* Where a packet of no session leaves, if it may: route_get(). 0 or its reason. */
+static __noinline int outbound_route(struct nat *n)
 {
 	struct nat_zone *zone = zone_get(n->zone);
-	struct binding_want want = {};
-	struct binding_ref ref = {};
-	struct route r = {};
+	struct route *r = route_new();
 	int rc;
 
-	if (!zone)
+	if (!zone || !r)
 		return -REASON_PASSED_NO_LINK;
-	rc = route_resolve(n->skb, &n->p, n->egress, zone->ifindex, &r);
+	rc = route_resolve(n->skb, &n->p, n->egress, zone->ifindex, r);
 	if (rc < 0)
 		return rc;
 	rc = source_admitted(n);
 	/* At egress it is late for that: the identity rule has kept masquerade off. */
 	if (rc < 0 && !(n->egress && rc == -REASON_PASSED_EXCLUDED))
 		return rc;
-	if (destination_is_excluded(n->zone, n->p.daddr))
+	if (destination_is_excluded(n->zone, addr_arg(n->p.daddr)))
 		return -REASON_PASSED_DESTINATION;
-	rc = outbound_exceptions(n, &r);
+	return outbound_exceptions(n, r);
+}
+
+/*
+ * A packet from inside that is of no session. 0: there is one now, look again;
+ * else the packet's reason.
+ */
+static __noinline int outbound_miss(struct nat *n)
+{
+	struct binding_want *want = want_new();
+	struct binding_ref ref = {};
+	int rc;
+
+	rc = outbound_route(n);
 	if (rc < 0)
 		return rc;
-	want_of_sender(n, r.realm, &want);
-	if (!outbound_is_ours(n, &want) && inside_answers_conntrack(n))
-		return -REASON_PASSED_CONNTRACK;
-	rc = binding_obtain(n->skb, &want, &ref);
+	rc = outbound_want(n, want);
 	if (rc < 0)
-		return outbound_refused(&want, rc);
-	rc = outbound_open(n, &r, &ref);
+		return rc;
+	rc = binding_obtain(n->skb, want, &ref);
+	if (rc < 0)
+		return outbound_refused(want, rc);
+	rc = outbound_open(n, &ref);
 	return rc == -LOOK_AGAIN ? 0 : rc;
 }
 

@@ -25,7 +25,8 @@ static __always_inline struct nat_external *own_external(nat_addr address)
 static __always_inline bool own_is_open(__u16 zone, nat_addr internal,
 					__u8 proto)
 {
-	return filtering_of(zone, internal, proto) == NAT_ENDPOINT_INDEPENDENT;
+	return filtering_of(zone, addr_arg(internal), proto) ==
+	       NAT_ENDPOINT_INDEPENDENT;
 }
 
 /*
@@ -38,24 +39,25 @@ static __always_inline int own_obtain(const struct nat *n,
 {
 	struct nat_address *a = bpf_map_lookup_elem(&addresses, &n->p.daddr);
 	struct nat_external *e = a ? external_at(a->slot) : NULL;
-	struct binding_want want = { .flags = BINDING_OWN };
+	struct binding_want *want = want_new();
 	struct nat_binding *b;
 	int rc;
 
-	if (!e || addr_is_any(e->internal))
+	if (!e || addr_is_any(e->internal) || !want)
 		return -REASON_PASSED_UNBOUND;
-	want.internal = e->internal;
-	want.external = n->p.daddr;
-	want.internal_port = n->p.dport;
-	want.remote = n->p.saddr;
-	want.remote_port = n->p.sport;
-	want.zone = e->zone;
-	want.realm = e->realm;
-	want.address = a->slot;
-	want.proto = n->p.proto;
-	rc = binding_obtain(n->skb, &want, ref);
+	want->flags = BINDING_OWN;
+	want->internal = e->internal;
+	want->external = n->p.daddr;
+	want->internal_port = n->p.dport;
+	want->remote = n->p.saddr;
+	want->remote_port = n->p.sport;
+	want->zone = e->zone;
+	want->realm = e->realm;
+	want->address = a->slot;
+	want->proto = n->p.proto;
+	rc = binding_obtain(n->skb, want, ref);
 	if (rc < 0)
-		return outbound_refused(&want, rc);
+		return outbound_refused(want, rc);
 	b = binding_at(ref->binding);
 	if (b && addr_equal(b->external, n->p.daddr) &&
 	    b->external_port == n->p.dport)

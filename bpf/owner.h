@@ -18,7 +18,7 @@ static __always_inline struct nat_owner *owner_of(__u32 zone, nat_addr address)
 }
 
 /* Filtering behaviour (RFC 4787 section 5) of an inside host's bindings. */
-NAT_GLOBAL enum nat_behavior filtering_of(__u32 zone, nat_addr internal,
+NAT_GLOBAL enum nat_behavior filtering_of(__u32 zone, nat_addr_arg internal,
 					  __u8 proto)
 {
 	struct nat_owner *owner;
@@ -31,7 +31,7 @@ NAT_GLOBAL enum nat_behavior filtering_of(__u32 zone, nat_addr internal,
 	z = zone_get(zone);
 	if (!z || l4 < 0 || l4 >= NAT_PROTOCOLS)
 		return NAT_ADDRESS_AND_PORT_DEPENDENT;
-	owner = owner_of(zone, internal);
+	owner = owner_of(zone, addr_of(internal));
 	if (owner && owner->flags & OWNER_FILTERING)
 		return owner->filtering[l4];
 	return z->filtering[l4];
@@ -52,9 +52,9 @@ static __always_inline bool interface_exists(struct __sk_buff *skb,
  * have its address.
  */
 NAT_GLOBAL bool address_is_stolen(struct __sk_buff *skb, __u32 zone,
-				  nat_addr address)
+				  nat_addr_arg address)
 {
-	struct nat_owner *owner = owner_of(zone, address);
+	struct nat_owner *owner = owner_of(zone, addr_of(address));
 
 	return owner && owner->ifindex && owner->ifindex != skb->ifindex &&
 	       interface_exists(skb, owner->ifindex);
@@ -62,7 +62,8 @@ NAT_GLOBAL bool address_is_stolen(struct __sk_buff *skb, __u32 zone,
 
 static __always_inline bool source_is_stolen(const struct nat *n)
 {
-	return n->from_port && address_is_stolen(n->skb, n->zone, n->p.saddr);
+	return n->from_port &&
+	       address_is_stolen(n->skb, n->zone, addr_arg(n->p.saddr));
 }
 
 /*
@@ -73,7 +74,8 @@ static __noinline int source_admitted(const struct nat *n)
 {
 	struct nat_owner *owner;
 
-	if (!address_in_zone(n->zone, n->p.saddr) || source_is_stolen(n))
+	if (!address_in_zone(n->zone, addr_arg(n->p.saddr)) ||
+	    source_is_stolen(n))
 		return -REASON_DROPPED_SPOOFED;
 	owner = owner_of(n->zone, n->p.saddr);
 	return owner && owner->flags & OWNER_EXCLUDED ?

@@ -213,10 +213,10 @@ NAT_GLOBAL int host_socket(struct __sk_buff *skb, struct bpf_sock_tuple *tuple,
 	if (!tuple)
 		return HOST_SOCKET_NONE;
 	if (proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, tuple, sizeof(tuple->ipv4),
+		sk = bpf_sk_lookup_udp(skb, tuple, TUPLE_SIZE,
 				       BPF_F_CURRENT_NETNS, 0);
 	else if (proto == IPPROTO_TCP)
-		sk = bpf_sk_lookup_tcp(skb, tuple, sizeof(tuple->ipv4),
+		sk = bpf_sk_lookup_tcp(skb, tuple, TUPLE_SIZE,
 				       BPF_F_CURRENT_NETNS, 0);
 	else
 		return HOST_SOCKET_NONE;

@@ -26,15 +26,6 @@ static __always_inline bool is_recent(__u32 last_seen)
 	return tick_diff(clock_tick(), last_seen) <= FRAGMENT_TICKS;
 }
 
-/*
- * A datagram's identification in the namespace, and back. Two networks may use the same
- * addresses, and the defragmenter knows no networks.
- */
-static __always_inline __be16 reorder_id(__be16 id, __u32 zone)
-{
-	return id ^ bpf_htons(zone << 8 | zone);
-}
-
 /* Of two networks' that are one there nevertheless, the second is dropped. */
 static __always_inline int origin_put(const struct packet *p,
 				      const struct nat_origin *o)
@@ -43,8 +34,8 @@ static __always_inline int origin_put(const struct packet *p,
 	struct origin_key key = {
 		.saddr = p->saddr,
 		.daddr = p->daddr,
-		.id = reorder_id(p->id, o->zone),
-		.proto = p->proto,
+		.id = ip_origin_id(p->id, o->zone),
+		.proto = ip_fragment_proto(p->proto),
 	};
 	int rc;
 
@@ -73,36 +64,13 @@ static __always_inline int origin_remember(struct __sk_buff *skb,
 	return origin_put(p, &o);
 }
 
-NAT_GLOBAL int reorder_identify(struct __sk_buff *skb, __u32 l3, __be16 from,
-				__be16 to)
-{
-	__u32 check = l3 + __builtin_offsetof(struct iphdr, check);
-	__u32 at = l3 + __builtin_offsetof(struct iphdr, id);
-
-	if (from == to)
-		return 0;
-	if (bpf_l3_csum_replace(skb, check, from, to, sizeof(to)) < 0 ||
-	    bpf_skb_store_bytes(skb, at, &to, sizeof(to), 0) < 0)
-		return -REASON_DROPPED_REWRITE;
-	return 0;
-}
-
 /* The namespace is a router: what it takes from the TTL is added before. */
 static __always_inline int reorder_ttl(struct __sk_buff *skb,
 				       const struct packet *p)
 {
-	__u32 at = p->l3 + __builtin_offsetof(struct iphdr, check);
 	__u8 ttl = p->ttl + 1;
 
-	if (!ttl)
-		return 0;
-	if (bpf_l3_csum_replace(skb, at, ip_word(p->ttl, p->proto),
-				ip_word(ttl, p->proto), sizeof(__u16)) < 0)
-		return -REASON_DROPPED_REWRITE;
-	at = p->l3 + __builtin_offsetof(struct iphdr, ttl);
-	if (bpf_skb_store_bytes(skb, at, &ttl, sizeof(ttl), 0) < 0)
-		return -REASON_DROPPED_REWRITE;
-	return 0;
+	return ttl ? ip_set_ttl(skb, p, ttl) : 0;
 }
 
 /* A host's own packet, with an Ethernet header: what a veth's end takes. */
@@ -129,8 +97,7 @@ NAT_GLOBAL int reorder_send(struct __sk_buff *skb, const struct packet *p,
 		return 0;
 	rc = origin_remember(skb, p, zone);
 	if (rc == 0)
-		rc = reorder_identify(skb, p->l3, p->id,
-				      reorder_id(p->id, zone));
+		rc = ip_set_id(skb, p->l3, p->id, ip_origin_id(p->id, zone));
 	if (rc == 0)
 		rc = reorder_ttl(skb, p);
 	if (rc == 0)
@@ -156,23 +123,16 @@ static __always_inline int reorder_reason(struct nat *n, int rc, int why,
 static __always_inline int reorder_parse(struct __sk_buff *skb,
 					 struct origin_key *key)
 {
-	struct hdr_cursor cursor;
-	struct ethhdr *eth;
-	struct iphdr *ip;
-	void *end;
+	struct ip_header ip = {};
+	int rc;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP))
-		return -REASON_PASSED_NOT_IPV4;
-	packet_pull(skb);
-	cursor.pos = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if (parse_ethernet(&cursor, end, &eth) < 0 ||
-	    parse_ipv4(&cursor, end, &ip) < 0)
-		return -REASON_DROPPED_MALFORMED;
-	key->saddr = ip->saddr;
-	key->daddr = ip->daddr;
-	key->id = ip->id;
-	key->proto = ip->protocol;
+	rc = ip_load(skb, ETH_HLEN, skb->len, &ip);
+	if (rc < 0)
+		return rc;
+	key->saddr = ip.saddr;
+	key->daddr = ip.daddr;
+	key->id = ip.id;
+	key->proto = ip_fragment_proto(ip.proto);
 	return 0;
 }
 
@@ -189,8 +149,7 @@ static __noinline int reorder_return(struct nat *n)
 	if (!o)
 		return -REASON_DROPPED_FRAGMENT;
 	if (bpf_skb_store_bytes(skb, 0, o->mac, sizeof(o->mac), 0) < 0 ||
-	    reorder_identify(skb, ETH_HLEN, key.id,
-			     reorder_id(key.id, o->zone)) < 0)
+	    ip_set_id(skb, ETH_HLEN, key.id, ip_origin_id(key.id, o->zone)) < 0)
 		return -REASON_DROPPED_REWRITE;
 	skb->mark = o->mark;
 	skb->tc_index = REORDERED_MARK;

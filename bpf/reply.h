@@ -8,7 +8,6 @@
 #ifndef CONENAT_REPLY_H
 #define CONENAT_REPLY_H
 
-#include "checksum.h"
 #include "route.h"
 
 /*
@@ -17,23 +16,16 @@
  */
 #define DIRECT_PATH_MARK 0xc07e
 
-#define REPLY_MAX 576 /* bytes of the whole error: RFC 1812 section 4.3.2.3 */
+/* Bytes of the whole error: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c). */
+#define REPLY_MAX of_family(576, 1280)
 #define REPLY_TTL 64
 #define REPLY_TOS 0xc0 /* internetwork control: section 4.3.2.5 */
 
 /* On each CPU, to each side; about 1,000 a second, as the kernel's own limit. */
 #define REPLIES_PER_TICK 16
 
-enum icmp_code { /* IANA */
-	ICMP_NET_UNREACH = 0, /* of ICMP_DEST_UNREACH */
-	ICMP_HOST_UNREACH = 1,
-	ICMP_FRAG_NEEDED = 4,
-	ICMP_PKT_FILTERED = 13,
-	ICMP_EXC_TTL = 0, /* of ICMP_TIME_EXCEEDED */
-};
-
 struct reply_headers {
-	struct iphdr ip;
+	struct ip_struct ip;
 	struct icmphdr icmp;
 };
 
@@ -50,9 +42,9 @@ static __always_inline int reply_refusal(__u32 zone_id)
 		return REPLY_NONE;
 	switch (zone->refusal) {
 	case REFUSAL_HOST_UNREACHABLE:
-		return ICMP_DEST_UNREACH << 8 | ICMP_HOST_UNREACH;
+		return ICMP_SAYS_UNREACHABLE;
 	case REFUSAL_ADMIN_PROHIBITED:
-		return ICMP_DEST_UNREACH << 8 | ICMP_PKT_FILTERED;
+		return ICMP_SAYS_PROHIBITED;
 	}
 	return REPLY_NONE;
 }
@@ -71,11 +63,11 @@ NAT_GLOBAL int reply_of(__u32 zone_id, __u32 reason)
 	case REASON_DROPPED_NETWORK_SESSIONS:
 		return reply_refusal(zone_id);
 	case REASON_DROPPED_TTL:
-		return ICMP_TIME_EXCEEDED << 8 | ICMP_EXC_TTL;
+		return ICMP_SAYS_TIME_EXCEEDED;
 	case REASON_DROPPED_TOO_BIG:
-		return ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED;
+		return ICMP_SAYS_TOO_BIG;
 	case REASON_DROPPED_NO_ROUTE:
-		return ICMP_DEST_UNREACH << 8 | ICMP_NET_UNREACH;
+		return ICMP_SAYS_NO_ROUTE;
 	}
 	return REPLY_NONE;
 }
@@ -105,12 +97,6 @@ static __always_inline bool reply_is_allowed(__u32 zone_id)
 	return s->count++ < REPLIES_PER_TICK;
 }
 
-static __always_inline __u16 csum_plain(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return ~csum_fold((sum & 0xffff) + (sum >> 16));
-}
-
 /*
  * The transport checksum of a packet as its sender's kernel has left it to a device
  * to fill in (CHECKSUM_PARTIAL): the pseudo-header's sum alone, which is answered;
@@ -131,9 +117,9 @@ static __always_inline __u16 reply_unfilled(struct __sk_buff *skb,
 		return 0;
 	if (bpf_skb_load_bytes(skb, at, &check, sizeof(check)) < 0)
 		return 0;
-	sum = (__u64)p->saddr + p->daddr + bpf_htons(length) +
+	sum = addr_sum(p->saddr) + addr_sum(p->daddr) + bpf_htons(length) +
 	      bpf_htons(p->proto);
-	return check == csum_plain(sum) ? check : 0;
+	return check == (__u16)~csum_of_sum(sum) ? check : 0;
 }
 
 /*
@@ -156,19 +142,11 @@ static __always_inline void reply_finish(const struct packet *p, nat_addr from,
 					 struct reply_headers *h, __u32 quote,
 					 __u64 quote_sum)
 {
-	h->ip.version = 4;
-	h->ip.ihl = sizeof(h->ip) / 4;
-	h->ip.tos = REPLY_TOS;
-	h->ip.tot_len = bpf_htons(sizeof(*h) + quote);
-	h->ip.frag_off = bpf_htons(IP_DF); /* so that it needs no ID */
-	h->ip.ttl = REPLY_TTL;
-	h->ip.protocol = IPPROTO_ICMP;
-	h->ip.saddr = from;
-	h->ip.daddr = p->saddr;
-	h->ip.check = ~csum_plain(
-		bpf_csum_diff(0, 0, (__be32 *)&h->ip, sizeof(h->ip), 0));
-	h->icmp.checksum = ~csum_plain(
-		quote_sum +
+	__u16 length = sizeof(h->icmp) + quote;
+
+	ip_make(&h->ip, from, p->saddr, length, REPLY_TOS, REPLY_TTL);
+	h->icmp.checksum = csum_of_sum(
+		quote_sum + icmp_pseudo_sum(from, p->saddr, length) +
 		bpf_csum_diff(0, 0, (__be32 *)&h->icmp, sizeof(h->icmp), 0));
 }
 
@@ -215,10 +193,7 @@ static __always_inline int reply_send(struct __sk_buff *skb,
 				      const struct packet *p, __u32 zone_id,
 				      const struct nat_zone *zone, bool egress)
 {
-	struct bpf_redir_neigh next = {
-		.nh_family = NAT_FAMILY,
-		.ipv4_nh = p->saddr,
-	};
+	struct bpf_redir_neigh next = {};
 
 	if (!egress) {
 		if (zone_id == NAT_ZONE_OUTSIDE)
@@ -228,6 +203,7 @@ static __always_inline int reply_send(struct __sk_buff *skb,
 	/* bpf_redirect_neigh drops what has no Ethernet header. */
 	if (!p->l3 && bpf_skb_change_head(skb, ETH_HLEN, 0) < 0)
 		return TC_ACT_SHOT;
+	neighbour_set(&next, p->saddr);
 	return bpf_redirect_neigh(zone->ifindex, &next, sizeof(next), 0);
 }
 
@@ -237,7 +213,7 @@ static __always_inline int reply_send(struct __sk_buff *skb,
  * may take the address for another network's.
  */
 NAT_GLOBAL bool reply_reaches(struct __sk_buff *skb, __u32 zone_id,
-			      nat_addr addr)
+			      nat_addr_arg addr)
 {
 	if (zone_id == NAT_ZONE_OUTSIDE)
 		return address_is_remote(skb, addr, skb->ifindex);
@@ -260,10 +236,12 @@ NAT_GLOBAL int reply(struct __sk_buff *skb, const struct packet *p,
 		return TC_ACT_SHOT;
 	h.icmp.type = what >> 8;
 	h.icmp.code = what;
-	h.icmp.sequence = bpf_htons(p->mtu); /* RFC 1191 */
+	h.icmp.sequence = bpf_htons(
+		p->mtu); /* RFC 1191; the lower half of RFC 4443's */
 	from = zone_id == NAT_ZONE_OUTSIDE ? p->daddr : zone->gateway;
-	if (!from || !reply_is_due(skb, p) || !reply_is_allowed(zone_id) ||
-	    !reply_reaches(skb, zone_id, p->saddr) ||
+	if (addr_is_any(from) || !reply_is_due(skb, p) ||
+	    !reply_is_allowed(zone_id) ||
+	    !reply_reaches(skb, zone_id, addr_arg(p->saddr)) ||
 	    reply_make(skb, p, from, &h) < 0)
 		return TC_ACT_SHOT;
 	return reply_send(skb, p, zone_id, zone, egress);

@@ -7,7 +7,8 @@
 #ifndef CONENAT_ROUTE_H
 #define CONENAT_ROUTE_H
 
-#include "packet.h"
+#include "parse.h"
+#include "scratch.h"
 
 #define ROUTE_TICKS 60 /* about 1 s */
 
@@ -20,13 +21,15 @@ struct route {
 	__u8 pad[3];
 };
 
+SCRATCH(struct route, route)
+
 /* What is known of the packet at hand, for all that decides about it. */
 struct nat {
 	struct __sk_buff *skb;
 	struct packet p;
 	__u32 tick;
 	__u16 zone; /* that it comes from */
-	__be16 id; /* of the datagram from here on; 0: its own */
+	nat_id id; /* of the datagram from here on; 0: its own */
 	int action; /* for a packet that was translated */
 	__u8 egress; /* at the outside egress hook */
 	__u8 stack; /* the interface's packets go the kernel's way */
@@ -92,7 +95,6 @@ NAT_GLOBAL int route_lookup(struct __sk_buff *skb, const struct packet *p,
 			    __u32 iif, struct route *r)
 {
 	struct bpf_fib_lookup fib = {
-		.family = NAT_FAMILY,
 		.tot_len = 1, /* so that the route's MTU is answered */
 		.ifindex = iif,
 	};
@@ -105,8 +107,7 @@ NAT_GLOBAL int route_lookup(struct __sk_buff *skb, const struct packet *p,
 	fib.l4_protocol = p->proto;
 	fib.sport = p->sport;
 	fib.dport = p->dport;
-	fib.ipv4_src = p->saddr;
-	fib.ipv4_dst = p->daddr;
+	fib_set(&fib, p->saddr, p->daddr);
 	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return route_error(rc);
@@ -115,7 +116,7 @@ NAT_GLOBAL int route_lookup(struct __sk_buff *skb, const struct packet *p,
 		return -REASON_PASSED_NOT_OUTSIDE;
 	r->ifindex = fib.ifindex;
 	r->realm = link->owner;
-	r->next_hop = fib.family == NAT_FAMILY ? fib.ipv4_dst : 0;
+	r->next_hop = fib_next_hop(&fib);
 	/* Without a neighbour and the flag, the kernel leaves mtu_result out. */
 	r->mtu = fib.mtu_result > 1 ? fib.mtu_result :
 				      route_mtu(skb, fib.ifindex);
@@ -135,15 +136,11 @@ static __always_inline int route_resolve(struct __sk_buff *skb,
  * as source: as the host's own packets from there are routed.
  */
 NAT_GLOBAL int route_by_realm(struct __sk_buff *skb, const struct packet *p,
-			      __u32 realm_id, nat_addr external,
+			      __u32 realm_id, nat_addr_arg external,
 			      struct route *r)
 {
 	struct nat_realm *realm = realm_get(realm_id);
-	struct bpf_fib_lookup fib = {
-		.family = NAT_FAMILY,
-		.tot_len = 1,
-		.ipv4_src = external,
-	};
+	struct bpf_fib_lookup fib = { .tot_len = 1 };
 	__u32 flags = BPF_FIB_LOOKUP_OUTPUT;
 	int rc;
 
@@ -152,7 +149,7 @@ NAT_GLOBAL int route_by_realm(struct __sk_buff *skb, const struct packet *p,
 	if (fib_skip_neigh)
 		flags |= BPF_FIB_LOOKUP_SKIP_NEIGH;
 	fib.l4_protocol = p->proto;
-	fib.ipv4_dst = p->daddr;
+	fib_set(&fib, addr_of(external), p->daddr);
 	fib.ifindex = realm->ifindex;
 	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
@@ -161,7 +158,7 @@ NAT_GLOBAL int route_by_realm(struct __sk_buff *skb, const struct packet *p,
 		return -REASON_PASSED_NOT_OUTSIDE;
 	r->ifindex = fib.ifindex;
 	r->realm = realm_id;
-	r->next_hop = fib.family == NAT_FAMILY ? fib.ipv4_dst : 0;
+	r->next_hop = fib_next_hop(&fib);
 	r->mtu = fib.mtu_result > 1 ? fib.mtu_result :
 				      route_mtu(skb, fib.ifindex);
 	return 0;
@@ -171,26 +168,25 @@ NAT_GLOBAL int route_by_realm(struct __sk_buff *skb, const struct packet *p,
 static __always_inline int route_towards(struct __sk_buff *skb, nat_addr addr,
 					 __u32 *ifindex)
 {
-	struct bpf_fib_lookup fib = {
-		.family = NAT_FAMILY,
-		.ifindex = *ifindex,
-		.ipv4_dst = addr,
-	};
+	struct bpf_fib_lookup fib = { .ifindex = *ifindex };
 	__u32 flags = fib_skip_neigh ? BPF_FIB_LOOKUP_SKIP_NEIGH : 0;
-	int rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
+	nat_addr any = {};
+	int rc;
 
+	fib_set(&fib, any, addr);
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), flags);
 	*ifindex = fib.ifindex;
 	return rc;
 }
 
 /* The zone that the kernel's routing finds an address in; else the outside's. */
-NAT_GLOBAL __u32 zone_of_route(struct __sk_buff *skb, nat_addr addr)
+NAT_GLOBAL __u32 zone_of_route(struct __sk_buff *skb, nat_addr_arg addr)
 {
 	__u32 ifindex = skb->ifindex;
 	struct nat_link *link;
 	int rc;
 
-	rc = route_towards(skb, addr, &ifindex);
+	rc = route_towards(skb, addr_of(addr), &ifindex);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return NAT_ZONE_OUTSIDE;
 	link = link_get(ifindex);
@@ -201,10 +197,10 @@ NAT_GLOBAL __u32 zone_of_route(struct __sk_buff *skb, nat_addr addr)
  * Whether routing takes an address that was sent from for another host's: it is no
  * network's broadcast address, and none of the host's own.
  */
-NAT_GLOBAL bool address_is_remote(struct __sk_buff *skb, nat_addr addr,
+NAT_GLOBAL bool address_is_remote(struct __sk_buff *skb, nat_addr_arg addr,
 				  __u32 ifindex)
 {
-	int rc = route_towards(skb, addr, &ifindex);
+	int rc = route_towards(skb, addr_of(addr), &ifindex);
 
 	return rc >= 0 && rc != BPF_FIB_LKUP_RET_NOT_FWDED;
 }

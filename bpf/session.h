@@ -45,6 +45,9 @@ struct session_plan {
 	__u8 unlimited; /* another NAT has it already */
 };
 
+SCRATCH(struct session_plan, plan)
+SCRATCH(struct session_half, half)
+
 static __always_inline struct session_half *
 session_find(const struct session_key *key)
 {
@@ -58,10 +61,7 @@ NAT_GLOBAL int packet_socket(struct __sk_buff *skb, const struct packet *p)
 
 	if (!p)
 		return HOST_SOCKET_NONE;
-	tuple.ipv4.saddr = p->saddr;
-	tuple.ipv4.sport = p->sport;
-	tuple.ipv4.daddr = p->daddr;
-	tuple.ipv4.dport = p->dport;
+	tuple_set(&tuple, p->saddr, p->sport, p->daddr, p->dport);
 	return host_socket(skb, &tuple, p->proto);
 }
 
@@ -128,7 +128,7 @@ static __always_inline enum nat_timeout state_timeout(__u8 proto,
 {
 	if (proto == IPPROTO_UDP)
 		return TIMEOUT_UDP;
-	if (proto == IPPROTO_ICMP)
+	if (proto == PROTO_ICMP)
 		return TIMEOUT_ICMP;
 	switch (state) {
 	case STATE_ESTABLISHED:
@@ -336,7 +336,7 @@ static __always_inline int session_answers(struct __sk_buff *skb,
 
 	if (!(half->flags & HALF_INBOUND))
 		return -REASON_DROPPED_ROUTE_MOVED;
-	if (route_by_realm(skb, p, b->realm, b->external, &back) == 0)
+	if (route_by_realm(skb, p, b->realm, addr_arg(b->external), &back) == 0)
 		*r = back;
 	return 0;
 }
@@ -434,10 +434,7 @@ static __always_inline int session_exceptions(struct nat *n,
 
 static __always_inline int send_to_neighbour(const struct session_half *half)
 {
-	struct bpf_redir_neigh next = {
-		.nh_family = NAT_FAMILY,
-		.ipv4_nh = half->next_hop,
-	};
+	struct bpf_redir_neigh next = {};
 	__u32 ifindex = half->ifindex;
 	struct nat_zone *zone;
 
@@ -448,8 +445,10 @@ static __always_inline int send_to_neighbour(const struct session_half *half)
 			return TC_ACT_SHOT;
 		ifindex = zone->ifindex;
 	}
-	if (!half->next_hop) /* a next hop of the other family (RFC 5549) */
+	if (addr_is_any(
+		    half->next_hop)) /* a next hop of the other family (RFC 5549) */
 		return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	neighbour_set(&next, half->next_hop);
 	return bpf_redirect_neigh(ifindex, &next, sizeof(next), 0);
 }
 
@@ -468,8 +467,10 @@ static __always_inline bool session_enters(const struct nat *n,
 
 static __always_inline void rewrite_for_stack(struct nat *n, struct rewrite *to)
 {
-	n->skb->mark = addr_to_mark(to->daddr);
-	to->daddr = n->p.daddr;
+	__u32 mark;
+
+	to->daddr = addr_to_mark(to->daddr, n->p.daddr, &mark);
+	n->skb->mark = mark;
 }
 
 /* Sends a translated packet where its half says; sets the action. */
@@ -692,9 +693,9 @@ static __always_inline int session_datagram(struct nat *n,
 }
 
 /* A packet of a known session. */
-static __always_inline int session_forward(struct nat *n,
-					   const struct session_key *key,
-					   struct session_half *half)
+static family_inline int session_forward(struct nat *n,
+					 const struct session_key *key,
+					 struct session_half *half)
 {
 	bool routed = session_routes(n, half);
 	int rc;
@@ -752,8 +753,8 @@ static __always_inline int session_release(const struct session_key *key,
 					   const struct session_held *held)
 {
 	if (held->filter)
-		permission_drop(&held->ref, key->daddr);
-	usage_give(key->zone, key->saddr, USAGE_SESSION);
+		permission_drop(&held->ref, addr_arg(key->daddr));
+	usage_give(key->zone, addr_arg(key->saddr), USAGE_SESSION);
 	binding_drop(held->ref.binding, held->ref.generation);
 	if (held->receiver)
 		binding_drop(held->reverse_ref.binding,
@@ -817,11 +818,13 @@ static __noinline int plan_insert_primary(const struct session_plan *plan,
 					  __u32 slot)
 {
 	struct session_key key = plan->key;
-	struct session_half half = {};
+	struct session_half *half = half_new();
 
-	plan_primary(plan, &half);
-	half.slot = slot;
-	return bpf_map_update_elem(&sessions, &key, &half, BPF_NOEXIST);
+	if (!half)
+		return -ENOMEM;
+	plan_primary(plan, half);
+	half->slot = slot;
+	return bpf_map_update_elem(&sessions, &key, half, BPF_NOEXIST);
 }
 
 static __always_inline void plan_reverse_key(const struct session_plan *plan,
@@ -839,13 +842,15 @@ static __always_inline void plan_reverse_key(const struct session_plan *plan,
 static __noinline int plan_insert_reverse(const struct session_plan *plan,
 					  __u32 slot)
 {
-	struct session_half half = {};
+	struct session_half *half = half_new();
 	struct session_key key;
 
+	if (!half)
+		return -ENOMEM;
 	plan_reverse_key(plan, &key);
-	plan_reverse(plan, &half);
-	half.slot = slot;
-	return bpf_map_update_elem(&sessions, &key, &half, BPF_NOEXIST);
+	plan_reverse(plan, half);
+	half->slot = slot;
+	return bpf_map_update_elem(&sessions, &key, half, BPF_NOEXIST);
 }
 
 /* Both halves, or none. */
@@ -928,14 +933,14 @@ static __always_inline int plan_filtering(struct session_plan *plan)
 	const struct session_key *key = &plan->key;
 	int rc;
 
-	switch (filtering_of(key->zone, key->saddr, key->proto)) {
+	switch (filtering_of(key->zone, addr_arg(key->saddr), key->proto)) {
 	case NAT_ENDPOINT_INDEPENDENT:
 		plan->no_refresh = plan->flags & HALF_INBOUND &&
 				   key->proto == IPPROTO_UDP && b &&
 				   !(b->flags & BINDING_STATIC);
 		return 0;
 	case NAT_ADDRESS_DEPENDENT:
-		rc = permission_hold(&plan->ref, key->daddr);
+		rc = permission_hold(&plan->ref, addr_arg(key->daddr));
 		if (rc == 0)
 			plan->flags |= HALF_FILTER;
 		return rc;
@@ -948,7 +953,7 @@ static __always_inline int plan_filtering(struct session_plan *plan)
 static __always_inline void plan_release(const struct session_plan *plan)
 {
 	if (plan->flags & HALF_FILTER)
-		permission_drop(&plan->ref, plan->key.daddr);
+		permission_drop(&plan->ref, addr_arg(plan->key.daddr));
 	binding_drop(plan->ref.binding, plan->ref.generation);
 	if (plan->flags & HALF_HAIRPIN && !(plan->flags & HALF_SELF))
 		binding_drop(plan->reverse_ref.binding,
@@ -1011,15 +1016,16 @@ NAT_GLOBAL int session_open(struct session_plan *plan)
 
 	if (!plan)
 		return -REASON_DROPPED_RACE;
-	rc = usage_take(plan->key.zone, plan->key.saddr, USAGE_SESSION,
-			plan->unlimited);
+	rc = usage_take(plan->key.zone, addr_arg(plan->key.saddr),
+			USAGE_SESSION, plan->unlimited);
 	if (rc == 0) {
 		rc = plan_filtering(plan);
 		if (rc == 0)
 			rc = session_insert(plan);
 		if (rc == 0)
 			return plan_announce(plan);
-		usage_give(plan->key.zone, plan->key.saddr, USAGE_SESSION);
+		usage_give(plan->key.zone, addr_arg(plan->key.saddr),
+			   USAGE_SESSION);
 	} else {
 		session_refused(plan, rc);
 	}

@@ -29,7 +29,7 @@ static __always_inline __u32 session_refreshed(const struct session_key *key,
 {
 	/* RFC 7857 section 7: else anybody could keep the port open. */
 	if (!b || (key->proto == IPPROTO_UDP && !(a->flags & HALF_HAIRPIN) &&
-		   filtering_of(key->zone, key->saddr, key->proto) ==
+		   filtering_of(key->zone, addr_arg(key->saddr), key->proto) ==
 			   NAT_ENDPOINT_INDEPENDENT))
 		return a->last_seen;
 	return tick_diff(a->last_seen, b->last_seen) > 0 ? a->last_seen :

@@ -2,73 +2,13 @@
 /*
  * Rewriting: addresses, ports, TTL and the checksums that cover them; never the
  * payload. The transport checksum goes through bpf_l4_csum_replace, which knows
- * CHECKSUM_PARTIAL and CHECKSUM_COMPLETE; the IPv4 header's is a plain delta.
+ * CHECKSUM_PARTIAL and CHECKSUM_COMPLETE; the IPv4 header's is a plain delta. (Not
+ * BPF_F_IPV6, Linux 6.16, for IPv6: ip_rewrite does what it stands for.)
  */
 #ifndef CONENAT_TRANSLATE_H
 #define CONENAT_TRANSLATE_H
 
-#include "checksum.h"
 #include "route.h"
-
-struct rewrite {
-	nat_addr saddr;
-	nat_addr daddr;
-	__be16 sport;
-	__be16 dport;
-	bool decrement_ttl;
-	__be16 id; /* 0: its own */
-};
-
-/* The tail of struct iphdr from ttl on. */
-struct ip_tail {
-	__u8 ttl;
-	__u8 proto;
-	__be16 check;
-	__be32 saddr;
-	__be32 daddr;
-};
-
-static __always_inline __u16 ip_word(__u8 first, __u8 second)
-{
-	return first | second << 8; /* as it lies in memory */
-}
-
-/* Another ID: *check is the header's checksum with it. */
-static __always_inline int rewrite_id(struct __sk_buff *skb,
-				      const struct packet *p, __be16 id,
-				      __be16 *check)
-{
-	*check = csum_apply(*check, (__u32)(__u16)~p->id + id);
-	if (bpf_skb_store_bytes(skb,
-				p->l3 + __builtin_offsetof(struct iphdr, id),
-				&id, sizeof(id), 0) < 0)
-		return -REASON_DROPPED_REWRITE;
-	return 0;
-}
-
-static __always_inline int rewrite_ip(struct __sk_buff *skb,
-				      const struct packet *p,
-				      const struct rewrite *to, __u32 addr_diff)
-{
-	__u8 ttl = p->ttl - to->decrement_ttl;
-	__u32 ttl_diff = (__u16)~ip_word(p->ttl, p->proto);
-	struct ip_tail tail = {
-		.ttl = ttl,
-		.proto = p->proto,
-		.saddr = to->saddr,
-		.daddr = to->daddr,
-	};
-
-	ttl_diff += ip_word(ttl, p->proto);
-	tail.check = csum_apply(csum_apply(p->check, addr_diff), ttl_diff);
-	if (to->id && rewrite_id(skb, p, to->id, &tail.check) < 0)
-		return -REASON_DROPPED_REWRITE;
-	if (bpf_skb_store_bytes(skb,
-				p->l3 + __builtin_offsetof(struct iphdr, ttl),
-				&tail, sizeof(tail), 0) < 0)
-		return -REASON_DROPPED_REWRITE;
-	return 0;
-}
 
 /* The transport checksum, of a protocol whose checksum covers the addresses. */
 static __always_inline int rewrite_check(struct __sk_buff *skb,
@@ -131,6 +71,20 @@ static __always_inline int rewrite_identifier(struct __sk_buff *skb,
 	return 0;
 }
 
+/* An error has no identifier; of the packet that it speaks of, icmp.h takes care. */
+static __always_inline int rewrite_icmp(struct __sk_buff *skb,
+					const struct packet *p,
+					const struct rewrite *to,
+					__u32 addr_diff)
+{
+	__u32 check = p->l4 + __builtin_offsetof(struct icmphdr, checksum);
+
+	if (ICMP_COVERS_ADDRESSES &&
+	    bpf_l4_csum_replace(skb, check, 0, addr_diff, BPF_F_PSEUDO_HDR) < 0)
+		return -REASON_DROPPED_REWRITE;
+	return p->flags & PACKET_ERROR ? 0 : rewrite_identifier(skb, p, to);
+}
+
 NAT_GLOBAL int rewrite_packet(struct __sk_buff *skb, const struct packet *p,
 			      const struct rewrite *to)
 {
@@ -142,14 +96,13 @@ NAT_GLOBAL int rewrite_packet(struct __sk_buff *skb, const struct packet *p,
 	addr_diff = csum_addr_diff(p->saddr, p->daddr, to->saddr, to->daddr);
 	if (p->flags & PACKET_LATER_FRAGMENT)
 		rc = 0;
-	else if (p->proto == IPPROTO_ICMP)
-		rc = p->flags & PACKET_ERROR ? 0 :
-					       rewrite_identifier(skb, p, to);
+	else if (p->proto == PROTO_ICMP)
+		rc = rewrite_icmp(skb, p, to, addr_diff);
 	else
 		rc = rewrite_ports(skb, p, to, addr_diff);
 	if (rc < 0)
 		return rc;
-	return rewrite_ip(skb, p, to, addr_diff);
+	return ip_rewrite(skb, p, to, addr_diff);
 }
 
 #endif /* CONENAT_TRANSLATE_H */

@@ -97,7 +97,7 @@ static __always_inline __u32 usage_limit(const struct nat_zone *zone, __u64 one,
  * One more port or session (USAGE_PORT, USAGE_SESSION) of an inside host and of
  * its network, if they may have it. 0 or -REASON_DROPPED_*.
  */
-NAT_GLOBAL int usage_take(__u32 zone, nat_addr address, __u64 one,
+NAT_GLOBAL int usage_take(__u32 zone, nat_addr_arg address, __u64 one,
 			  bool unlimited)
 {
 	struct nat_usage *all = bpf_map_lookup_elem(&zone_usage, &zone);
@@ -116,7 +116,7 @@ NAT_GLOBAL int usage_take(__u32 zone, nat_addr address, __u64 one,
 		return one == USAGE_PORT ? -REASON_DROPPED_NETWORK_PORTS :
 					   -REASON_DROPPED_NETWORK_SESSIONS;
 	}
-	owner_key_of(zone, address, &key);
+	owner_key_of(zone, addr_of(address), &key);
 	rc = usage_hold(&key, one, unlimited ? 0 : usage_limit(z, one, true));
 	if (rc < 0)
 		__sync_fetch_and_add(&all->word, -one);
@@ -128,7 +128,7 @@ NAT_GLOBAL int usage_take(__u32 zone, nat_addr address, __u64 one,
  * which would begin and end, with its events, at each packet that is refused.
  * 0 or -REASON_DROPPED_*.
  */
-NAT_GLOBAL int usage_room(__u32 zone, nat_addr address)
+NAT_GLOBAL int usage_room(__u32 zone, nat_addr_arg address)
 {
 	struct nat_usage *all = bpf_map_lookup_elem(&zone_usage, &zone);
 	struct nat_zone *z = zone_get(zone);
@@ -139,21 +139,21 @@ NAT_GLOBAL int usage_room(__u32 zone, nat_addr address)
 		return 0;
 	if (usage_is_over(all->word, USAGE_SESSION, z->limits.zone_sessions))
 		return -REASON_DROPPED_NETWORK_SESSIONS;
-	owner_key_of(zone, address, &key);
+	owner_key_of(zone, addr_of(address), &key);
 	u = bpf_map_lookup_elem(&hosts, &key);
 	if (u && usage_is_over(u->word, USAGE_SESSION, z->limits.host_sessions))
 		return -REASON_DROPPED_HOST_SESSIONS;
 	return 0;
 }
 
-NAT_GLOBAL int usage_give(__u32 zone, nat_addr address, __u64 one)
+NAT_GLOBAL int usage_give(__u32 zone, nat_addr_arg address, __u64 one)
 {
 	struct nat_usage *all = bpf_map_lookup_elem(&zone_usage, &zone);
 	struct owner_key key;
 
 	if (!usage_counts(zone) || !all)
 		return 0;
-	owner_key_of(zone, address, &key);
+	owner_key_of(zone, addr_of(address), &key);
 	usage_drop(&key, one);
 	__sync_fetch_and_add(&all->word, -one);
 	return 0;

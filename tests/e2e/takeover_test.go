@@ -290,6 +290,7 @@ func TestDetachHandsBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := dockerWithStreams(t, docker.Config{}, 15, 5) // in Docker's NAT before conenat
 			s.Conenat = harness.Start(t, s.Topo, s.Host, append([]string{"--docker"}, args...)...)
+			s.excused = excuseClsact(t, slices.Concat(s.udp, s.inboundUDP))
 			for i := range uint16(15) { // born in conenat
 				s.start(s.containers[0], 500+i)
 				s.start(s.containers[1], 500+i)

@@ -154,7 +154,7 @@ func TestOtherPackets(t *testing.T) {
 		frame := rig.FromContainer(s).Bytes()
 		frame[12], frame[13] = etherType[0], etherType[1]
 		for _, h := range r.Hooks() {
-			r.Send(h.Program, h.Dev, frame, h.Change).Passed("not_ipv4")
+			r.Send(h.Program, h.Dev, frame, h.Change).Passed("not_ip")
 		}
 	}
 	o := r.DP.Objects()
@@ -214,7 +214,7 @@ func TestVLANTag(t *testing.T) {
 		tagged := r.After(h.Program, asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, 0x0081), asm.Mov.Imm(asm.R3, 5), asm.FnSkbVlanPush.Call())
 		frame := rig.FromContainer(UDP(rig.C1+":2000", rig.Peer1+":53", "x")).Bytes()
 		res := r.Send(tagged, h.Dev, frame, h.Change)
-		if res.Verdict != rig.Next || res.Reason != "passed_not_ipv4" {
+		if res.Verdict != rig.Next || res.Reason != "passed_not_ip" {
 			t.Errorf("%s: verdict %d, %s", h.Name, int32(res.Verdict), res.Reason)
 		}
 	}

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* From bytes to struct packet: parsed once, with a cursor. */
+#ifndef CONENAT_PARSE_H
+#define CONENAT_PARSE_H
+
+#include "ip.h"
+
+static __always_inline int parse_udp(struct __sk_buff *skb,
+				     struct hdr_cursor *cursor, void *end,
+				     struct packet *p)
+{
+	struct udphdr *udp = cursor->pos;
+
+	if ((void *)(udp + 1) > end || !transport_fits(p, sizeof(*udp)))
+		return -REASON_DROPPED_MALFORMED;
+	if (bpf_ntohs(udp->len) < sizeof(*udp))
+		return -REASON_DROPPED_MALFORMED;
+	p->sport = udp->source;
+	p->dport = udp->dest;
+	packet_segment(skb, p, sizeof(*udp));
+	return 0;
+}
+
+/* SEEN_*, four bits for each of what RST, SYN and FIN can be together. */
+#define SEEN_OF_FLAGS                                                  \
+	(SEEN_OTHER | SEEN_FIN << 4 | SEEN_SYN << 8 | SEEN_SYN << 12 | \
+	 SEEN_RST << 16 | SEEN_RST << 20 | SEEN_RST << 24 | SEEN_RST << 28)
+
+static __always_inline int parse_tcp(struct __sk_buff *skb,
+				     struct hdr_cursor *cursor, void *end,
+				     struct packet *p)
+{
+	struct tcphdr *tcp = cursor->pos;
+
+	if ((void *)(tcp + 1) > end)
+		return -REASON_DROPPED_MALFORMED;
+	/* Of a first fragment the options may be in the next one. */
+	if (tcp->doff < 5 || (!(p->flags & PACKET_FIRST_FRAGMENT) &&
+			      !transport_fits(p, tcp->doff * 4)))
+		return -REASON_DROPPED_MALFORMED;
+	p->sport = tcp->source;
+	p->dport = tcp->dest;
+	p->tcp = ((__u8 *)tcp)[TCP_FLAGS];
+	p->seen = (__u32)SEEN_OF_FLAGS >> (p->tcp & 7) * 4 & 0xf;
+	packet_segment(skb, p, tcp->doff * 4);
+	return 0;
+}
+
+static __always_inline int parse_icmp(struct hdr_cursor *cursor, void *end,
+				      struct packet *p)
+{
+	struct icmphdr *icmp = cursor->pos;
+	__u16 kind;
+
+	if ((void *)(icmp + 1) > end || !transport_fits(p, sizeof(*icmp)))
+		return -REASON_DROPPED_MALFORMED;
+	kind = icmp_kind(icmp->type);
+	p->flags |= kind;
+	if (kind == PACKET_QUERY)
+		p->sport = icmp->id;
+	else if (kind == PACKET_REPLY)
+		p->dport = icmp->id;
+	return 0;
+}
+
+static __always_inline int parse_transport(struct __sk_buff *skb,
+					   struct hdr_cursor *cursor, void *end,
+					   struct packet *p)
+{
+	switch (p->proto) {
+	case IPPROTO_UDP:
+		return parse_udp(skb, cursor, end, p);
+	case IPPROTO_TCP:
+		return parse_tcp(skb, cursor, end, p);
+	case PROTO_ICMP:
+		return parse_icmp(cursor, end, p);
+	}
+	return -REASON_PASSED_PROTOCOL;
+}
+
+/*
+ * A first fragment of 8 or 16 bytes has no whole TCP header (RFC 1858), and goes
+ * as those without any. UDP's and ICMP's fit the smallest there is.
+ */
+static __always_inline bool packet_is_short(const struct packet *p)
+{
+	return p->flags & PACKET_FIRST_FRAGMENT && p->proto == IPPROTO_TCP &&
+	       !transport_fits(p, sizeof(struct tcphdr));
+}
+
+/* A later fragment of IPv6 may go on with the extensions of the datagram. */
+static __always_inline int parse_later(const struct packet *p)
+{
+	return l4_index(p->proto) < 0 && !ip_is_extension(p->proto) ?
+		       -REASON_PASSED_PROTOCOL :
+		       0;
+}
+
+/*
+ * Parse from the network header on. l3 is its offset: ETH_HLEN, or 0 on a link
+ * without Ethernet header.
+ */
+static __always_inline int packet_parse(struct __sk_buff *skb, __u32 l3,
+					struct packet *p)
+{
+	struct hdr_cursor cursor;
+	void *end;
+	int rc;
+
+	if (skb->vlan_present)
+		return -REASON_PASSED_NOT_IP;
+	packet_pull(skb, MAX_HEADERS);
+	end = (void *)(long)skb->data_end;
+	cursor.pos = (void *)(long)skb->data + l3;
+	p->l3 = l3;
+	rc = ip_parse(skb, &cursor, &end, p);
+	if (rc < 0)
+		return rc;
+	if (packet_is_short(p))
+		p->flags ^= PACKET_FIRST_FRAGMENT | PACKET_LATER_FRAGMENT |
+			    PACKET_SHORT;
+	if (p->flags & PACKET_LATER_FRAGMENT)
+		return parse_later(p);
+	return parse_transport(skb, &cursor, end, p);
+}
+
+#endif /* CONENAT_PARSE_H */
