@@ -45,10 +45,13 @@ static __always_inline bool ipv6_walk_is_later(const struct ipv6_walk *w)
 	return w->fragment && w->field & FRAGMENT_OFFSET;
 }
 
-static __always_inline int ipv6_step(struct __sk_buff *skb, struct ipv6_walk *w)
+/* One header further; 1: at the transport header, or a later fragment's payload. */
+static __noinline int ipv6_step(struct __sk_buff *skb, struct ipv6_walk *w)
 {
 	struct ipv6_extension h;
 
+	if (!ip_is_extension(w->proto) || ipv6_walk_is_later(w))
+		return 1;
 	if (w->at + sizeof(h) > w->end ||
 	    bpf_skb_load_bytes(skb, w->at, &h, sizeof(h)) < 0)
 		return -REASON_DROPPED_MALFORMED;
@@ -67,23 +70,20 @@ static __always_inline int ipv6_step(struct __sk_buff *skb, struct ipv6_walk *w)
 	return w->at > w->end ? -REASON_DROPPED_MALFORMED : 0;
 }
 
-/* To the transport header, or behind a later fragment's header. */
+/* Over all of them; one too many is malformed. */
 NAT_GLOBAL int ipv6_extensions(struct __sk_buff *skb, struct ipv6_walk *w)
 {
-	int i, rc;
+	int i, rc = 0;
 
 	if (!w)
 		return -REASON_DROPPED_MALFORMED;
-	for (i = 0; i < EXTENSIONS_MAX; i++) {
-		if (!ip_is_extension(w->proto) || ipv6_walk_is_later(w))
-			return 0;
+#pragma unroll /* Linux 6.1 takes no loop that begins in its middle */
+	for (i = 0; i <= EXTENSIONS_MAX; i++) {
 		rc = ipv6_step(skb, w);
-		if (rc < 0)
-			return rc;
+		if (rc)
+			break;
 	}
-	return ip_is_extension(w->proto) && !ipv6_walk_is_later(w) ?
-		       -REASON_DROPPED_MALFORMED :
-		       0;
+	return rc > 0 ? 0 : -REASON_DROPPED_MALFORMED;
 }
 
 /* PACKET_* of what the walk has found. An atomic fragment (RFC 6946) is none. */

@@ -121,7 +121,7 @@ func (r *Rig) untouchable(name string) bool {
 func spoilMap(m *ebpf.Map) error {
 	value := bytes.Repeat([]byte{0x5a}, int(m.ValueSize()))
 	switch m.Type() {
-	case ebpf.RingBuf:
+	case ebpf.RingBuf, ebpf.ProgramArray:
 		return nil
 	case ebpf.Queue:
 		return m.Put(nil, value)

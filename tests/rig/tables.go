@@ -11,6 +11,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -24,12 +25,15 @@ type tables map[string]table
 // and a variable has one, which is empty.
 type table map[string][]byte
 
+// scratch ends the names of maps that hold nothing from one packet to the next: scratch.h.
+const scratch = "Scratch"
+
 // objectsOf are the fields of one type in the loaded object, by name: what is added to it later is among them.
 func objectsOf[T any](objects any) iter.Seq2[string, T] {
 	return func(yield func(string, T) bool) {
 		v := reflect.ValueOf(objects).Elem()
 		for _, field := range reflect.VisibleFields(v.Type()) {
-			if !field.IsExported() {
+			if !field.IsExported() || strings.HasSuffix(field.Name, scratch) {
 				continue
 			}
 			if o, ok := v.FieldByIndex(field.Index).Interface().(T); ok && !yield(field.Name, o) {
@@ -194,7 +198,7 @@ func readTable(m *ebpf.Map) (table, error) {
 		return readPerCPU(m)
 	case ebpf.Queue:
 		return readQueue(m)
-	case ebpf.RingBuf:
+	case ebpf.RingBuf, ebpf.ProgramArray:
 		return nil, nil
 	}
 	return nil, fmt.Errorf("no way to read a map of type %s", m.Type())
