@@ -108,14 +108,14 @@ func (r *Rig) spoilTables() {
 	})
 }
 
-// untouchable are the ring, which has events by now, and constants. The sweeper is written whenever tables are read.
+// untouchable are the ring, which has events by now, constants, and the programs for IPv6. The sweeper is written whenever tables are read.
 func (r *Rig) untouchable(name string) bool {
 	for n, v := range objectsOf[*ebpf.Variable](r.DP.Objects()) {
 		if n == name {
 			return v.ReadOnly()
 		}
 	}
-	return name == "Sweeper" || name == "Events" && r.ring.AvailableBytes() > 0
+	return name == "Sweeper" || name == "Programs6" || name == "Events" && r.ring.AvailableBytes() > 0
 }
 
 func spoilMap(m *ebpf.Map) error {
