@@ -192,11 +192,11 @@ static __always_inline bool is_routed(struct __sk_buff *skb,
  */
 static __always_inline int other_family(struct __sk_buff *skb,
 					const struct nat *n,
-					enum nat_program program)
+					enum nat_program program, int otherwise)
 {
 	if (NAT_FAMILY == AF_INET && skb->protocol == bpf_htons(ETH_P_IPV6))
 		bpf_tail_call(skb, &programs6, program);
-	return verdict(n, -REASON_PASSED_NOT_IP);
+	return verdict(n, otherwise);
 }
 
 static __always_inline __u32 link_l3(const struct nat_link *link)
@@ -220,7 +220,8 @@ int nat_inside(struct __sk_buff *skb)
 	    DIRECT_PATH_MARK) /* of a conenat in the container */
 		skb->tc_index = 0;
 	if (skb->protocol != NAT_ETHERTYPE)
-		return other_family(skb, &n, PROGRAM_INSIDE);
+		return other_family(skb, &n, PROGRAM_INSIDE,
+				    -REASON_PASSED_NOT_IP);
 	if (!is_routed(skb, link))
 		return verdict(&n, -REASON_PASSED_BRIDGED);
 	n.tick = clock_tick();
@@ -251,7 +252,8 @@ int nat_outside_ingress(struct __sk_buff *skb)
 	if (!link || link->kind != LINK_OUTSIDE)
 		return verdict(&n, -REASON_PASSED_NO_LINK);
 	if (skb->protocol != NAT_ETHERTYPE)
-		return other_family(skb, &n, PROGRAM_OUTSIDE_INGRESS);
+		return other_family(skb, &n, PROGRAM_OUTSIDE_INGRESS,
+				    -REASON_PASSED_NOT_IP);
 	n.tick = clock_tick();
 	n.zone = NAT_ZONE_OUTSIDE;
 	n.stack = link->flags & LINK_STACK;
@@ -332,7 +334,8 @@ int nat_outside_egress(struct __sk_buff *skb)
 	if (!link || link->kind != LINK_OUTSIDE)
 		return verdict(&n, -REASON_PASSED_NO_LINK);
 	if (skb->protocol != NAT_ETHERTYPE)
-		return other_family(skb, &n, PROGRAM_OUTSIDE_EGRESS);
+		return other_family(skb, &n, PROGRAM_OUTSIDE_EGRESS,
+				    -REASON_PASSED_NOT_IP);
 	n.tick = clock_tick();
 	n.stack_egress = link->flags & LINK_STACK;
 	rc = packet_parse(skb, link_l3(link), &n.p);
@@ -350,7 +353,8 @@ int nat_fragments(struct __sk_buff *skb)
 	struct nat n = { .skb = skb, .action = TC_ACT_SHOT };
 
 	if (skb->protocol != NAT_ETHERTYPE)
-		return other_family(skb, &n, PROGRAM_FRAGMENTS);
+		return other_family(skb, &n, PROGRAM_FRAGMENTS,
+				    -REASON_DROPPED_MALFORMED);
 	n.tick = clock_tick();
 	return verdict(&n, reorder_return(&n));
 }
