@@ -3,9 +3,7 @@
 package exceptions
 
 import (
-	"bytes"
 	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -51,8 +49,10 @@ func loadPart(offset, size uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}
 }
 
-// A mark holds markBits of an inside address: all of one of IPv4, the last ones of one of IPv6. The bits before them the
-// outside interface's ingress has written into the destination already, with the checksum of the whole address.
+// A mark holds markBits of an inside address: all of one of IPv4, the last ones of one of IPv6. There the outside interface's
+// ingress has written the bits before them into the destination already, and zeros behind: with the external address's own
+// last bits that might be another container's address, such as fd00::2 on a host that is 2001:db8::2, which a rule of
+// Docker's raw table drops. The transport's checksum is that of the whole inside address from then on.
 const markBits = 32
 
 // marked matches what the mark and the destination tell of the inside address with a prefix.
@@ -68,29 +68,21 @@ func (f family) marked(mark expr.Any, inside netip.Prefix) (parts []part) {
 	return parts
 }
 
-// arrived matches what the ingress has left of an external address in the destination, or zeros that it put there: in IPv6
-// the external address's last bits behind the inside address's first ones may be another container's address, such as
-// fd00::2 on a host that is 2001:db8::2, which a rule of Docker's raw table then drops.
+// arrived matches what the ingress has left in the destination where the mark goes: an external address, or in IPv6 zeros.
 func (f family) arrived(external []netip.Addr) part {
 	load := loadPart(f.destination+f.size-markBits/8, markBits/8)
-	var left [][]byte
-	if f.size > markBits/8 {
-		left = append(left, make([]byte, markBits/8))
+	switch {
+	case f.size > markBits/8:
+		return equal(load, make([]byte, markBits/8))
+	case len(external) == 1:
+		return equal(load, external[0].AsSlice())
 	}
-	for _, a := range external {
-		if key := a.AsSlice()[f.size-markBits/8:]; !slices.ContainsFunc(left, func(k []byte) bool { return bytes.Equal(k, key) }) {
-			left = append(left, key)
-		}
-	}
-	if len(left) == 1 {
-		return equal(load, left[0])
-	}
-	return part{lookup: &lookup{load, nftables.TypeIPAddr, left, false}}
+	return part{lookup: &lookup{load, f.kind, keys(external), false}}
 }
 
-// write puts the mark into the destination's last bits. The header of IPv4 has a checksum, and the transport's has the
-// address in it, which the ingress leaves to this rule in IPv4 alone: in IPv6 there is no sum of the header that would
-// make up for the change where the network card has summed up the packet (CHECKSUM_COMPLETE).
+// write puts the mark into the destination's last bits. In IPv4 the checksums of the header and of the transport follow. In IPv6
+// they must not: nf_tables would correct the sum of a packet that the network card has summed up (CHECKSUM_COMPLETE) for
+// the address alone, and no header's checksum makes up for that.
 func (f family) write() expr.Any {
 	out := &expr.Payload{
 		OperationType: expr.PayloadWrite, SourceRegister: register, Base: expr.PayloadBaseNetworkHeader,

@@ -154,7 +154,7 @@ func unclaimed(f family, pairs []Pair) (out []rule) {
 // iif { OUTSIDES } ip daddr { EXTERNAL } ip daddr set meta mark meta mark set 0": a packet to one outside's address may come
 // in by another. The mark's bytes in memory are the inside address in network byte order, which is how registers and
 // headers have it: nothing is ever swapped. In IPv6 the mark is the inside address's last 32 bits, and the destination has
-// those before them already: "ip6 daddr & MASK == INSIDE iif { OUTSIDES } @nh,288,32 { 0, EXTERNAL } @nh,288,32 set meta mark".
+// those before them already: "ip6 daddr & MASK == INSIDE iif { OUTSIDES } @nh,288,32 0 @nh,288,32 set meta mark".
 func arriving(f family, pairs []Pair) (out []rule) {
 	mark := &expr.Meta{Key: expr.MetaKeyMARK, Register: register}
 	outsides, names := indices(pairs)

@@ -20,28 +20,29 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
+// The external address ends as the container's does.
 var (
 	inside6  = netip.MustParseAddr("fd00::2")
-	outside6 = netip.MustParseAddr("2001:db8::1")
+	outside6 = netip.MustParseAddr("2001:db8::2")
 	peer6    = netip.MustParseAddr("2001:db8::9")
 	prefix6  = netip.MustParsePrefix("fd00::/64")
 )
 
 // Stand-ins for the programs at the outside interface: the transport's checksum and the first bits of the destination are
-// those of the inside address afterwards, whose last bits are in the mark, and the destination's are LEFT.
+// those of the inside address afterwards, whose last bits are in the mark, and zeros in the destination.
 const programs6 = `
 table netdev programs {
 	chain translate {
-		ip6 daddr set fd00::2 @nh,288,32 set LEFT meta mark set MARK
+		ip6 daddr set fd00::2 @nh,288,32 set 0x00000000 meta mark set MARK
 	}
 	chain ingress {
 		type filter hook ingress device eth0 priority 0
-		ip6 daddr 2001:db8::1 icmpv6 type echo-request goto translate
-		ip6 daddr 2001:db8::1 meta l4proto { udp, tcp } goto translate
+		ip6 daddr 2001:db8::2 icmpv6 type echo-request goto translate
+		ip6 daddr 2001:db8::2 meta l4proto { udp, tcp } goto translate
 	}
 	chain egress {
 		type filter hook egress device eth0 priority 0
-		ip6 saddr fd00::2 ip6 saddr set 2001:db8::1
+		ip6 saddr fd00::2 ip6 saddr set 2001:db8::2
 	}
 }
 `
@@ -86,21 +87,21 @@ func newBench6(t *testing.T) bench {
 	must(t, f.Host.AddBridge("docker0", ""))
 	must(t, all.Link(topo.End{NS: f.Host, Name: "veth-c1", Master: "docker0"}, topo.End{NS: container, Name: "eth0"}, 0))
 	must(t, all.Link(topo.End{NS: f.Host, Name: "eth0"}, topo.End{NS: f.Peer1, Name: "eth0"}, 0))
-	must(t, f.Host.IP(t.Context(), "addr add fd00::1/64 dev docker0 nodad\naddr add 2001:db8::1/64 dev eth0 nodad\n"))
+	must(t, f.Host.IP(t.Context(), "addr add fd00::1/64 dev docker0 nodad\naddr add 2001:db8::2/64 dev eth0 nodad\n"))
 	must(t, container.IP(t.Context(), "addr add fd00::2/64 dev eth0 nodad\nroute add default via fd00::1\n"))
 	must(t, f.Peer1.IP(t.Context(), "addr add 2001:db8::9/64 dev eth0 nodad\n"))
 	b := bench{f, container}
 	b.nft(t, witnesses6)
-	b.attach6(t, "0x00000000")
+	b.attach6(t)
 	b.ensure6(t, prefix6)
 	return b
 }
 
 // attach6 puts the stand-ins at the outside interface.
-func (b bench) attach6(t *testing.T, left string) {
+func (b bench) attach6(t *testing.T) {
 	t.Helper()
 	low := inside6.As16()
-	b.nft(t, strings.NewReplacer("LEFT", left, "MARK", fmt.Sprint(binary.NativeEndian.Uint32(low[12:]))).Replace(programs6))
+	b.nft(t, strings.ReplaceAll(programs6, "MARK", fmt.Sprint(binary.NativeEndian.Uint32(low[12:]))))
 }
 
 func (b bench) ensure6(t *testing.T, prefix netip.Prefix, except ...netip.Addr) {
@@ -116,17 +117,13 @@ func TestArrivingIPv6PacketsGetTheInsideAddress(t *testing.T) {
 	tests := []struct {
 		name   string
 		prefix netip.Prefix
-		left   string
 	}{
-		{"prefix_without_bits_of_the_mark", prefix6, "0x00000000"},
-		{"prefix_with_bits_of_the_mark", netip.MustParsePrefix("fd00::/120"), "0x00000000"},
-		{"external_address_is_left", prefix6, "0x00000001"},
+		{"prefix_without_bits_of_the_mark", prefix6},
+		{"prefix_with_bits_of_the_mark", netip.MustParsePrefix("fd00::/120")},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench6(t)
-			b.run(t, "nft", "delete", "table", "netdev", "programs")
-			b.attach6(t, tt.left)
 			b.ensure6(t, tt.prefix)
 			for _, offload := range []bool{true, false} { // without it, receivers verify checksums
 				must(t, b.Peer1.TransmitOffload("eth0", offload))
@@ -271,7 +268,7 @@ func TestLeavingIPv6Packets(t *testing.T) {
 			tt.change(t, b)
 			b.run(t, "nft", "delete", "table", "netdev", "programs")
 			if tt.want == inside6 { // for the answers of neighbour discovery alone
-				must(t, b.Peer1.IP(t.Context(), "route add fd00::/64 via 2001:db8::1\n"))
+				must(t, b.Peer1.IP(t.Context(), "route add fd00::/64 via 2001:db8::2\n"))
 			}
 			if from := b.send(t, b.container, b.Peer1, peer6); from != tt.want {
 				t.Errorf("peer saw %v, want %v", from, tt.want)
@@ -324,7 +321,7 @@ func TestTable6(t *testing.T) {
 	chain prerouting {
 		type filter hook prerouting priority -250; policy accept;
 		meta mark 0x00000000 return comment "nothing for conenat"
-		ip6 daddr fd00::/96 meta mark & MASK == INSIDE iif "lo" @nh,288,32 { 0.0.0.0, 0.0.0.1 } @nh,288,32 set meta mark meta mark set 0x00000000 comment "PAIR"
+		ip6 daddr fd00::/96 meta mark & MASK == INSIDE iif "lo" @nh,288,32 0x0 @nh,288,32 set meta mark meta mark set 0x00000000 comment "PAIR"
 	}
 
 	chain postrouting {
