@@ -221,7 +221,8 @@ func (in inputs) adoptedInsides() (list []inside) {
 	for _, n := range in.actual.Networks {
 		if !slices.Contains(in.cfg.Inside, n.Name) {
 			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, refusal: n.Refusal,
-				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, exclude: n.Exclude, external: ranges(n.External), isolated: n.Isolated, adopted: true})
+				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, exclude: n.Exclude, external: ranges(n.External), isolated: n.Isolated,
+				adopted: true, partly: asBefore(n)})
 		}
 	}
 	return list
@@ -233,6 +234,22 @@ func ranges(list []netip.Addr) (out []config.Range) {
 		out = append(out, config.Range{First: a, Last: a})
 	}
 	return out
+}
+
+// asBefore leaves alone the family that a network was not translated in.
+func asBefore(n dataplane.Network) (p docker.Partly) {
+	const unknown = "Docker has not said yet what it is"
+	for _, f := range families {
+		if slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return f.is(p.Addr()) }) {
+			continue
+		}
+		if f.name == "IPv6" {
+			p.IPv6 = unknown
+		} else {
+			p.IPv4 = unknown
+		}
+	}
+	return p
 }
 
 // owners are whose the addresses of the network are.

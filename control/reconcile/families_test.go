@@ -89,6 +89,18 @@ func TestBothFamiliesAreDesired(t *testing.T) {
 	}
 }
 
+// TestAdoptedFamilies: until Docker answers, a network that an earlier daemon had is translated in the families that it was.
+func TestAdoptedFamilies(t *testing.T) {
+	four, six := netip.MustParsePrefix("172.17.0.0/16"), netip.MustParsePrefix("fd00::/64")
+	for _, had := range [][]netip.Prefix{{four}, {six}, {four, six}} {
+		actual := plan.State{Networks: []dataplane.Network{{Name: "docker0", Prefixes: had}}}
+		got := desire(inputs{cfg: config.Config{Docker: true}, host: dual(), actual: actual})
+		if len(got.Networks) != 1 || !slices.Equal(got.Networks[0].Prefixes, had) {
+			t.Errorf("had %v, and has %+v", had, got.Networks)
+		}
+	}
+}
+
 // TestRoutedIPv6IsLeftAlone: where Docker has no NAT of IPv6, nothing of it is translated that is not already.
 func TestRoutedIPv6IsLeftAlone(t *testing.T) {
 	six := netip.MustParsePrefix("fd00::/64")
