@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/dockerfake"
@@ -150,13 +148,6 @@ func (l *lab) fragmentsBothWays() {
 	}
 }
 
-// icmpError is what a socket hears of a packet that it has sent.
-type icmpError struct {
-	kind, code byte
-	from       netip.Addr     // who says so
-	about      netip.AddrPort // where the packet was sent
-}
-
 // errorsReachTheirSenders: what routers and receivers say of a packet, its sender hears, as of the packet that it sent.
 func (l *lab) errorsReachTheirSenders(container *topo.NS) {
 	l.t.Helper()
@@ -181,60 +172,6 @@ func (l *lab) errorsReachTheirSenders(container *topo.NS) {
 			l.t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, tt.want)
 		}
 	}
-}
-
-// provoke sends a datagram and waits for the ICMP error about it, sending again now and then: errors are limited in
-// their rate.
-func provoke(ns *topo.NS, port int, to netip.AddrPort, ttl, size int) (got icmpError, err error) {
-	doErr := ns.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		err = errors.Join(
-			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1),
-			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, ttl),
-			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
-			unix.Bind(fd, &unix.SockaddrInet4{Port: port}),
-		)
-		if err != nil {
-			return err
-		}
-		for deadline := time.Now().Add(probe.Timeout); time.Now().Before(deadline); {
-			_ = unix.Sendto(fd, make([]byte, size), 0, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
-			fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR is always waited for
-			if n, err := unix.Poll(fds, 250); err == nil && n == 1 {
-				got, err = readError(fd)
-				return err
-			}
-		}
-		return probe.ErrTimeout
-	})
-	return got, doErr
-}
-
-// readError takes one error off a socket's queue (struct sock_extended_err, and who sent it, in a control message).
-func readError(fd int) (icmpError, error) {
-	control := make([]byte, 512)
-	_, n, _, name, err := unix.Recvmsg(fd, make([]byte, 64), control, unix.MSG_ERRQUEUE)
-	if err != nil {
-		return icmpError{}, err
-	}
-	messages, err := unix.ParseSocketControlMessage(control[:n])
-	if err != nil {
-		return icmpError{}, err
-	}
-	i := slices.IndexFunc(messages, func(m unix.SocketControlMessage) bool {
-		return m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_RECVERR && len(m.Data) >= 24
-	})
-	to, ok := name.(*unix.SockaddrInet4)
-	if i < 0 || !ok {
-		return icmpError{}, errors.New("no IP_RECVERR message")
-	}
-	data := messages[i].Data // error 4, origin 1, type 1, code 1, pad 1, info 4, data 4, then struct sockaddr_in
-	from, _ := netip.AddrFromSlice(data[20:24])
-	return icmpError{kind: data[5], code: data[6], from: from, about: netip.AddrPortFrom(netip.AddrFrom4(to.Addr), uint16(to.Port))}, nil
 }
 
 // TestStackFigure3: one endpoint for every peer, in every order, on the stack path, too.

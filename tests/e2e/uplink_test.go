@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/control/api"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/require"
@@ -52,17 +53,27 @@ COMMIT
 // newUplinkLab starts conenat where routes, lines of ip(8), are in place.
 func newUplinkLab(t *testing.T, cfg topo.UplinkConfig, routes string, args ...string) *uplinkLab {
 	t.Helper()
-	l := placeUplinkLab(t, topo.Figure3Config{}, cfg, routes, args...)
+	return newUplinkLabIn(family.V4, t, cfg, routes, args...)
+}
+
+// newUplinkLabIn is newUplinkLab in a family.
+func newUplinkLabIn(fam family.Family, t *testing.T, cfg topo.UplinkConfig, routes string, args ...string) *uplinkLab {
+	t.Helper()
+	l := placeUplinkLab(t, topo.Figure3Config{IPv6: fam == family.V6}, cfg, routes, args...)
 	l.Run()
 	return l
 }
 
-// placeUplinkLab is newUplinkLab before conenat runs. Without a name in cfg there is no second uplink.
+// placeUplinkLab is newUplinkLab before conenat runs; where the figure has IPv6, it is IPv6 that is tested. Without a name in cfg
+// there is no second uplink.
 func placeUplinkLab(t *testing.T, figure topo.Figure3Config, cfg topo.UplinkConfig, routes string, args ...string) *uplinkLab {
 	t.Helper()
 	figure.Containers, figure.Net2Containers = 1, 1
 	f := topo.Figure3ForTest(t, figure)
 	l := &uplinkLab{lab: &lab{Figure3: f, t: t}, first: f.Uplink()}
+	if figure.IPv6 {
+		l.family = family.V6
+	}
 	if cfg.Name != "" {
 		var err error
 		l.second, err = f.AddUplink(cfg)
@@ -72,8 +83,9 @@ func placeUplinkLab(t *testing.T, figure topo.Figure3Config, cfg topo.UplinkConf
 	l.iptables(net2Rules)
 	l.ip(routes)
 	l.Conenat = harness.Place(t, f.Topo, f.Host, append([]string{"--inside", "docker0", "--inside", "net2"}, args...)...)
-	l.host, l.peer1, l.peer2 = probe.In(f.Host), probe.In(f.Peer1), probe.In(f.Peer2)
-	l.near, l.other = probe.In(f.Containers[0]), probe.In(f.Net2[0])
+	l.Conenat.Family = l.family
+	l.host, l.peer1, l.peer2 = l.probe(f.Host), l.probe(f.Peer1), l.probe(f.Peer2)
+	l.near, l.other = l.probe(f.Containers[0]), l.probe(f.Net2[0])
 	l.containers = []probe.Host{l.near, l.other}
 	return l
 }
@@ -88,12 +100,12 @@ func (l *lab) must(err error) {
 // ip changes the host's routes, rules and links: one command a line.
 func (l *lab) ip(commands string) {
 	l.t.Helper()
-	l.must(l.Host.IP(l.t.Context(), commands))
+	l.must(l.Host.IPIn(l.t.Context(), l.family, commands))
 }
 
 func (l *lab) iptables(rules string) {
 	l.t.Helper()
-	_, err := l.Host.Run(l.t.Context(), rules, "iptables-restore", "--noflush")
+	_, err := l.Host.Run(l.t.Context(), l.family.Rules(rules), topo.Tables(l.family)+"-restore", "--noflush")
 	l.must(err)
 }
 
@@ -118,11 +130,12 @@ func (l *lab) outside(name string) string {
 // isOutside waits until an interface is outside, with an address.
 func (l *lab) isOutside(name string, addr netip.Addr) {
 	l.t.Helper()
-	l.eventually(fmt.Sprintf("%s is outside with %s", name, addr), func() bool { return l.outside(name) == "active "+addr.String() })
+	l.eventually(fmt.Sprintf("%s is outside with %s", name, addr), func() bool { return l.outside(name) == "active "+l.family.Addr(addr).String() })
 }
 
 // exchange sends from a container's port to peer 1 and back, and returns as whom the peer sees it.
 func (l *lab) exchange(s probe.Socket, port uint16) netip.AddrPort {
+	at := l.family.At
 	l.t.Helper()
 	peer := l.udp(l.peer1, port)
 	defer peer.Close()
@@ -137,6 +150,7 @@ func (l *lab) exchange(s probe.Socket, port uint16) netip.AddrPort {
 
 // leavesAs holds for all that a container sends: it is seen as from addr, and gets its answers.
 func (l *lab) leavesAs(h probe.Host, addr netip.Addr) {
+	at := l.family.At
 	l.t.Helper()
 	socket := l.udp(h, 20500)
 	if from := l.exchange(socket, 3490); from != at(addr, 20500) {
@@ -144,7 +158,7 @@ func (l *lab) leavesAs(h probe.Host, addr netip.Addr) {
 	}
 	server := l.serve(l.peer1, 0)
 	conn := l.dial(h, at(topo.Peer1Addr, server.Port()))
-	if from, err := conn.Seen(); err != nil || from.Addr() != addr {
+	if from, err := conn.Seen(); err != nil || from.Addr() != l.family.Addr(addr) {
 		l.t.Errorf("a connection is seen as %s, %v, want %s", from, err, addr)
 	}
 	if _, err := conn.Download(10 * megabyte); err != nil {
@@ -153,20 +167,22 @@ func (l *lab) leavesAs(h probe.Host, addr netip.Addr) {
 	if _, err := conn.Upload(10 * megabyte); err != nil {
 		l.t.Error(err)
 	}
-	if r, err := probe.PingOnce(h, topo.Peer1Addr, 3); err != nil || r.Received != 3 {
+	if r, err := probe.PingOnce(h, l.family.Addr(topo.Peer1Addr), 3); err != nil || r.Received != 3 {
 		l.t.Errorf("ping: %+v, %v", r, err)
 	}
 }
 
 // publish forwards tcp/8080 and udp/5353 of an external address to a container's ports 80 and 53, as Docker publishes.
 func (l *lab) publish(addr netip.Addr, container string) {
+	at := l.family.At
 	l.t.Helper()
-	l.Client("forward", "add", "--protocol", "tcp", addr.String()+":8080", container+":80")
-	l.Client("forward", "add", "--protocol", "udp", addr.String()+":5353", container+":53")
+	l.Client("forward", "add", "--protocol", "tcp", at(addr, 8080).String(), container+":80")
+	l.Client("forward", "add", "--protocol", "udp", at(addr, 5353).String(), container+":53")
 }
 
 // reaches: clients of both peers get through to a container's published ports by an external address.
 func (l *lab) reaches(addr netip.Addr, service probe.Host) {
+	at := l.family.At
 	l.t.Helper()
 	server, err := service.ServeTCP(80)
 	l.must(err)
@@ -190,6 +206,7 @@ func (l *lab) reaches(addr netip.Addr, service probe.Host) {
 }
 
 func (l *lab) reachesTCP(client probe.Host, peer, addr netip.Addr) {
+	at := l.family.At
 	l.t.Helper()
 	conn, err := client.DialTCP(0, at(addr, 8080))
 	if err != nil {
@@ -197,7 +214,7 @@ func (l *lab) reachesTCP(client probe.Host, peer, addr netip.Addr) {
 		return
 	}
 	defer conn.Close()
-	if from, err := conn.Seen(); err != nil || from.Addr() != peer {
+	if from, err := conn.Seen(); err != nil || from.Addr() != l.family.Addr(peer) {
 		l.t.Errorf("the service sees its client as %s, %v", from, err)
 	}
 	if _, err := conn.Download(2 * megabyte); err != nil {
@@ -217,7 +234,9 @@ func (l *lab) wholeWay(path string) {
 var paths = []string{"direct", "stack"}
 
 // TestUplinkByRule: an `ip rule` sends one network's packets out by another uplink. Nobody names it to conenat.
-func TestUplinkByRule(t *testing.T) {
+func TestUplinkByRule(t *testing.T) { family.Each(t, testUplinkByRule) }
+
+func testUplinkByRule(t *testing.T, fam family.Family) {
 	tests := map[string]string{
 		"From": "rule add from 172.18.0.0/16 lookup 100\nroute add default via 198.18.1.254 table 100\n",
 		"Iif":  "rule add iif net2 lookup 100\nroute add default via 198.18.1.254 table 100\n",
@@ -225,7 +244,7 @@ func TestUplinkByRule(t *testing.T) {
 	for name, routes := range tests {
 		for _, path := range paths {
 			t.Run(name+"/"+path, func(t *testing.T) {
-				l := newUplinkLab(t, topo.UplinkConfig{Name: "eth1", OwnRouter: true}, routes, "--path", path)
+				l := newUplinkLabIn(fam, t, topo.UplinkConfig{Name: "eth1", OwnRouter: true}, routes, "--path", path)
 				l.leavesAs(l.near, topo.HostAddr)
 				l.leavesAs(l.other, secondAddr)
 				l.publish(secondAddr, "172.18.0.2")
@@ -240,8 +259,11 @@ func TestUplinkByRule(t *testing.T) {
 }
 
 // TestUplinkRuleComesLater: the rule and its table are made, and taken away again, while conenat runs.
-func TestUplinkRuleComesLater(t *testing.T) {
-	l := newUplinkLab(t, topo.UplinkConfig{Name: "eth1"}, "")
+func TestUplinkRuleComesLater(t *testing.T) { family.Each(t, testUplinkRuleComesLater) }
+
+func testUplinkRuleComesLater(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newUplinkLabIn(fam, t, topo.UplinkConfig{Name: "eth1"}, "")
 	if o := l.outside("eth1"); o != "" {
 		t.Errorf("eth1, to which no default route leads, is %s", o)
 	}
@@ -271,11 +293,13 @@ const twoDefaults = `route replace default nexthop via 198.51.100.254 nexthop vi
 
 // TestTwoUplinksAtOnce: a default route with two nexthops. Each flow keeps its uplink and that one's address, and a
 // port that is published on both is reached by both.
-func TestTwoUplinksAtOnce(t *testing.T) {
+func TestTwoUplinksAtOnce(t *testing.T) { family.Each(t, testTwoUplinksAtOnce) }
+
+func testTwoUplinksAtOnce(t *testing.T, fam family.Family) {
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := placeUplinkLab(t, topo.Figure3Config{}, topo.UplinkConfig{Name: "eth1", OwnRouter: true}, twoDefaults, "--path", path)
-			l.must(l.Host.Sysctl("net.ipv4.fib_multipath_hash_policy=1")) // by ports, too
+			l := placeUplinkLab(t, topo.Figure3Config{IPv6: fam == family.V6}, topo.UplinkConfig{Name: "eth1", OwnRouter: true}, twoDefaults, "--path", path)
+			l.must(l.Host.Sysctl(fam.Sysctl("fib_multipath_hash_policy=1"))) // by ports, too
 			l.Run()
 			seen := map[netip.Addr]int{}
 			for i := range 16 {
@@ -310,10 +334,12 @@ func (l *uplinkLab) keepsUplink(port uint16) netip.Addr {
 }
 
 // TestDefaultRouteMoves: from eth0 to eth1 and back. What is bound on eth0 stays, and goes on when the route is back.
-func TestDefaultRouteMoves(t *testing.T) {
+func TestDefaultRouteMoves(t *testing.T) { family.Each(t, testDefaultRouteMoves) }
+
+func testDefaultRouteMoves(t *testing.T, fam family.Family) {
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := newUplinkLab(t, topo.UplinkConfig{Name: "eth1", OwnRouter: true}, "", "--path", path)
+			l := newUplinkLabIn(fam, t, topo.UplinkConfig{Name: "eth1", OwnRouter: true}, "", "--path", path)
 			l.publish(topo.HostAddr, "172.17.0.2")
 			l.defaultRouteMoves()
 			checkReplay(l.lab)
@@ -322,6 +348,7 @@ func TestDefaultRouteMoves(t *testing.T) {
 }
 
 func (l *uplinkLab) defaultRouteMoves() {
+	at := l.family.At
 	socket, peer := l.udp(l.near, 20000), l.udp(l.peer1, 3478)
 	server := l.serve(l.peer1, 8081)
 	conn := l.dial(l.near, at(topo.Peer1Addr, server.Port()))
@@ -361,14 +388,16 @@ func (l *uplinkLab) defaultRouteMoves() {
 		l.t.Error(err)
 	}
 	for _, e := range l.Events() {
-		if e.Type == "binding.expired" && strings.HasPrefix(e.External, topo.HostAddr.String()) {
+		if external, err := netip.ParseAddrPort(e.External); err == nil && e.Type == "binding.expired" && external.Addr() == l.family.Addr(topo.HostAddr) {
 			l.t.Errorf("a binding of eth0's address has ended: %+v", e)
 		}
 	}
 }
 
 // TestTunUplink: an uplink whose packets carry no Ethernet header.
-func TestTunUplink(t *testing.T) {
+func TestTunUplink(t *testing.T) { family.Each(t, testTunUplink) }
+
+func testTunUplink(t *testing.T, fam family.Family) {
 	tests := []struct {
 		name, path string
 		args       []string
@@ -380,7 +409,7 @@ func TestTunUplink(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			l := newUplinkLab(t, topo.UplinkConfig{Name: "tun0", Tun: true, OwnRouter: true},
+			l := newUplinkLabIn(fam, t, topo.UplinkConfig{Name: "tun0", Tun: true, OwnRouter: true},
 				"route replace default via 198.18.1.254\n", append(tt.args, "--path", tt.path)...)
 			l.leavesAs(l.near, secondAddr)
 			l.publish(secondAddr, "172.17.0.2")
@@ -395,6 +424,7 @@ func TestTunUplink(t *testing.T) {
 
 // fragmentsOver: 8 KB datagrams to a peer and back.
 func (l *uplinkLab) fragmentsOver(addr netip.Addr) {
+	at := l.family.At
 	l.t.Helper()
 	socket, peer := l.udp(l.near, 24000), l.udp(l.peer1, 24001)
 	text := strings.Repeat("fragment", 1000)
@@ -417,6 +447,7 @@ func (l *lab) deliver(s probe.Socket, to netip.AddrPort, receiver probe.Socket, 
 
 // errorsOver: what a router behind the uplink, and the peer, say of a container's packets.
 func (l *uplinkLab) errorsOver(router netip.Addr) {
+	at := l.family.At
 	l.t.Helper()
 	closed := at(topo.Peer1Addr, 9)
 	tests := []struct {
@@ -430,8 +461,8 @@ func (l *uplinkLab) errorsOver(router netip.Addr) {
 		{"port unreachable", 25003, 64, icmpError{3, 3, topo.Peer1Addr, closed}},
 	}
 	for _, tt := range tests {
-		if got, err := provoke(l.Containers[0], tt.port, closed, tt.ttl, 32); err != nil || got != tt.want {
-			l.t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, tt.want)
+		if got, err := provoke(l.Containers[0], tt.port, closed, tt.ttl, 32); err != nil || got != tt.want.in(l.family) {
+			l.t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, tt.want.in(l.family))
 		}
 	}
 }
@@ -446,11 +477,13 @@ func (l *lab) wholeWayWithFragments(path string) {
 }
 
 // TestBondUplink: a VLAN on a bond.
-func TestBondUplink(t *testing.T) {
+func TestBondUplink(t *testing.T) { family.Each(t, testBondUplink) }
+
+func testBondUplink(t *testing.T, fam family.Family) {
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
 			require.Kernel(t, require.Bonding, require.VLAN)
-			l := newUplinkLab(t, topo.UplinkConfig{Name: "bond0.100", VLANOnBond: true, OwnRouter: true},
+			l := newUplinkLabIn(fam, t, topo.UplinkConfig{Name: "bond0.100", VLANOnBond: true, OwnRouter: true},
 				"route replace default via 198.18.1.254\n", "--path", path)
 			l.leavesAs(l.near, secondAddr)
 			l.publish(secondAddr, "172.17.0.2")

@@ -44,6 +44,9 @@ func (f Family) Forwarding() string {
 	return f.word("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 }
 
+// Sysctl is a setting of the family's own: "KEY=VALUE" of net.ipv4 or net.ipv6.
+func (f Family) Sysctl(setting string) string { return f.word("net.ipv4.", "net.ipv6.") + setting }
+
 // Any is the unspecified address.
 func (f Family) Any() netip.Addr { return f.Addr(netip.IPv4Unspecified()) }
 

@@ -55,7 +55,7 @@ func DockerRules(ctx context.Context, host *NS) error {
 		if f == family.V6 {
 			rules = withoutDockerUser(rules)
 		}
-		if _, err := host.Run(ctx, f.Rules(rules), tables(f)+"-restore"); err != nil {
+		if _, err := host.Run(ctx, f.Rules(rules), Tables(f)+"-restore"); err != nil {
 			return err
 		}
 	}
@@ -73,8 +73,8 @@ func withoutDockerUser(rules string) string {
 	return kept.String()
 }
 
-// tables is the family's iptables.
-func tables(f family.Family) string {
+// Tables is the family's iptables.
+func Tables(f family.Family) string {
 	if f == family.V6 {
 		return "ip6tables"
 	}
@@ -88,7 +88,7 @@ var savedCounters = regexp.MustCompile(`(?m) \[\d+:\d+\]$`)
 func SaveRules(ctx context.Context, ns *NS) (string, error) {
 	var lines []string
 	for _, f := range ns.Families() {
-		saved, err := ns.Run(ctx, "", tables(f)+"-save")
+		saved, err := ns.Run(ctx, "", Tables(f)+"-save")
 		if err != nil {
 			return "", err
 		}
@@ -168,7 +168,7 @@ func Docker28Rules(ctx context.Context, host *NS, containers []netip.Addr, publi
 	}
 	rules := fmt.Sprintf(docker28Rules, raw.String(), filter.String(), nat.String())
 	for _, f := range host.Families() {
-		if _, err := host.Run(ctx, f.Rules(rules), tables(f)+"-restore"); err != nil {
+		if _, err := host.Run(ctx, f.Rules(rules), Tables(f)+"-restore"); err != nil {
 			return err
 		}
 	}
