@@ -40,10 +40,15 @@ func OpenPinned(stateDir string) (*Pinned, error) {
 	return p, nil
 }
 
-func (p *Pinned) open() (err error) {
+// maps are what Sessions and what it gives names by are read from, by the names of their pins.
+func (p *Pinned) maps() map[string]**ebpf.Map {
 	o := &p.d.objs
-	for name, m := range map[string]**ebpf.Map{bpf.MapSessions: &o.Sessions4, "config": &o.Config, "zones4": &o.Zones4,
-		"realms4": &o.Realms4, "owners4": &o.Owners4, "exclusions4": &o.Exclusions4, "sets4": &o.Sets4} {
+	return map[string]**ebpf.Map{bpf.MapSessions: &o.Sessions4, "config": &o.Config, "zones4": &o.Zones4, "realms4": &o.Realms4,
+		"owners4": &o.Owners4, "exclusions4": &o.Exclusions4, "sets4": &o.Sets4}
+}
+
+func (p *Pinned) open() (err error) {
+	for name, m := range p.maps() {
 		if *m, err = ebpf.LoadPinnedMap(filepath.Join(p.d.pins, name), nil); err != nil {
 			return fmt.Errorf("open pinned map %s: %w", name, err)
 		}
@@ -53,10 +58,9 @@ func (p *Pinned) open() (err error) {
 
 // Close closes the maps; what is pinned stays.
 func (p *Pinned) Close() error {
-	o := &p.d.objs
 	var errs []error
-	for _, m := range []*ebpf.Map{o.Sessions4, o.Config, o.Zones4, o.Realms4, o.Owners4, o.Exclusions4, o.Sets4} {
-		errs = append(errs, m.Close()) // of a nil map, too
+	for _, m := range p.maps() {
+		errs = append(errs, (*m).Close()) // of a nil map, too
 	}
 	return errors.Join(errs...)
 }
