@@ -7,11 +7,13 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/rig"
 )
 
-// family is where an address family's packets come from and go to: the rig's endpoints.
-type family struct {
+// places are where packets come from and go to: the rig's endpoints, which are given to it in IPv4 whatever its family
+// (tests/family).
+type places struct {
 	c1, c2, other          string // inside: two hosts of one network, and one of another
 	external, peer1, peer2 string
 	router                 string   // outside, and no end of any session
@@ -19,11 +21,11 @@ type family struct {
 	pool                   []string // external addresses that are not contiguous, external among them
 }
 
-var ipv4 = family{c1: rig.C1, c2: rig.C2, other: rig.Other, external: rig.External, peer1: rig.Peer1, peer2: rig.Peer2,
+var ipv4 = places{c1: rig.C1, c2: rig.C2, other: rig.Other, external: rig.External, peer1: rig.Peer1, peer2: rig.Peer2,
 	router: "192.0.2.99", more: "172.17.2.1", pool: []string{rig.External, "198.51.100.77", "192.0.2.77", "198.18.7.7"}}
 
 // host is one of as many as a test wants, beside c1 and c2, counted from 0.
-func (f family) host(n int) string {
+func (f places) host(n int) string {
 	address := netip.MustParseAddr(f.more)
 	for range n {
 		address = address.Next()
@@ -39,7 +41,8 @@ func at(address string, port int) string {
 // line is a requirement while its test runs.
 type line struct {
 	*testing.T
-	family
+	places
+	family family.Family // that it is tested in
 	Requirement
 	*told
 }
@@ -48,9 +51,20 @@ type line struct {
 type told struct {
 	shown   []string
 	lacking string
+	notHere bool // it says nothing of this family
 }
 
 type conformance = map[string]func(*line)
+
+// ipv4Only is a test that is about what IPv6 has not, or that is not written for it yet. The page says in which families a requirement
+// was shown.
+func ipv4Only(test func(*line)) func(*line) {
+	return func(l *line) {
+		if l.notHere = l.family != family.V4; !l.notHere {
+			test(l)
+		}
+	}
+}
 
 // conform runs the test of each of a document's lines. There is a test for each line, and a line for each test.
 func conform(t *testing.T, d Document, tests conformance) {
@@ -66,10 +80,15 @@ func conform(t *testing.T, d Document, tests conformance) {
 			continue
 		}
 		t.Run(r.Item, func(t *testing.T) {
-			l := &line{T: t, family: ipv4, Requirement: r, told: &told{}}
-			defer func() { results.put(d, r.Item, l.result()) }()
-			test(l)
-			l.compare()
+			var all []Result
+			defer func() { results.put(d, r.Item, merged(all)) }()
+			family.Each(t, func(t *testing.T, f family.Family) {
+				l := &line{T: t, places: ipv4, family: f, Requirement: r, told: &told{}}
+				defer func() { all = append(all, l.result()) }()
+				if test(l); !l.notHere {
+					l.compare()
+				}
+			})
 		})
 	}
 	for item := range tests {
@@ -93,6 +112,9 @@ func (l *line) compare() {
 func (l *line) result() Result {
 	slices.Sort(l.shown)
 	r := Result{Outcome: l.Outcome, Shown: slices.Compact(l.shown)}
+	if !l.notHere {
+		r.Families = []string{l.family.String()}
+	}
 	if l.Failed() {
 		r.Outcome = Failed
 	}
@@ -109,7 +131,7 @@ func (l *line) lacks(seen string) {
 func (l *line) rig(options ...rig.Option) *rig.Rig {
 	l.Helper()
 	l.shown = append(l.shown, "rig")
-	return rig.New(l.T, options...)
+	return rig.New(l.T, append([]rig.Option{rig.In(l.family)}, options...)...)
 }
 
 // part is one of several parts of a requirement, with a rig of its own if it asks for one.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/rig"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -21,7 +22,7 @@ var (
 
 const page = "../../docs/rfc-compliance.md"
 
-var results Results
+var results = Results{Families: len(family.Tested)}
 
 // run is the tests, and what is to be said of them all.
 type run struct{ tests *testing.M }

@@ -16,12 +16,38 @@ import (
 type Result struct {
 	Outcome Outcome
 	Shown   []string // "rig", "namespaces"
+	// Families that it was shown in: "IPv4".
+	Families []string
+}
+
+// merged is what tests in several families came to: what held in one and not in another has failed.
+func merged(all []Result) (out Result) {
+	for i, r := range all {
+		if i == 0 || r.Outcome == Failed {
+			out.Outcome = r.Outcome
+		}
+		out.Shown = append(out.Shown, r.Shown...)
+		out.Families = append(out.Families, r.Families...)
+	}
+	slices.Sort(out.Shown)
+	out.Shown = slices.Compact(out.Shown)
+	return out
+}
+
+// where is what it was shown on; in which families, if several are tested and it was not all.
+func (r Result) where(tested int) string {
+	shown := strings.Join(r.Shown, ", ")
+	if shown == "" || len(r.Families) == tested {
+		return shown
+	}
+	return shown + " (" + strings.Join(r.Families, ", ") + ")"
 }
 
 // Results are those of one run.
 type Results struct {
-	mu sync.Mutex
-	of map[string]Result // by "RFC 4787 REQ-1"
+	Families int // that are tested
+	mu       sync.Mutex
+	of       map[string]Result // by "RFC 4787 REQ-1"
 }
 
 func (r *Results) put(d Document, item string, result Result) {
@@ -75,7 +101,7 @@ func (r *Results) Page(documents []Document) string {
 		for _, line := range d.Lines {
 			result, _ := r.get(d, line.Item)
 			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", line.Item, line.Level, line.Behaviour, result.Outcome,
-				strings.Join(result.Shown, ", "), line.Reason)
+				result.where(r.Families), line.Reason)
 		}
 	}
 	return b.String()

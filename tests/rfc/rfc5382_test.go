@@ -10,7 +10,6 @@ import (
 
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
-	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/rig"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -74,7 +73,7 @@ func everySequence(l *line) {
 func realConnections(l *line) {
 	lab := l.lab(topo.Figure3Config{Containers: 2}, "")
 	serve := func(ns *topo.NS, port uint16) {
-		server, err := probe.In(ns).ServeTCP(port)
+		server, err := lab.probe(ns).ServeTCP(port)
 		if err != nil {
 			l.Fatal(err)
 		}
@@ -87,7 +86,7 @@ func realConnections(l *line) {
 		from *topo.NS
 		to   netip.Addr
 	}{"out": {lab.Containers[0], topo.Peer1Addr}, "in": {lab.Peer1, topo.HostAddr}, "hairpin": {lab.Containers[1], topo.HostAddr}} {
-		conn := lab.Dial(probe.In(c.from), netip.AddrPortFrom(c.to, 8080))
+		conn := lab.Dial(lab.probe(c.from), l.family.At(c.to, 8080))
 		if _, err := conn.Download(1 << 20); err != nil {
 			l.Errorf("%s: %v", name, err)
 		}

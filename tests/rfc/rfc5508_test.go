@@ -17,13 +17,13 @@ import (
 
 func TestRFC5508(t *testing.T) {
 	conform(t, rfc5508, conformance{
-		"REQ-1":   queriesPass,
+		"REQ-1":   ipv4Only(queriesPass),
 		"REQ-1a":  identifiersMapIndependently,
 		"REQ-2":   func(l *line) { pingLives(l, l.rig(), time.Minute) },
 		"REQ-2a":  queryTimerIsConfigurable,
-		"REQ-3":   badICMPChecksum,
-		"REQ-3a":  badEmbeddedChecksum,
-		"REQ-3b":  embeddedOptions,
+		"REQ-3":   ipv4Only(badICMPChecksum),
+		"REQ-3a":  ipv4Only(badEmbeddedChecksum),
+		"REQ-3b":  ipv4Only(embeddedOptions),
 		"REQ-3c":  embeddedTransportChecksum,
 		"REQ-3d":  extensions,
 		"REQ-4":   errorsAboutNothing,
@@ -37,12 +37,12 @@ func TestRFC5508(t *testing.T) {
 		"REQ-6":   errorsChangeNothing,
 		"REQ-7":   errorsHairpinned,
 		"REQ-7a":  errorsHairpinned,
-		"REQ-8":   refusalIsTold,
+		"REQ-8":   ipv4Only(refusalIsTold),
 		"REQ-9":   refusalMayBeSilent,
-		"REQ-10a": messagesThatMustPass,
-		"REQ-10b": messagesThatMayPass,
+		"REQ-10a": ipv4Only(messagesThatMustPass),
+		"REQ-10b": ipv4Only(messagesThatMayPass),
 		"REQ-10c": messagesThatShouldNotPass,
-		"REQ-10d": ownErrorsHavePrecedence,
+		"REQ-10d": ipv4Only(ownErrorsHavePrecedence),
 		"REQ-10e": whenNotToSend,
 		"REQ-10f": ownErrorsAreLimited,
 		"REQ-11":  otherMessages,
@@ -61,7 +61,7 @@ func queriesPass(l *line) {
 	l.part("kernels", func(l *line) {
 		lab := l.lab(topo.Figure3Config{Containers: 2}, "")
 		for i, ns := range lab.Containers {
-			if report, err := probe.PingOnce(probe.In(ns), topo.Peer1Addr, 5); err != nil || report.Received != 5 {
+			if report, err := probe.PingOnce(lab.probe(ns), l.family.Addr(topo.Peer1Addr), 5); err != nil || report.Received != 5 {
 				l.Errorf("container %d: %+v, %v", i+1, report, err)
 			}
 		}
@@ -159,13 +159,13 @@ func embeddedOptions(l *line) {
 // embeddedTransportChecksum: one that is wrong stays as wrong as it was.
 func embeddedTransportChecksum(l *line) {
 	r, _ := l.open()
+	f := l.flows()[0]
 	wrong := func(s *Spec) {
 		s.Payload = append([]byte{}, s.Payload...)
-		s.Payload[26]++ // UDP's, not by so much that it wraps
+		s.Payload[len(f.sent.In(l.family).IP())-len(f.sent.Payload)-2]++ // UDP's, not by so much that it wraps
 	}
-	f := l.flows()[0]
-	r.Outside(ICMPError(l.router, l.external, 3, 1, f.sent, 0).With(wrong)).
-		Translated("translated_icmp_error", ICMPError(l.router, l.c1, 3, 1, f.sentKnown, 0).With(wrong).Hop())
+	r.Outside(ICMPError(l.router, l.external, 3, 1, f.sent, 0).In(l.family).With(wrong)).
+		Translated("translated_icmp_error", ICMPError(l.router, l.c1, 3, 1, f.sentKnown, 0).In(l.family).With(wrong).Hop())
 }
 
 func extensions(l *line) {
@@ -175,8 +175,8 @@ func extensions(l *line) {
 		s.Payload = append(padded, 0x20, 0, 0xdf, 0xff, 0, 8, 1, 1, 0x12, 0x34, 0x51, 1) // an MPLS label stack
 	}
 	for _, f := range flows {
-		r.Outside(ICMPError(l.router, l.external, 11, 0, f.sent, 0).With(extended)).
-			Translated("translated_icmp_error", ICMPError(l.router, l.c1, 11, 0, f.sentKnown, 0).With(extended).Hop())
+		r.Outside(ICMPError(l.router, l.external, 11, 0, f.sent, 0).In(l.family).With(extended)).
+			Translated("translated_icmp_error", ICMPError(l.router, l.c1, 11, 0, f.sentKnown, 0).In(l.family).With(extended).Hop())
 	}
 }
 

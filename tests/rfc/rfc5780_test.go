@@ -17,10 +17,10 @@ import (
 
 func TestRFC5780(t *testing.T) {
 	conform(t, rfc5780, conformance{
-		"mapping":   mappingIsFound,
-		"filtering": filteringIsFound,
-		"hairpin":   hairpinIsFound,
-		"lifetime":  lifetimeIsFound,
+		"mapping":   ipv4Only(mappingIsFound),
+		"filtering": ipv4Only(filteringIsFound),
+		"hairpin":   ipv4Only(hairpinIsFound),
+		"lifetime":  ipv4Only(lifetimeIsFound),
 	})
 }
 

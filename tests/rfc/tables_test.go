@@ -40,11 +40,11 @@ func TestPage(t *testing.T) {
 	documents := []Document{{"RFC 0", "nothing", []Requirement{
 		{"REQ-1", Must, "be", Holds, ""}, {"REQ-2", Should, "be good", DoesNotHold, "too hard"}}}}
 	var r Results
-	r.put(documents[0], "REQ-1", Result{Holds, []string{"rig"}})
+	r.put(documents[0], "REQ-1", Result{Outcome: Holds, Shown: []string{"rig"}})
 	if r.complete(documents) {
 		t.Error("one of two is all")
 	}
-	r.put(documents[0], "REQ-2", Result{DoesNotHold, []string{"namespaces", "rig"}})
+	r.put(documents[0], "REQ-2", Result{Outcome: DoesNotHold, Shown: []string{"namespaces", "rig"}})
 	if !r.complete(documents) {
 		t.Error("two of two is not all")
 	}
@@ -55,11 +55,35 @@ func TestPage(t *testing.T) {
 		}
 	}
 	var b strings.Builder
-	r.put(documents[0], "REQ-1", Result{Failed, nil})
+	r.put(documents[0], "REQ-1", Result{Outcome: Failed})
 	r.Print(&b, documents)
 	for _, want := range []string{"RFC 0  REQ-1  MUST    FAILED ", "MUST        held: 0 of 1, FAILED: 1\nSHOULD      held: 0 of 1, does not hold: 1\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
+	}
+}
+
+// TestFamilies: what holds in one family alone has failed, and what is tested in one alone says so.
+func TestFamilies(t *testing.T) {
+	in := func(families ...string) Result {
+		return Result{Outcome: Holds, Shown: []string{"rig"}, Families: families}
+	}
+	failed := in("IPv6")
+	failed.Outcome = Failed
+	for _, c := range []struct {
+		of    []Result
+		want  Outcome
+		where string
+	}{
+		{[]Result{in("IPv4")}, Holds, "rig (IPv4)"}, {[]Result{in("IPv4"), in("IPv6")}, Holds, "rig"},
+		{[]Result{in("IPv4"), failed}, Failed, "rig"}, {[]Result{in("IPv4"), {Outcome: Holds}}, Holds, "rig (IPv4)"},
+	} {
+		if got := merged(c.of); got.Outcome != c.want || got.where(2) != c.where {
+			t.Errorf("%+v: %+v, shown on %q, want %v on %q", c.of, got, got.where(2), c.want, c.where)
+		}
+	}
+	if got := in("IPv4").where(1); got != "rig" {
+		t.Errorf("one family of one is shown on %q", got)
 	}
 }
