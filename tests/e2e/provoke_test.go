@@ -37,11 +37,12 @@ type errorQueue struct {
 	domain, level, receive int
 	ttl, discover, do      int
 	address, length        int
+	mtu                    int // the option that says what is known of a path's MTU
 }
 
 var errorQueues = map[family.Family]errorQueue{
-	family.V4: {unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVERR, unix.IP_TTL, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, 20, 4},
-	family.V6: {unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, unix.IPV6_UNICAST_HOPS, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, 24, 16},
+	family.V4: {unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVERR, unix.IP_TTL, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, 20, 4, unix.IP_MTU},
+	family.V6: {unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, unix.IPV6_UNICAST_HOPS, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, 24, 16, unix.IPV6_MTU},
 }
 
 // sockaddr is an endpoint in the kernel's words.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
@@ -20,7 +21,10 @@ import (
 
 // TestRefusalReachesTheApplication: a container that gets no port hears of it at once, from its gateway, on both paths
 // (RFC 5508 REQ-8, RFC 6888 REQ-11), and by TCP's connect as well.
-func TestRefusalReachesTheApplication(t *testing.T) {
+func TestRefusalReachesTheApplication(t *testing.T) { family.Each(t, testRefusalReachesTheApplication) }
+
+func testRefusalReachesTheApplication(t *testing.T, fam family.Family) {
+	at := fam.At
 	for _, path := range paths {
 		for code, refusal := range map[uint8]string{1: "host-unreachable", 13: "admin-prohibited"} {
 			t.Run(path+"/"+refusal, func(t *testing.T) {
@@ -28,16 +32,20 @@ func TestRefusalReachesTheApplication(t *testing.T) {
 				if code == 1 { // which is the default
 					config = ""
 				}
-				l := newLab(t, topo.Figure3Config{Containers: 2}, config, "--path", path, "--ports", "20000-20000")
+				l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, config, "--path", path, "--ports", "20000-20000")
 				l.takePort()
 				to := at(topo.Peer1Addr, 9)
 				got, err := provoke(l.Containers[1], 30001, to, 64, 32)
-				if want := (icmpError{3, code, topo.GatewayAddr, to}); err != nil || got != want {
+				if want := (icmpError{3, code, topo.GatewayAddr, to}).in(fam); err != nil || got != want {
 					t.Errorf("%+v, %v; want %+v", got, err, want)
 				}
 				conn, err := l.Containers[1].DialTCP(netip.AddrPort{}, at(topo.Peer1Addr, 8080))
-				if !errors.Is(err, unix.EHOSTUNREACH) {
-					t.Errorf("connect: %v, want %v", err, unix.EHOSTUNREACH)
+				heard := unix.EHOSTUNREACH
+				if fam == family.V6 && code == 13 { // which Linux tells from the other one in IPv6 (icmpv6_err_convert)
+					heard = unix.EACCES
+				}
+				if !errors.Is(err, heard) {
+					t.Errorf("connect: %v, want %v", err, heard)
 				}
 				if err == nil {
 					conn.Close()
@@ -49,6 +57,7 @@ func TestRefusalReachesTheApplication(t *testing.T) {
 
 // takePort gives the first container the only port, of UDP and TCP.
 func (l *lab) takePort() {
+	at := l.family.At
 	l.t.Helper()
 	peer := l.udp(l.peer1, 3478)
 	l.send(l.udp(l.containers[0], 20000), at(topo.Peer1Addr, 3478), "mine")
@@ -59,17 +68,20 @@ func (l *lab) takePort() {
 
 // TestPathMTUFromTheGateway: what is too big for the uplink, its sender hears from its gateway, with the MTU (RFC 4787
 // REQ-13): of a session's first packet, and of one that is there.
-func TestPathMTUFromTheGateway(t *testing.T) {
+func TestPathMTUFromTheGateway(t *testing.T) { family.Each(t, testPathMTUFromTheGateway) }
+
+func testPathMTUFromTheGateway(t *testing.T, fam family.Family) {
+	at := fam.At
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 1, UplinkMTU: 1400}, "", "--path", path)
+			l := newLabIn(fam, t, topo.Figure3Config{Containers: 1, UplinkMTU: 1400}, "", "--path", path)
 			opened, peer := l.udp(l.containers[0], 30002), l.udp(l.peer2, 9)
 			l.send(opened, at(topo.Peer2Addr, 9), "small")
 			l.receives(peer, "small")
 			opened.Close()
 			for port, to := range map[int]netip.AddrPort{30001: at(topo.Peer1Addr, 9), 30002: at(topo.Peer2Addr, 9)} {
 				got, err := provoke(l.Containers[0], port, to, 64, 1450)
-				if want := (icmpError{3, 4, topo.GatewayAddr, to}); err != nil || got != want {
+				if want := (icmpError{3, 4, topo.GatewayAddr, to}).in(fam); err != nil || got != want {
 					t.Errorf("%+v, %v; want %+v", got, err, want)
 				}
 				if mtu := pathMTU(t, l.Containers[0], to); mtu != 1400 {
@@ -89,7 +101,8 @@ func pathMTU(t *testing.T, ns *topo.NS, to netip.AddrPort) (mtu int) {
 	}
 	defer conn.Close()
 	control(t, conn, func(fd int) (err error) {
-		mtu, err = unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
+		q := errorQueues[family.Of(to.Addr())]
+		mtu, err = unix.GetsockoptInt(fd, q.level, q.mtu)
 		return err
 	})
 	return mtu
@@ -109,11 +122,14 @@ func control(t *testing.T, conn syscall.Conn, do func(fd int) error) {
 // TestInsideMTU: what comes from outside and is too big for the inside, its sender hears from the address that it has sent
 // to; a TCP that does goes on with smaller segments. On the direct path that is conenat's to say, on the stack path the
 // kernel's.
-func TestInsideMTU(t *testing.T) {
+func TestInsideMTU(t *testing.T) { family.Each(t, testInsideMTU) }
+
+func testInsideMTU(t *testing.T, fam family.Family) {
+	at := fam.At
 	const mtu = 1300
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--path", path)
+			l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "", "--path", path)
 			l.letForwarded()
 			if err := l.Host.IP(t.Context(), fmt.Sprintf("link set docker0 mtu %d", mtu)); err != nil {
 				t.Fatal(err)
@@ -124,7 +140,7 @@ func TestInsideMTU(t *testing.T) {
 			}
 			published := at(topo.HostAddr, 8080)
 			got, err := provoke(l.Peer1, 30001, published, 64, 1400)
-			if want := (icmpError{3, 4, topo.HostAddr, published}); err != nil || got != want {
+			if want := (icmpError{3, 4, topo.HostAddr, published}).in(fam); err != nil || got != want {
 				t.Errorf("%+v, %v; want %+v", got, err, want)
 			}
 			if known := pathMTU(t, l.Peer1, published); known != mtu {
@@ -143,15 +159,18 @@ func TestInsideMTU(t *testing.T) {
 }
 
 // TestTTLEndsInside: a router that would be the last one says so, to outside by the external address, with its own port.
-func TestTTLEndsInside(t *testing.T) {
+func TestTTLEndsInside(t *testing.T) { family.Each(t, testTTLEndsInside) }
+
+func testTTLEndsInside(t *testing.T, fam family.Family) {
+	at := fam.At
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--path", path)
+			l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "", "--path", path)
 			l.letForwarded()
 			published := at(topo.HostAddr, 5353)
 			l.Client("forward", "add", "--protocol", "udp", published.String(), "172.17.0.2:53")
 			got, err := provoke(l.Peer1, 30001, published, 2, 32) // past the router
-			if want := (icmpError{11, 0, topo.HostAddr, published}); err != nil || got != want {
+			if want := (icmpError{11, 0, topo.HostAddr, published}).in(fam); err != nil || got != want {
 				t.Errorf("%+v, %v; want %+v", got, err, want)
 			}
 		})
@@ -160,24 +179,27 @@ func TestTTLEndsInside(t *testing.T) {
 
 // TestRepliesOverTun: by an uplink whose packets have no Ethernet header, what is refused there (on the stack path), and what
 // comes in there (on the direct path).
-func TestRepliesOverTun(t *testing.T) {
+func TestRepliesOverTun(t *testing.T) { family.Each(t, testRepliesOverTun) }
+
+func testRepliesOverTun(t *testing.T, fam family.Family) {
+	at := fam.At
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := newUplinkLab(t, topo.UplinkConfig{Name: "tun0", Tun: true, OwnRouter: true},
+			l := newUplinkLabIn(fam, t, topo.UplinkConfig{Name: "tun0", Tun: true, OwnRouter: true},
 				"route replace default via 198.18.1.254\n", "--path", path, "--ports", "20000-20000")
 			peer := l.udp(l.peer1, 3478)
 			l.send(l.udp(l.near, 20000), at(topo.Peer1Addr, 3478), "mine")
 			l.receives(peer, "mine")
 			to := at(topo.Peer1Addr, 9)
 			got, err := provoke(l.Net2[0], 30001, to, 64, 32)
-			if want := (icmpError{3, 1, netip.MustParseAddr("172.18.0.1"), to}); err != nil || got != want {
+			if want := (icmpError{3, 1, netip.MustParseAddr("172.18.0.1"), to}).in(fam); err != nil || got != want {
 				t.Errorf("refused: %+v, %v; want %+v", got, err, want)
 			}
 			l.letForwarded()
 			published := at(secondAddr, 5353)
 			l.Client("forward", "add", "--protocol", "udp", published.String(), "172.17.0.2:53")
 			got, err = provoke(l.Peer1, 30001, published, 2, 32)
-			if want := (icmpError{11, 0, secondAddr, published}); err != nil || got != want {
+			if want := (icmpError{11, 0, secondAddr, published}).in(fam); err != nil || got != want {
 				t.Errorf("TTL: %+v, %v; want %+v", got, err, want)
 			}
 		})
@@ -186,12 +208,18 @@ func TestRepliesOverTun(t *testing.T) {
 
 // TestMSSClamp: with \`mss: clamp\` both ends send segments that fit the uplink from the first one on, though nobody may tell
 // them its MTU; without it they believe each other's interfaces.
-func TestMSSClamp(t *testing.T) {
-	const header, timestamps = 40, 12
+func TestMSSClamp(t *testing.T) { family.Each(t, testMSSClamp) }
+
+func testMSSClamp(t *testing.T, fam family.Family) {
+	at := fam.At
+	header, timestamps := 40, 12
+	if fam == family.V6 {
+		header = 60
+	}
 	for _, path := range paths {
 		for config, want := range map[string]int{"mss: clamp\n": 1400 - header - timestamps, "": 1500 - header - timestamps} {
 			t.Run(fmt.Sprintf("%s/%d", path, want), func(t *testing.T) {
-				l := newLab(t, topo.Figure3Config{Containers: 1}, config, "--path", path)
+				l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, config, "--path", path)
 				if err := l.Host.IP(t.Context(), "link set eth0 mtu 1400"); err != nil {
 					t.Fatal(err)
 				}
@@ -207,7 +235,7 @@ func TestMSSClamp(t *testing.T) {
 // segments connects, and checks how large each end takes the other's segments to be.
 func (l *lab) segments(way string, from, to *topo.NS, port uint16, called netip.AddrPort, want int) {
 	l.t.Helper()
-	listener, err := to.ListenTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), port))
+	listener, err := to.ListenTCP(netip.AddrPortFrom(l.family.Any(), port))
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -239,7 +267,9 @@ func (l *lab) segments(way string, from, to *topo.NS, port uint16, called netip.
 // letForwarded: on the stack path the host's own rules have the last word on what comes in.
 func (l *lab) letForwarded() {
 	l.t.Helper()
-	if _, err := l.Host.Run(l.t.Context(), "", "iptables", "-I", "FORWARD", "-j", "ACCEPT"); err != nil {
-		l.t.Fatal(err)
+	for _, f := range l.Host.Families() {
+		if _, err := l.Host.Run(l.t.Context(), "", topo.Tables(f), "-I", "FORWARD", "-j", "ACCEPT"); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 }

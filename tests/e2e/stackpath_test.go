@@ -151,6 +151,7 @@ func (l *lab) fragmentsBothWays() {
 // errorsReachTheirSenders: what routers and receivers say of a packet, its sender hears, as of the packet that it sent.
 func (l *lab) errorsReachTheirSenders(container *topo.NS) {
 	l.t.Helper()
+	at := l.family.At
 	closed := at(topo.Peer1Addr, 9)
 	tests := []struct {
 		name string
@@ -168,8 +169,8 @@ func (l *lab) errorsReachTheirSenders(container *topo.NS) {
 	}
 	for _, tt := range tests {
 		got, err := provoke(tt.ns, tt.port, tt.to, tt.ttl, 32)
-		if err != nil || got != tt.want {
-			l.t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, tt.want)
+		if err != nil || got != tt.want.in(l.family) {
+			l.t.Errorf("%s: %+v, %v; want %+v", tt.name, got, err, tt.want.in(l.family))
 		}
 	}
 }
