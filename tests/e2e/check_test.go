@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/conenat/conenat/tests/docker"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -22,7 +23,7 @@ import (
 const alternateAddr = "203.0.113.9" // peer 1's second address
 
 // stunServer runs `conenat stun-server` at peer 1.
-func stunServer(t *testing.T, f *topo.Figure3) *topo.Process {
+func stunServer(fam family.Family, t *testing.T, f *topo.Figure3) *topo.Process {
 	t.Helper()
 	binary, err := harness.Binary()
 	if err != nil {
@@ -31,7 +32,8 @@ func stunServer(t *testing.T, f *topo.Figure3) *topo.Process {
 	if err := f.Peer1.AddAddr("eth0", alternateAddr+"/24"); err != nil {
 		t.Fatal(err)
 	}
-	cmd := f.Peer1.Command(context.Background(), binary, "stun-server", "--primary", topo.Peer1Addr.String(), "--alternate", alternateAddr)
+	cmd := f.Peer1.Command(context.Background(), binary, "stun-server",
+		"--primary", fam.Text(topo.Peer1Addr.String()), "--alternate", fam.Text(alternateAddr))
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -41,7 +43,7 @@ func stunServer(t *testing.T, f *topo.Figure3) *topo.Process {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(stderr).ReadString('\n')
-	const endpoints = "[203.0.113.1:3478 203.0.113.1:3479 203.0.113.9:3478 203.0.113.9:3479]"
+	endpoints := fam.Text("[203.0.113.1:3478 203.0.113.1:3479 203.0.113.9:3478 203.0.113.9:3479]")
 	if err != nil || !strings.Contains(line, "msg=ready") || !strings.Contains(line, endpoints) {
 		t.Fatalf("stun-server: %v: %s", err, line)
 	}
@@ -71,13 +73,13 @@ type checked struct {
 }
 
 // check runs `conenat check` in a namespace.
-func check(t *testing.T, ns *topo.NS, args ...string) checked {
+func check(fam family.Family, t *testing.T, ns *topo.NS, args ...string) checked {
 	t.Helper()
 	binary, err := harness.Binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	args = append([]string{"check", "--server", topo.Peer1Addr.String(), "-o", "json"}, args...)
+	args = append([]string{"check", "--server", fam.Text(topo.Peer1Addr.String()), "-o", "json"}, args...)
 	out, err := ns.Run(t.Context(), "", binary, args...)
 	var list []checked
 	if err == nil {
@@ -111,13 +113,15 @@ func aNAT(filtering, rfc3489 string, stable, hairpin bool) checked {
 
 // TestCheck: under a real Docker, check tells netfilter's NAT, which turns symmetric; with conenat in its place just what
 // conenat was told to do; and netfilter's again afterwards.
-func TestCheck(t *testing.T) {
-	f := topo.Figure3ForTest(t, topo.Figure3Config{})
-	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{})
+func TestCheck(t *testing.T) { family.Each(t, testCheck) }
+
+func testCheck(t *testing.T, fam family.Family) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{IPv6: fam == family.V6})
+	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{IPv6: fam == family.V6})
 	container := d.RunForTest(t, docker.Spec{Name: "agent"}).NS
-	server := stunServer(t, f)
+	server := stunServer(fam, t, f)
 	dockers := aNAT("address-and-port-dependent", "port-restricted cone", false, false)
-	if diff := cmp.Diff(dockers, check(t, container)); diff != "" {
+	if diff := cmp.Diff(dockers, check(fam, t, container)); diff != "" {
 		t.Errorf("Docker's NAT (-want +got):\n%s", diff)
 	}
 	for filtering, rfc3489 := range map[string]string{
@@ -127,13 +131,13 @@ func TestCheck(t *testing.T) {
 	} {
 		t.Run(filtering, func(t *testing.T) {
 			c := harness.Start(t, f.Topo, f.Host, "--inside", "docker0", "--filtering", filtering)
-			if diff := cmp.Diff(aNAT(filtering, rfc3489, true, true), check(t, container)); diff != "" {
+			if diff := cmp.Diff(aNAT(filtering, rfc3489, true, true), check(fam, t, container)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			c.Detach()
 		})
 	}
-	if diff := cmp.Diff(dockers, check(t, container)); diff != "" {
+	if diff := cmp.Diff(dockers, check(fam, t, container)); diff != "" {
 		t.Errorf("Docker's NAT after conenat (-want +got):\n%s", diff)
 	}
 	if err := server.Stop(10 * time.Second); err != nil {
@@ -145,16 +149,18 @@ func TestCheck(t *testing.T) {
 }
 
 // TestCheckMapping: a mapping that depends on the remote is seen as such, over UDP and TCP, and stays what it is.
-func TestCheckMapping(t *testing.T) {
-	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
-	stunServer(t, f)
+func TestCheckMapping(t *testing.T) { family.Each(t, testCheckMapping) }
+
+func testCheckMapping(t *testing.T, fam family.Family) {
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1, IPv6: fam == family.V6})
+	stunServer(fam, t, f)
 	const filtering = "address-and-port-dependent"
 	for _, mapping := range []string{"address-dependent", "address-and-port-dependent"} {
 		t.Run(mapping, func(t *testing.T) {
 			c := harness.Start(t, f.Topo, f.Host, "--inside", "docker0", "--mapping", mapping, "--filtering", filtering)
 			want, no := aNAT(filtering, "symmetric", true, true), false
 			want.Mapping, want.TCP.Mapping, want.After, want.Preserved = mapping, mapping, mapping, &no
-			if diff := cmp.Diff(want, check(t, f.Containers[0])); diff != "" {
+			if diff := cmp.Diff(want, check(fam, t, f.Containers[0])); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			if !strings.Contains(c.Log(), "--mapping: "+mapping+" mapping of udp is not the endpoint-independent one that RFC 4787 REQ-1 demands") {
@@ -167,10 +173,12 @@ func TestCheckMapping(t *testing.T) {
 
 // TestCheckLifetime: the lifetime that check finds is the configured one, to its search's resolution and the
 // sweeper's period.
-func TestCheckLifetime(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, quick) // udp: 2s, sweep: 100ms
-	stunServer(t, l.Figure3)
-	got := check(t, l.Containers[0], "--lifetime", "6400ms", "--timeout", "1s").Lifetime
+func TestCheckLifetime(t *testing.T) { family.Each(t, testCheckLifetime) }
+
+func testCheckLifetime(t *testing.T, fam family.Family) {
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, quick) // udp: 2s, sweep: 100ms
+	stunServer(fam, t, l.Figure3)
+	got := check(fam, t, l.Containers[0], "--lifetime", "6400ms", "--timeout", "1s").Lifetime
 	if got.AtLeast == nil || got.Below == nil || *got.AtLeast < 1.5 || *got.Below > 3 || *got.AtLeast >= *got.Below {
 		b, _ := json.Marshal(got)
 		t.Errorf("configured 2 s, found %s", b)

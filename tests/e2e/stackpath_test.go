@@ -16,6 +16,7 @@ import (
 
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/dockerfake"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/figure3"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
@@ -337,8 +338,11 @@ func TestStackKillAndAdopt(t *testing.T) {
 }
 
 // TestStackExpiry: sessions and bindings of the stack path end in their time, and their ports come free.
-func TestStackExpiry(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2}, quick, "--path", "stack")
+func TestStackExpiry(t *testing.T) { family.Each(t, testStackExpiry) }
+
+func testStackExpiry(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, quick, "--path", "stack")
 	peer, c := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
 	l.send(c, at(topo.Peer1Addr, 3478), "first")
 	if from := l.receives(peer, "first"); from != at(topo.HostAddr, 20000) {
