@@ -12,6 +12,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -39,6 +40,16 @@ func open(r *rig.Rig, t *testing.T) {
 	r.Forget()
 }
 
+// frames are a packet in both families, and in IPv6 behind extension headers, too.
+func frames(s Spec) [][]byte {
+	out := [][]byte{s.Bytes()}
+	if !s.OnlyIPv4() {
+		v6 := s.In(family.V6)
+		out = append(out, v6.Bytes(), v6.Behind(HopByHop(), DestinationOptions(1)).Bytes())
+	}
+	return out
+}
+
 // insideDevs are the hooks that packets from inside may come by.
 var insideDevs = []string{"p1", "p2", "br0", "q1", "br1"}
 
@@ -52,8 +63,10 @@ func FuzzInside(f *testing.F) {
 		UDP(rig.C1+":2000", rig.Peer1+":53", "x").With(func(s *Spec) { s.MF, s.ID = true, 9 }), UDP(rig.C1+":2000", "172.17.0.1:53", "x"),
 		Raw(rig.C1, rig.Peer1, 47, []byte("0123456789")),
 	} {
-		f.Add(rig.FromContainer(s).Bytes(), uint8(i%len(insideDevs)))
-		f.Add(rig.FromContainer(s).Bytes(), uint8(0))
+		for _, frame := range frames(rig.FromContainer(s)) {
+			f.Add(frame, uint8(i%len(insideDevs)))
+			f.Add(frame, uint8(0))
+		}
 	}
 	r := newRig(f)
 	f.Fuzz(func(t *testing.T, frame []byte, dev uint8) {
@@ -74,7 +87,9 @@ func FuzzOutside(f *testing.F) {
 		UDP(rig.Peer1+":53", rig.External+":2000", "x").With(func(s *Spec) { s.Offset, s.ID = 64, 9 }),
 		UDP(rig.External+":53", rig.External+":2000", "x"), TCP(rig.C1+":53", rig.External+":8080", "S", ""),
 	} {
-		f.Add(rig.FromOutside(s).Bytes())
+		for _, frame := range frames(rig.FromOutside(s)) {
+			f.Add(frame)
+		}
 	}
 	r := newRig(f)
 	f.Fuzz(func(t *testing.T, frame []byte) {
@@ -94,7 +109,9 @@ func FuzzEgress(f *testing.F) {
 		ICMPError(rig.External, rig.Peer1, 3, 3, UDP(rig.Peer1+":53", rig.C1+":2000", "payload"), 0),
 		ICMPError(rig.C1, rig.Peer1, 3, 3, UDP(rig.Peer1+":53", rig.C1+":2000", "payload"), 0), TCP(rig.C1+":2000", rig.Peer1+":80", "R", ""),
 	} {
-		f.Add(rig.FromOutside(s).Bytes(), uint8(i%len(forwarders)))
+		for _, frame := range frames(rig.FromOutside(s)) {
+			f.Add(frame, uint8(i%len(forwarders)))
+		}
 	}
 	r := newRig(f)
 	f.Fuzz(func(t *testing.T, frame []byte, from uint8) {

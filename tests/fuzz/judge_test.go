@@ -37,28 +37,9 @@ func judge(r *rig.Rig, h rig.Hook, frame []byte) {
 	}
 }
 
-// sums says which checksums of an embedded packet are right; transport only where all of it is there.
-type sums struct{ header, whole, transport bool }
-
-func embedded(frame []byte) (s sums) {
-	at := l3 + int(frame[l3]&15)*4 + 8
-	if len(frame) < at+20 {
-		return s
-	}
-	b := frame[at:]
-	ihl, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
-	if ihl < 20 || len(b) < ihl {
-		return s
-	}
-	s.header = Checksum(b[:ihl]) == 0
-	if s.whole = total > ihl && len(b) >= total; !s.whole {
-		return s
-	}
-	body := b[ihl:total]
-	if b[9] != 1 {
-		body = slices.Concat(b[12:20], []byte{0, b[9], byte(len(body) >> 8), byte(len(body))}, body)
-	}
-	s.transport = Checksum(body) == 0
+// embedded says whether the checksums of an embedded packet are right, of either family; the transport's only where all of it is there.
+func embedded(frame []byte) (s struct{ header, transport Sum }) {
+	s.header, s.transport = Sums(Embedded(frame[l3:]))
 	return s
 }
 

@@ -85,6 +85,11 @@ func (s Spec) In(f family.Family) Spec {
 	return s
 }
 
+// OnlyIPv4 says whether the packet, or one that it is about, has what In cannot say in IPv6: options.
+func (s Spec) OnlyIPv4() bool {
+	return len(s.Options) > 0 || s.quote != nil && s.quote.about.OnlyIPv4()
+}
+
 // UDP is a UDP datagram.
 func UDP(src, dst string, payload string) Spec {
 	return Spec{Src: src, Dst: dst, Payload: []byte(payload), L4: udp}

@@ -242,6 +242,22 @@ func TestInAndBack(t *testing.T) {
 	}
 }
 
+// TestEmbedded: of errors alone, and of those that embed a part, too.
+func TestEmbedded(t *testing.T) {
+	for _, f := range []family.Family{family.V4, family.V6} {
+		whole := Embedded(samples["Unreachable"].In(f).IP())
+		if diff := cmp.Diff(question.In(f).IP(), whole); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", f, diff)
+		}
+		if got, want := len(Embedded(samples["TooBig"].In(f).IP())), map[family.Family]int{family.V4: 28, family.V6: 48}[f]; got != want {
+			t.Errorf("%v: %d bytes are embedded, want %d", f, got, want)
+		}
+		if got := Embedded(question.In(f).IP()); got != nil {
+			t.Errorf("%v: a datagram embeds %x", f, got)
+		}
+	}
+}
+
 // What cannot be said in IPv6 must not become something else.
 func TestWhatIPv6HasNot(t *testing.T) {
 	changed := ICMPError(there, here, 3, 3, question, 0)

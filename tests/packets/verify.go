@@ -160,7 +160,8 @@ func Verify(ip []byte) error {
 	case !p.isError():
 		return nil
 	}
-	about, err := parse(p.transport[8:])
+	inner := p.transport[8:]
+	about, err := parse(inner)
 	switch {
 	case errors.Is(err, errShort):
 		err = nil
@@ -168,10 +169,18 @@ func Verify(ip []byte) error {
 			err = errors.New("the embedded IP header's checksum is wrong")
 		}
 	case err == nil:
-		err = Verify(p.transport[8:])
+		err = Verify(inner)
 	}
 	if err != nil {
 		return fmt.Errorf("embedded packet: %w", err)
+	}
+	return nil
+}
+
+// Embedded is what an ICMP error has of the packet that it speaks of, from the IP header on, all of it or not; nil: this is no such error.
+func Embedded(ip []byte) []byte {
+	if p, err := parse(ip); err == nil && p.isError() {
+		return p.transport[8:]
 	}
 	return nil
 }
