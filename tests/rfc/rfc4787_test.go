@@ -70,7 +70,7 @@ func (l *line) spread(bind func(r *rig.Rig, host string) []netip.Addr) map[strin
 	r := l.rig()
 	o := dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"]}
 	for _, a := range l.pool {
-		o.Addresses = append(o.Addresses, netip.MustParseAddr(a))
+		o.Addresses = append(o.Addresses, r.Address(a))
 	}
 	r.Must("put the pool", func() error { return r.DP.PutOutside(o) })
 	used := map[string][]netip.Addr{}
