@@ -134,10 +134,10 @@ func (l *lab) bindingOf(protocol, internal string) (harness.Binding, bool) {
 
 func at(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }
 
-// excuses are the datagrams that an old kernel loses when hooks are put on for the first time: before Linux 6.6 that takes a
-// clsact qdisc, and the kernel stops the transmission of an interface for a moment to add one (dev_deactivate in
-// qdisc_graft). By stream: the first one that has to be answered again.
-type excuses map[*probe.UDPStream]int
+// excuses are the datagrams that an old kernel loses when hooks are put on for the first time, or taken away: before Linux 6.6
+// they need a clsact qdisc, and the kernel stops the transmission of an interface for a moment to add or delete one
+// (dev_deactivate in qdisc_graft). By stream, from the first to before the last of a moment.
+type excuses map[*probe.UDPStream][][2]int
 
 // excuseClsact is to be called when the daemon is ready: what was sent until then is excused, where there is no TCX.
 func excuseClsact(t *testing.T, streams []*probe.UDPStream) excuses {
@@ -147,12 +147,30 @@ func excuseClsact(t *testing.T, streams []*probe.UDPStream) excuses {
 	}
 	e := excuses{}
 	for _, s := range streams {
-		e[s] = s.Sent()
+		e[s] = append(e[s], [2]int{0, s.Sent()})
 	}
 	return e
 }
 
+// during excuses what is sent while do takes the hooks away, or was on its way before, if what was sent at the start is excused.
+func (e excuses) during(streams []*probe.UDPStream, do func()) {
+	if e == nil {
+		do()
+		return
+	}
+	before := map[*probe.UDPStream]int{}
+	for _, s := range streams {
+		before[s] = s.Sent() - 1
+	}
+	do()
+	for _, s := range streams {
+		e[s] = append(e[s], [2]int{before[s], s.Sent()})
+	}
+}
+
 // leave are those of the lost datagrams that are not excused.
 func (e excuses) leave(s *probe.UDPStream, lost []int) []int {
-	return slices.DeleteFunc(lost, func(number int) bool { return number < e[s] })
+	return slices.DeleteFunc(lost, func(number int) bool {
+		return slices.ContainsFunc(e[s], func(moment [2]int) bool { return moment[0] <= number && number < moment[1] })
+	})
 }
