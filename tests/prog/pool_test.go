@@ -267,3 +267,35 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestPoolOfEachOutside: the route decides the outside, and a host keeps one address at each of them.
+func TestPoolOfEachOutside(t *testing.T) {
+	r := rig.New(t)
+	setPool(r, pool[:1]...)
+	r.Must("second uplink", r.SecondUplink)
+	byRoute := func(dev, gateway string) {
+		t.Helper()
+		r.Must("change the default route", func() error { return r.DefaultBy(dev, gateway) })
+	}
+	hosts := []string{rig.C1, rig.C2, host(1), host(2), host(3)}
+	for _, h := range hosts {
+		if got := externalOf(r, h+":5000"); got != pool[0] {
+			t.Errorf("%s is at %s by the first uplink", h, got)
+		}
+	}
+	byRoute("eth1", "192.0.2.254")
+	r.Wait(2 * time.Second) // a route is asked for once more a second
+	for _, h := range hosts {
+		if got := externalOf(r, h+":6000"); got != netip.MustParseAddr(rig.Second) {
+			t.Errorf("%s is at %s by the second uplink", h, got)
+		}
+	}
+	setPool(r, pool...)
+	byRoute("eth0", "198.51.100.254")
+	for _, h := range hosts {
+		if got := externalOf(r, h+":7000"); got != pool[0] {
+			t.Errorf("%s is at %s by the first uplink, where it has a binding at %s", h, got, pool[0])
+		}
+	}
+	r.Consistent()
+}
