@@ -20,6 +20,7 @@ import (
 var (
 	errBusy    = errors.New("the sweeper is at work")
 	errRefused = errors.New("refused")
+	errFailed  = errors.New("the packet path failed")
 )
 
 var answers = map[bpf.Answer]error{
@@ -31,7 +32,7 @@ var answers = map[bpf.Answer]error{
 	bpf.AnswerNotFound:   ErrNotFound,
 	bpf.AnswerFull:       ErrFull,
 	bpf.AnswerBusy:       errBusy,
-	bpf.AnswerFailed:     errors.New("the packet path failed"),
+	bpf.AnswerFailed:     errFailed,
 }
 
 // request runs nat_control; r comes back as the program left it.

@@ -122,11 +122,27 @@ func (d *Dataplane) open() error {
 
 // start arms the sweeper's timer with the program just loaded, and opens the events.
 func (d *Dataplane) start() (err error) {
-	if err = d.request(&bpf.Request{Command: bpf.CommandArm}); err != nil {
-		return err
+	if err = d.arm(); err != nil {
+		return fmt.Errorf("start the sweeper's timer: %w", err)
 	}
 	d.events, err = newEventReader(d.objs.Events, d.objs.EventsLost)
 	return err
+}
+
+const (
+	armTries = 50
+	armPause = 10 * time.Millisecond
+)
+
+// arm asks again: bpf_timer_init takes the kernel's memory without waiting for any (GFP_NOWAIT), and may find none just now.
+func (d *Dataplane) arm() error {
+	for try := 1; ; try++ {
+		err := d.request(&bpf.Request{Command: bpf.CommandArm})
+		if !errors.Is(err, errFailed) || try == armTries {
+			return err
+		}
+		time.Sleep(armPause)
+	}
 }
 
 // load makes or adopts the maps. New ones are pinned in a directory of another name, which becomes the
