@@ -47,6 +47,7 @@ type Network struct {
 	Host      Limit                 // what one host may have
 	All       Limit                 // what all of them together may
 	Number    uint32                // tells its hosts from those of another network with the same addresses, when external addresses are chosen
+	Exclude   []netip.Prefix        // destinations that are not translated
 }
 
 // Limit is how many external ports and sessions (RFC 6888 REQ-4 and 5); 0: any number.
@@ -83,6 +84,31 @@ func (n Network) contains(addr netip.Addr) bool {
 }
 
 func (c Config) isExternal(addr netip.Addr) bool { return slices.Contains(c.External, addr) }
+
+// excludes says whether a network's packets to an address are nobody's to translate (RFC 6888 REQ-6).
+func (c Config) excludes(place Place, dst netip.Addr) bool {
+	return slices.ContainsFunc(c.Networks[place].Exclude, func(p netip.Prefix) bool { return p.Contains(dst) })
+}
+
+// overlaps says whether another network has addresses of this one's: the host, which knows no networks, might answer there.
+func (c Config) overlaps(place Place) bool {
+	for name, n := range c.Networks {
+		for _, p := range n.Prefixes {
+			if name != place && slices.ContainsFunc(c.Networks[place].Prefixes, p.Overlaps) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// answered is why a packet of a network's goes to the host for its answer, or gets it from the NAT.
+func (c Config) answered(place Place, why Reason) Reason {
+	if why == PassedTTL && c.overlaps(place) {
+		return DroppedTTL
+	}
+	return why
+}
 
 // filtering is that of a binding's host, or of its network; the NAT's own host has the default.
 func (c Config) filtering(b *Binding) Behavior {

@@ -30,7 +30,7 @@ func (n *NAT) outsideError(p Packet) Result {
 func (n *NAT) stackError(place Place, p Packet) Result {
 	d, ok := n.session(place, p)
 	if !ok {
-		return Result{Reason: DroppedICMPNoSession}
+		return Result{Reason: n.unlessExcluded(place, p, DroppedICMPNoSession)}
 	}
 	if p.damaged() {
 		return Result{Reason: DroppedICMPChecksum}

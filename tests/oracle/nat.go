@@ -175,8 +175,10 @@ func (n *NAT) insideKnown(place Place, p Packet) Result {
 		return Result{Reason: why}
 	}
 	switch {
+	case n.config.excludes(place, p.Dst.Addr()):
+		return Result{Reason: PassedDestination}
 	case p.TTL <= 1:
-		return Result{Reason: PassedTTL}
+		return Result{Reason: n.config.answered(place, PassedTTL)}
 	case p.opens() != "":
 		return Result{Reason: p.opens()}
 	}
@@ -195,7 +197,15 @@ func (n *NAT) insideUnknown(place Place, p Packet, outside Reason) Reason {
 	case n.config.admits(place, p) == PassedExcluded:
 		return PassedExcluded
 	}
-	return outside
+	return n.unlessExcluded(place, p, outside)
+}
+
+// unlessExcluded is for what opens no session.
+func (n *NAT) unlessExcluded(place Place, p Packet, why Reason) Reason {
+	if n.config.excludes(place, p.Dst.Addr()) {
+		return PassedDestination
+	}
+	return why
 }
 
 // FromStack is what becomes of a packet of a network's that the host has routed to the outside: on the stack path, or
@@ -206,13 +216,16 @@ func (n *NAT) FromStack(place Place, p Packet) Result {
 		return Result{Reason: PassedNotOutside}
 	}
 	if p.Kind == Other {
-		return Result{Reason: DroppedICMPType}
+		return Result{Reason: n.unlessExcluded(place, p, DroppedICMPType)}
 	}
 	if p.Kind == Error {
 		return n.stackError(place, p)
 	}
 	d, ok := n.lookup(place, p.Protocol, p.flow())
 	if !ok {
+		if n.config.excludes(place, p.Dst.Addr()) {
+			return Result{Reason: PassedDestination}
+		}
 		if why := p.opens(); why != "" {
 			return Result{Reason: why}
 		}

@@ -108,14 +108,15 @@ const (
 	TranslatedHost      Reason = "translated_host"
 	TranslatedStack     Reason = "translated_stack"
 
-	PassedNoLink     Reason = "passed_no_link"
-	PassedLocal      Reason = "passed_local"
-	PassedNotOutside Reason = "passed_not_outside"
-	PassedUnbound    Reason = "passed_unbound"
-	PassedHost       Reason = "passed_host"
-	PassedTTL        Reason = "passed_ttl"
-	PassedStack      Reason = "passed_stack"
-	PassedExcluded   Reason = "passed_excluded"
+	PassedNoLink      Reason = "passed_no_link"
+	PassedLocal       Reason = "passed_local"
+	PassedNotOutside  Reason = "passed_not_outside"
+	PassedUnbound     Reason = "passed_unbound"
+	PassedHost        Reason = "passed_host"
+	PassedTTL         Reason = "passed_ttl"
+	PassedStack       Reason = "passed_stack"
+	PassedExcluded    Reason = "passed_excluded"
+	PassedDestination Reason = "passed_destination"
 
 	DroppedSpoofed       Reason = "dropped_spoofed"
 	DroppedFiltered      Reason = "dropped_filtered"
@@ -143,7 +144,7 @@ const (
 // Reasons are all of them.
 var Reasons = []Reason{
 	TranslatedOutbound, TranslatedInbound, TranslatedHairpin, TranslatedICMPError, TranslatedHost, TranslatedStack,
-	PassedNoLink, PassedLocal, PassedNotOutside, PassedUnbound, PassedHost, PassedTTL, PassedStack, PassedExcluded,
+	PassedNoLink, PassedLocal, PassedNotOutside, PassedUnbound, PassedHost, PassedTTL, PassedStack, PassedExcluded, PassedDestination,
 	DroppedSpoofed, DroppedFiltered, DroppedIsolated, DroppedNoAddress, DroppedPortExhausted, DroppedBindingsFull,
 	DroppedSessionsFull, DroppedHostPorts, DroppedHostSessions, DroppedNetworkPorts, DroppedNetworkSessions, DroppedQuota, DroppedTCPNoSession, DroppedICMPType, DroppedICMPChecksum, DroppedICMPNoSession,
 	DroppedFragment, DroppedTTL, DroppedConflict,

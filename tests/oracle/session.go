@@ -104,7 +104,7 @@ func (n *NAT) translate(d side, p Packet) Result {
 			if why == PassedStack { // which brings it to the egress, where it is of this session
 				d.touch(n.now, p.Kind)
 			}
-			return Result{Reason: why}
+			return Result{Reason: n.config.answered(d.place(), why)}
 		}
 	}
 	if place := d.place(); place != Outside && place != Host && d.from.port != p.Port {

@@ -51,6 +51,7 @@ func placesIn(f family.Family) places {
 			{"br0", "br0", addr(rig.C1)}, // by the device's hook
 			{"br0", "p2", addr(rig.C1)},  // whose address it may be, or not
 			{"br0", "p1", addr("10.9.9.9")},
+			{"br1", "q1", addr(rig.C1)}, // where both networks have the same addresses
 		},
 		remotes:   []netip.AddrPort{end(rig.Peer1 + ":9"), end(rig.Peer1 + ":5000"), end(rig.Peer2 + ":9")},
 		elsewhere: []netip.AddrPort{end("172.17.0.1:53"), end("172.18.0.2:80"), end("224.0.0.251:5353")},

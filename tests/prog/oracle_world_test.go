@@ -31,6 +31,8 @@ type setup struct {
 	stack     bool         // the path
 	refusal   dataplane.Refusal
 	limits    dataplane.Limits
+	exclude   string // a prefix that the first network's packets reach untranslated; "": none
+	equal     bool   // the second network has the addresses of the first
 }
 
 // world is a rig, and what it is set to now. It outlives sequences.
@@ -85,9 +87,16 @@ func (w *world) drawSetup(t *rapid.T) setup {
 	s.settings.SessionsPerBinding = pick(t, "sessions per binding", []uint32{3, 1000})
 	s.stack = rapid.IntRange(0, 3).Draw(t, "path") == 3
 	s.limits = drawLimits(t)
+	if rapid.IntRange(0, 3).Draw(t, "excludes") == 3 {
+		s.exclude = pick(t, "exclude", exclusions)
+	}
+	s.equal = rapid.IntRange(0, 3).Draw(t, "equal networks") == 3
 	s.refusal = dataplane.Refusal(rapid.IntRange(0, 2).Draw(t, "refusal"))
 	return s
 }
+
+// exclusions are destinations: both remotes, one of them, and all.
+var exclusions = []string{"", "203.0.113.0/24", rig.Peer1 + "/32", "0.0.0.0/0"}
 
 func drawLimits(t *rapid.T) dataplane.Limits {
 	draw := func(what string, least uint32) uint32 { // most have none
@@ -116,6 +125,12 @@ func (w *world) oracle() oracle.Config {
 			Host:    oracle.Limit{Ports: int(w.setup.limits.HostPorts), Sessions: int(w.setup.limits.HostSessions)},
 			All:     oracle.Limit{Ports: int(w.setup.limits.NetworkPorts), Sessions: int(w.setup.limits.NetworkSessions)},
 			Mapping: behaviorsOf(w.setup.mapping), Filtering: behaviorsOf(w.setup.filtering)}
+		if n.Name == "br1" && w.setup.equal {
+			network.Prefixes = w.networks[0].Prefixes
+		}
+		if n.Name == "br0" {
+			network.Exclude = w.excluded(w.setup)
+		}
 		for addr, o := range w.owners {
 			if n.Name == "br0" {
 				network.Owners[addr] = w.ownerOf(o)
@@ -166,7 +181,21 @@ func (w *world) configure(s setup) error {
 func (w *world) network(n dataplane.Network, s setup) dataplane.Network {
 	n.IfIndex, n.Mapping, n.Filtering, n.Refusal, n.Limits = w.rig.Ports[n.Name], s.mapping, s.filtering, s.refusal, s.limits
 	n.Isolated = n.Name == "br0" && s.isolated
+	if n.Name == "br0" {
+		n.Exclude = w.excluded(s)
+	}
+	if n.Name == "br1" && s.equal {
+		n.Prefixes = w.networks[0].Prefixes
+	}
 	return n
+}
+
+// excluded are the first network's excluded destinations.
+func (w *world) excluded(s setup) []netip.Prefix {
+	if s.exclude == "" {
+		return nil
+	}
+	return []netip.Prefix{w.family.Prefix(netip.MustParsePrefix(s.exclude))}
 }
 
 // attachSecond brings the second network, or takes it away.
@@ -266,7 +295,7 @@ func (w *world) nothingLeft() error {
 // change is a change of the configuration, or of the host.
 func (d *duel) change() {
 	s := d.setup
-	switch pick(d.T, "what changes", []string{"mapping", "filtering", "isolated", "timeouts", "ports", "sessions per binding", "limits", "address", "network", "path"}) {
+	switch pick(d.T, "what changes", []string{"mapping", "filtering", "isolated", "timeouts", "ports", "sessions per binding", "limits", "address", "network", "equal networks", "exclude", "path"}) {
 	case "mapping":
 		s.mapping = drawBehaviors(d.T, "mapping", behaviors)
 	case "filtering":
@@ -289,6 +318,10 @@ func (d *duel) change() {
 		s.external = pick(d.T, "external addresses", d.pools())
 	case "network":
 		s.second = !s.second
+	case "equal networks":
+		s.equal = !s.equal
+	case "exclude":
+		s.exclude = pick(d.T, "exclude", exclusions)
 	case "path":
 		s.stack = !s.stack
 	}
