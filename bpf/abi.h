@@ -257,7 +257,7 @@ struct nat_zone {
 #define ZONE_ISOLATED (1 << 0) /* hosts do not reach each other */
 #define ZONE_MSS_CLAMP (1 << 1) /* a SYN's MSS option fits the route */
 #define ZONE_OVERLAPS (1 << 2) /* another zone has some of its addresses */
-#define ZONE_EXCLUDES (1 << 3) /* destinations: map exclusions */
+#define ZONE_EXCLUDES (1 << 3) /* destinations; of the outside: some zone */
 
 /* A prefix of destinations that a network's packets reach untranslated. */
 struct exclusion_key {

@@ -169,6 +169,14 @@ static __always_inline bool zone_overlaps(__u32 zone)
 	return z && z->flags & ZONE_OVERLAPS;
 }
 
+/* Whether any network has excluded destinations: the outside's entry says so. */
+static __always_inline bool destinations_are_excluded(void)
+{
+	struct nat_zone *z = zone_get(NAT_ZONE_OUTSIDE);
+
+	return z && z->flags & ZONE_EXCLUDES;
+}
+
 /* Destinations that a network's hosts reach untranslated (RFC 6888 REQ-6). */
 NAT_GLOBAL bool destination_is_excluded(__u32 zone, nat_addr_arg address)
 {

@@ -197,4 +197,59 @@ static __noinline int inbound_miss(const struct nat *n)
 	return rc == -LOOK_AGAIN ? 0 : rc;
 }
 
+/* Whether conntrack takes it for an answer; of ICMP, nobody can ask it here. */
+static __always_inline bool inbound_answers(const struct nat *n)
+{
+	if (n->p.proto == PROTO_ICMP)
+		return n->p.flags & PACKET_REPLY;
+	return conntrack_packet(n->skb, &n->p) == CONNTRACK_REPLY;
+}
+
+/* The address that an outside's interface is known by. */
+static __always_inline struct nat_external *
+outside_external(struct __sk_buff *skb)
+{
+	struct nat_link *link = link_get(skb->ifindex);
+	struct nat_realm *realm = link ? realm_get(link->owner) : NULL;
+
+	return realm ? external_at(realm->first) : NULL;
+}
+
+/*
+ * What an excluded destination answers comes to the inside host's own address. Docker
+ * (28 on) drops that in raw PREROUTING, before conntrack can tell whose it is: it takes
+ * the stack path's way in (session_enters). In fragments, it stays as it is.
+ */
+static __noinline int inbound_excluded(struct nat *n)
+{
+	struct rewrite to = {
+		.saddr = n->p.saddr,
+		.sport = n->p.sport,
+		.dport = n->p.dport,
+	};
+	struct nat_external *e;
+	__u32 zone, mark;
+	int rc;
+
+	if (!destinations_are_excluded() ||
+	    n->p.flags & PACKET_FIRST_FRAGMENT ||
+	    bpf_map_lookup_elem(&addresses, &n->p.daddr))
+		return -REASON_PASSED_UNBOUND;
+	zone = zone_of_route(n->skb, addr_arg(n->p.daddr));
+	if (zone == NAT_ZONE_OUTSIDE ||
+	    !destination_is_excluded(zone, addr_arg(n->p.saddr)) ||
+	    !inbound_answers(n))
+		return -REASON_PASSED_UNBOUND;
+	e = outside_external(n->skb);
+	if (!e || addr_is_any(e->address))
+		return -REASON_PASSED_UNBOUND;
+	to.daddr = addr_to_mark(n->p.daddr, e->address, &mark);
+	rc = rewrite_packet(n->skb, &n->p, &to);
+	if (rc < 0)
+		return rc;
+	n->skb->mark = mark;
+	n->action = VERDICT_NEXT;
+	return -REASON_TRANSLATED_STACK;
+}
+
 #endif /* CONENAT_INBOUND_H */

@@ -87,6 +87,8 @@ static __always_inline int translate_outside(struct nat *n)
 	half = session_find(&key);
 	if (!half) {
 		rc = inbound_miss(n);
+		if (rc == -REASON_PASSED_UNBOUND)
+			rc = inbound_excluded(n);
 		if (rc < 0)
 			goto out;
 		half = session_find(&key);

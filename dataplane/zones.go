@@ -26,11 +26,16 @@ func (n Network) prefixOf(address netip.Addr) (netip.Prefix, bool) {
 	return n.Prefixes[i], true
 }
 
-// putZone writes a zone, and what it means for the others: those that have addresses of its are to know.
+// putZone writes a zone, and what it means for the others: those that have addresses of its are to know; and the outside's, which
+// says whether any excludes destinations.
 func (d *Dataplane) putZone(before []bpf.Zone, id uint16, zone bpf.Zone) error {
 	after := slices.Clone(before)
 	after[id] = zone
 	markOverlaps(after)
+	after[0].Flags = 0
+	for _, z := range after[1:] {
+		after[0].Flags |= z.Flags & bpf.ZoneExcludes
+	}
 	for i := range after {
 		if after[i] == before[i] {
 			continue

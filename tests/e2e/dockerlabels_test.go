@@ -119,6 +119,35 @@ func TestDockerLabelMapping(t *testing.T) {
 	}
 }
 
+// TestDockerLabelExclude: a network's containers reach a destination untranslated, by its label; the default network's do not, and
+// the label's network is translated towards all others.
+func TestDockerLabelExclude(t *testing.T) {
+	h := newDockerHost(t, docker.Config{})
+	label := map[string]string{"conenat.exclude": topo.Peer1Addr.String() + "/32, 192.0.2.0/24"}
+	h.must(h.docker.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "lan", Bridge: "br-lan", Labels: label}))
+	near, far := h.udp(h.peer1, 3478), h.udp(h.peer2, 3478)
+	for i, network := range []string{"", "lan"} {
+		c, port := h.run(docker.Spec{Network: network}), uint16(20000+i)
+		socket, own := h.udp(c, port), at(topo.HostAddr, port)
+		if network == "lan" {
+			own = at(c.Addr, port)
+			h.must(h.Router.AddRoute(c.Addr.String()+"/32", topo.HostAddr.String()))
+			h.eventually("the label is followed", func() bool {
+				return strings.Contains(h.Client("networks", "-o", "json"), topo.Peer1Addr.String()+"/32")
+			})
+		}
+		if from := h.heard(socket, at(topo.Peer1Addr, 3478), near); from != own {
+			t.Errorf("network %q: the excluded peer sees %s, want %s", network, from, own)
+		}
+		if from := h.heard(near, own, socket); from != at(topo.Peer1Addr, 3478) {
+			t.Errorf("network %q: answered from %s", network, from)
+		}
+		if from := h.heard(socket, at(topo.Peer2Addr, 3478), far); from != at(topo.HostAddr, port) {
+			t.Errorf("network %q: the other peer sees %s", network, from)
+		}
+	}
+}
+
 // admitted says who gets in to a container's endpoint, after it has sent to peer 1's port 3478.
 func (h *dockerHost) admitted(c *docker.Container, port uint16) (list []string) {
 	h.t.Helper()

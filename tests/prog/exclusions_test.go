@@ -116,6 +116,24 @@ func testExcludedIsReachable(t *testing.T, fam family.Family) {
 	r.Hairpin("p1", TCP(rig.C1+":4000", rig.External+":80", "S", ""), TCP(rig.External+":4000", rig.C2+":80", "S", ""))
 }
 
+// TestExcludedAnswers: to the inside host's own address they come by the stack path's way in, as Docker would drop them; what
+// conntrack does not know for an answer stays as it is.
+func TestExcludedAnswers(t *testing.T) {
+	r := rig.New(t)
+	pong := Pong(rig.Peer1, rig.C1+":7")
+	r.Outside(pong).Passed("unbound")
+	exclude(r, rig.Peer1+"/32")
+	r.Enters(pong, Pong(rig.Peer1, rig.External+":7"), rig.C1)
+	r.Outside(Pong(rig.Peer2, rig.C1+":7")).Passed("unbound")
+	r.Outside(Pong(rig.Peer1, rig.Other+":7")).Passed("unbound")
+	r.Outside(Pong(rig.Peer1, rig.External+":7")).Passed("unbound")
+	r.Outside(Ping(rig.Peer1+":7", rig.C1)).Passed("unbound")
+	r.Outside(UDP(rig.Peer1+":53", rig.C1+":2000", "x")).Passed("unbound")
+	r.Outside(TCP(rig.Peer1+":80", rig.C1+":2000", "S", "")).Passed("unbound")
+	exclude(r)
+	r.Outside(pong).Passed("unbound")
+}
+
 // TestExcludedWithTheStack: the inside hook leaves all to the kernel, and egress leaves it as it is.
 func TestExcludedWithTheStack(t *testing.T) { family.Each(t, testExcludedWithTheStack) }
 
