@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane/thread"
 )
 
 // mounts are those that a state directory belongs to: this process's own, or, where it has private ones, the
@@ -90,12 +91,7 @@ func (m mounts) do(path string, f func(path string) error) error {
 	if m.pid == 0 || !foreign {
 		return f(path)
 	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- m.enter(func() error { return f("/" + inside) })
-	}()
-	return <-done
+	return thread.Run(func() error { return m.enter(func() error { return f("/" + inside) }) })
 }
 
 func (m mounts) enter(f func() error) error {

@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane/thread"
 )
 
 // Namespace is the private one. The host's is that of the thread that calls New, Open and Remove.
@@ -36,7 +37,7 @@ func New(name string) (*Namespace, error) {
 	}
 	defer host.Close()
 	n := &Namespace{name: name}
-	err = onThread(func() error {
+	err = thread.Run(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make a network namespace: %w", err)
 		}
@@ -160,20 +161,10 @@ func removeLink(name string) error {
 
 // do runs f on a thread in the namespace.
 func (n *Namespace) do(f func() error) error {
-	return onThread(func() error {
+	return thread.Run(func() error {
 		if err := netns.Set(netns.NsHandle(n.file.Fd())); err != nil {
 			return fmt.Errorf("enter the namespace of %s: %w", n.name, err)
 		}
 		return f()
 	})
-}
-
-// onThread runs f on a thread of its own, which ends with it.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
-	}()
-	return <-done
 }

@@ -4,10 +4,11 @@ package require
 
 import (
 	"fmt"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane/thread"
 )
 
 // Bonding is bonds of several links.
@@ -30,25 +31,20 @@ var VLAN = Feature{
 
 // addLinks makes links in a network namespace that is gone when it returns.
 func addLinks(links ...netlink.Link) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the namespace ends with the thread
-		result <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("make a network namespace: %w", err)
+	return thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
+		}
+		handle, err := netlink.NewHandle()
+		if err != nil {
+			return fmt.Errorf("open netlink: %w", err)
+		}
+		defer handle.Close()
+		for _, link := range links {
+			if err := handle.LinkAdd(link); err != nil {
+				return fmt.Errorf("make %s %s: %w", link.Type(), link.Attrs().Name, err)
 			}
-			handle, err := netlink.NewHandle()
-			if err != nil {
-				return fmt.Errorf("open netlink: %w", err)
-			}
-			defer handle.Close()
-			for _, link := range links {
-				if err := handle.LinkAdd(link); err != nil {
-					return fmt.Errorf("make %s %s: %w", link.Type(), link.Attrs().Name, err)
-				}
-			}
-			return nil
-		}()
-	}()
-	return <-result
+		}
+		return nil
+	})
 }

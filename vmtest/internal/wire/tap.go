@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/dataplane/thread"
 )
 
 // mtu is what the largest jumbo frames of QEMU's Intel cards need; virtio's would take more.
@@ -21,15 +22,11 @@ func Open(specs []Spec) (files []*os.File, err error) {
 	if len(specs) == 0 {
 		return nil, nil
 	}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		done <- func() (err error) {
-			files, err = openHere(specs)
-			return err
-		}()
-	}()
-	if err := <-done; err != nil {
+	err = thread.Run(func() (err error) {
+		files, err = openHere(specs)
+		return err
+	})
+	if err != nil {
 		Close(files)
 		return nil, err
 	}

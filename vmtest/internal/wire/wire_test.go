@@ -164,8 +164,7 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 	id := nameNamespace(t, files[0])
 	Close(files)
-	// The kernel cleans namespaces up one after the other: those of all tests that run beside this one.
-	if err := gone.SetReceiveTimeout(&unix.Timeval{Sec: 120}); err != nil {
+	if err := gone.SetReceiveTimeout(&unix.Timeval{Sec: 20}); err != nil {
 		t.Fatal(err)
 	}
 	for {
