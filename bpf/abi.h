@@ -192,7 +192,7 @@ struct nat_config {
 	__u32 max_bindings;
 	__u64 netns; /* inode of the network namespace it serves */
 	__u32 reorder_ifindex; /* this end of the veth to reorder.h's; 0: none */
-	__u32 pad;
+	__u32 zero; /* 0, which the verifier does not know: pool.h */
 };
 
 enum nat_link_kind {

@@ -157,7 +157,7 @@ type nat6NatConfig struct {
 	MaxBindings        uint32
 	Netns              uint64
 	ReorderIfindex     uint32
-	Pad                uint32
+	Zero               uint32
 }
 
 type nat6NatExternal6 struct {

@@ -185,7 +185,7 @@ type natNatConfig struct {
 	MaxBindings        uint32
 	Netns              uint64
 	ReorderIfindex     uint32
-	Pad                uint32
+	Zero               uint32
 }
 
 type natNatEvent struct {

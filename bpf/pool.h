@@ -90,6 +90,7 @@ static long pool_walk_step(__u32 index, void *data)
 static __noinline int pool_best(const struct binding_want *want, __u32 set)
 {
 	struct nat_realm *realm = realm_get(want->realm);
+	struct nat_config *cfg = config_get();
 	struct pool_walk w = {
 		.seed = addr_hash(want->internal, want->zone),
 		.want = want,
@@ -98,6 +99,13 @@ static __noinline int pool_best(const struct binding_want *want, __u32 set)
 	if (set == want->realm && realm && realm->pool == 1)
 		return realm->slot;
 	w.set = bpf_map_lookup_elem(&sets, &set);
+	if (!cfg)
+		return -REASON_DROPPED_NO_ADDRESS;
+	/*
+	 * Before Linux 6.7 a callback is verified once, with what is there before its
+	 * first call: a branch on a constant false would be taken out.
+	 */
+	w.found = cfg->zero;
 	if (!w.set || bpf_loop(NAT_ADDRESSES, pool_walk_step, &w, 0) < 0 ||
 	    !w.found)
 		return -REASON_DROPPED_NO_ADDRESS;
