@@ -14,7 +14,7 @@ WIRES     ?= virtio-net-pci virtio-net-pci
 UNIT := $(addsuffix /...,./bpf ./dataplane ./control ./cmd ./vmtest \
 	$(addprefix ./tests/,bench benchvm build cost lint oracle packets require))
 C_FILES   = $(wildcard bpf/*.c bpf/*.h)
-GENERATED = bpf/nat_bpfel.go bpf/nat_bpfel.o
+GENERATED = $(wildcard bpf/nat*_bpfel.*)
 
 # `su` on Debian leaves out sbin, and a Go unpacked by hand is on no path.
 export PATH    := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin

@@ -223,9 +223,9 @@ func TestRules(t *testing.T) {
 		},
 		"stack depth": { // TestStackProblems has the rest
 			check: stackDepth,
-			good:  committed(t, bpfObject),
+			good:  committed(t, bpfObjects...),
 			bad:   tree{},
-			want:  []string{"bpf/nat_bpfel.o: missing"},
+			want:  []string{"bpf/nat6_bpfel.o: missing", "bpf/nat_bpfel.o: missing"},
 		},
 	}
 	for name, test := range tests {

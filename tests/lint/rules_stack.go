@@ -16,27 +16,33 @@ import (
 // What Linux allows a chain of calls: MAX_BPF_STACK and MAX_CALL_FRAMES. Linux 6.1 counts each frame in steps of
 // 32 bytes (round_up in check_max_stack_depth_subprog); later kernels, in steps of 16 where the JIT lets them.
 const (
-	bpfObject   = "bpf/nat_bpfel.o"
 	stackBytes  = 512
 	stackStep   = 32
 	stackFrames = 8
 	stackShown  = 3 // of the chains that are too deep, the deepest
 )
 
-// stackDepth: every chain of calls of the committed object fits the stack as Linux 6.1 counts it. The verifier there
+// bpfObjects are IPv4's and IPv6's.
+var bpfObjects = []string{"bpf/nat_bpfel.o", "bpf/nat6_bpfel.o"}
+
+// stackDepth: every chain of calls of the committed objects fits the stack as Linux 6.1 counts it. The verifier there
 // says so too, but in a virtual machine, a minute later, and without the names.
 func stackDepth(t tree) (problems []string) {
-	content, ok := t[bpfObject]
-	if !ok {
-		return []string{bpfObject + ": missing"}
-	}
-	spec, err := ebpf.LoadCollectionSpecFromReader(strings.NewReader(content))
-	if err != nil {
-		return []string{fmt.Sprintf("%s: read the object: %v", bpfObject, err)}
-	}
-	for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
-		for _, problem := range stackProblems(functionsOf(spec.Programs[name].Instructions)) {
-			problems = append(problems, fmt.Sprintf("%s: %s: %s", bpfObject, name, problem))
+	for _, object := range bpfObjects {
+		content, ok := t[object]
+		if !ok {
+			problems = append(problems, object+": missing")
+			continue
+		}
+		spec, err := ebpf.LoadCollectionSpecFromReader(strings.NewReader(content))
+		if err != nil {
+			problems = append(problems, fmt.Sprintf("%s: read the object: %v", object, err))
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
+			for _, problem := range stackProblems(functionsOf(spec.Programs[name].Instructions)) {
+				problems = append(problems, fmt.Sprintf("%s: %s: %s", object, name, problem))
+			}
 		}
 	}
 	return problems

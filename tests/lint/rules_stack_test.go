@@ -13,13 +13,17 @@ import (
 )
 
 // committed is a file of the repository, as a tree of its own.
-func committed(t *testing.T, path string) tree {
+func committed(t *testing.T, paths ...string) tree {
 	t.Helper()
-	content, err := os.ReadFile(filepath.Join("../..", path))
-	if err != nil {
-		t.Fatal(err)
+	files := tree{}
+	for _, path := range paths {
+		content, err := os.ReadFile(filepath.Join("../..", path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[path] = string(content)
 	}
-	return tree{path: string(content)}
+	return files
 }
 
 // A function that writes depth bytes below its frame pointer and then runs body.
