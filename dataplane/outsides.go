@@ -162,6 +162,14 @@ func (d *Dataplane) externals() ([]bpf.External, error) {
 	return slots, nil
 }
 
+// addressTables are both tables of external addresses: by address, and by slot.
+func (d *Dataplane) addressTables() (have map[uint32]bpf.Address, slots []bpf.External, err error) {
+	if have, err = d.addresses(); err == nil {
+		slots, err = d.externals()
+	}
+	return have, slots, err
+}
+
 func (d *Dataplane) putExternal(slot int, e bpf.External) error {
 	if err := d.objs.Externals4.Put(uint32(slot), e); err != nil {
 		return fmt.Errorf("write slot of external address %s: %w", addrOf(e.Address), err)
@@ -212,11 +220,7 @@ func (d *Dataplane) clearPorts(slot int) error {
 // endAddresses ends what lives on addresses that are no outside's any more, all at once, and frees their slots. The walk that
 // ends the sessions gives up the host's claims there, too, and cannot say where their bits are.
 func (d *Dataplane) endAddresses() error {
-	have, err := d.addresses()
-	if err != nil {
-		return err
-	}
-	slots, err := d.externals()
+	have, slots, err := d.addressTables()
 	if err != nil {
 		return err
 	}

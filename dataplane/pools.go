@@ -182,11 +182,7 @@ type distribution struct {
 // settleAddresses brings the tables to what follows from the outsides' addresses and from who has named which. What is not on
 // the outside that a packet leaves by is nobody's there.
 func (d *Dataplane) settleAddresses() error {
-	have, err := d.addresses()
-	if err != nil {
-		return err
-	}
-	slots, err := d.externals()
+	have, slots, err := d.addressTables()
 	if err != nil {
 		return err
 	}
