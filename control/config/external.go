@@ -91,29 +91,31 @@ func lastOf(p netip.Prefix) netip.Addr {
 // ParseRanges takes ranges with commas between them, as labels have them.
 func ParseRanges(s string) (list []Range, err error) {
 	for part := range strings.SplitSeq(s, ",") {
-		r, err := ParseRange(strings.TrimSpace(part))
-		if err != nil {
+		if list, err = addRange(list, strings.TrimSpace(part)); err != nil {
 			return nil, err
 		}
-		if slices.Contains(list, r) {
-			return nil, fmt.Errorf("external address %s is given twice", r)
-		}
-		list = append(list, r)
 	}
 	return list, nil
 }
 
+// addRange leaves the list as it is where the text is no range, or one that is there already.
+func addRange(list []Range, text string) ([]Range, error) {
+	r, err := ParseRange(text)
+	if err == nil && slices.Contains(list, r) {
+		err = fmt.Errorf("external address %s is given twice", r)
+	}
+	if err != nil {
+		return list, err
+	}
+	return append(list, r), nil
+}
+
 func (b *builder) external(values []Value) (list []Range) {
 	for _, v := range values {
-		r, err := ParseRange(v.Text)
-		if err == nil && slices.Contains(list, r) {
-			err = fmt.Errorf("external address %s is given twice", r)
-		}
-		if err != nil {
+		var err error
+		if list, err = addRange(list, v.Text); err != nil {
 			b.refuse(v, "%w", err)
-			continue
 		}
-		list = append(list, r)
 	}
 	return list
 }
