@@ -83,7 +83,7 @@ func TestOverlappingZones(t *testing.T) {
 			for name, test := range map[string]func(*zones){
 				"UDP": (*zones).datagrams, "TCP": (*zones).connections, "Ping": (*zones).pings, "Errors": (*zones).errors,
 				"Fragments": (*zones).fragments, "Forwards": (*zones).forwards, "Kernel": (*zones).kernelsWay,
-			} {
+			} { // in any order
 				t.Run(name, func(t *testing.T) { test(&zones{z.at(t), z.of}) })
 			}
 		})
@@ -255,11 +255,12 @@ func (z *zones) forwards() {
 func (z *zones) kernelsWay() {
 	peer := z.udp(z.peer1, 3480)
 	for _, one := range z.of {
-		z.must(one.ns.Sysctl("net.ipv4.ip_no_pmtu_disc=1"))
+		z.must(one.ns.Sysctl("net.ipv4.ip_no_pmtu_disc=1")) // no DF; while it is set, no error's MTU is taken either
 		s, text := z.udp(one.Host, 20006), one.bridge+strings.Repeat("x", 1450)
 		z.send(s, at(topo.Peer1Addr, 3480), text)
 		z.send(peer, z.receives(peer, text), "back to "+one.bridge)
 		z.receives(s, "back to "+one.bridge)
+		z.must(one.ns.Sysctl("net.ipv4.ip_no_pmtu_disc=0"))
 	}
 }
 
