@@ -4,37 +4,37 @@ package bpf
 
 import "github.com/cilium/ebpf"
 
-// The structs of abi.h: addresses and ports as they lie in memory, in network byte order.
+// The structs of abi.h, of both families: addresses in IPv6's form (record.go), ports in network byte order.
 type (
 	Config        = natNatConfig
 	Link          = natNatLink
-	Zone          = natNatZone4
-	Realm         = natNatRealm4
-	Address       = natNatAddress
-	External      = natNatExternal4
-	Set           = natNatSet4
-	Host          = natNatHost
-	SessionKey    = natSessionKey4
-	SessionHalf   = natSessionHalf4
-	SessionSlot   = natSessionSlot4
-	Binding       = natBinding4
-	BindingKey    = natBindingKey4
-	BindingRef    = natBindingRef
-	ClaimKey      = natClaimKey4
-	Claim         = natNatClaim
-	PermissionKey = natPermissionKey4
-	FragmentKey   = natFragmentKey4
-	Fragment      = natFragment4
-	OriginKey     = natOriginKey4
-	Origin        = natNatOrigin
+	Zone          = nat6NatZone6
+	Realm         = nat6NatRealm6
+	Address       = nat6NatAddress
+	External      = nat6NatExternal6
+	Set           = nat6NatSet6
+	Host          = nat6NatHost
+	SessionKey    = nat6SessionKey6
+	SessionHalf   = nat6SessionHalf6
+	SessionSlot   = nat6SessionSlot6
+	Binding       = nat6Binding6
+	BindingKey    = nat6BindingKey6
+	BindingRef    = nat6BindingRef
+	ClaimKey      = nat6ClaimKey6
+	Claim         = nat6NatClaim
+	PermissionKey = nat6PermissionKey6
+	FragmentKey   = nat6FragmentKey6
+	Fragment      = nat6Fragment6
+	OriginKey     = nat6OriginKey6
+	Origin        = nat6NatOrigin
 	Pool          = natNatPool
 	Event         = natNatEvent
-	Request       = natNatRequest4
-	Owner         = natNatOwner
-	OwnerKey      = natOwnerKey4
-	BlockKey      = natBlockKey4
-	ExclusionKey  = natExclusionKey4
-	Blocks        = natNatBlocks4
+	Request       = nat6NatRequest6
+	Owner         = nat6NatOwner
+	OwnerKey      = nat6OwnerKey6
+	BlockKey      = nat6BlockKey6
+	ExclusionKey  = nat6ExclusionKey6
+	Blocks        = nat6NatBlocks6
 	Held          = natNatHeld
 )
 
@@ -173,6 +173,14 @@ const (
 	CommandIndex   = uint8(natNatCommandCOMMAND_INDEX)
 )
 
+// Slots of programs6 (enum nat_program).
+const (
+	SlotInside         = uint32(natNatProgramPROGRAM_INSIDE)
+	SlotOutsideIngress = uint32(natNatProgramPROGRAM_OUTSIDE_INGRESS)
+	SlotOutsideEgress  = uint32(natNatProgramPROGRAM_OUTSIDE_EGRESS)
+	SlotFragments      = uint32(natNatProgramPROGRAM_FRAGMENTS)
+)
+
 // Answer is nat_control's return value (enum nat_answer).
 type Answer = natNatAnswer
 
@@ -259,20 +267,8 @@ const (
 	ReserveForwarded = 1 << 2
 )
 
-// Names of maps and programs in the object.
+// Names of programs and constants in both objects.
 const (
-	MapAddresses    = natMapAddresses4
-	MapBindingFree  = natMapBindingFree4
-	MapBindings     = natMapBindings4
-	MapBlocks       = natMapBlocks4
-	MapClaims       = natMapClaims4
-	MapHosts        = natMapHosts4
-	MapInternals    = natMapInternals4
-	MapPermissions  = natMapPermissions4
-	MapSessionFree  = natMapSessionFree4
-	MapSessionSlots = natMapSessionSlots4
-	MapSessions     = natMapSessions4
-
 	ProgramInside         = natProgNatInside
 	ProgramOutsideIngress = natProgNatOutsideIngress
 	ProgramOutsideEgress  = natProgNatOutsideEgress

@@ -109,7 +109,7 @@ enum nat_reason {
 	REASON_PASSED_TOO_BIG, /* the kernel answers Fragmentation Needed */
 	REASON_PASSED_STACK, /* the kernel's way; egress translates */
 	REASON_PASSED_TRANSLATED, /* at egress, after the direct path */
-	REASON_PASSED_EXCLUDED, /* an inside host that is left to the host's NAT */
+	REASON_PASSED_EXCLUDED, /* an inside host, or a network's whole family, that is left to the host's NAT */
 	REASON_PASSED_DESTINATION, /* RFC 6888 REQ-6: not translated, by nobody */
 	REASON_PASSED_MALFORMED, /* from outside: the host's to judge */
 	REASON_LAST_PASSED = REASON_PASSED_MALFORMED,

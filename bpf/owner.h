@@ -66,6 +66,14 @@ static __always_inline bool source_is_stolen(const struct nat *n)
 	       address_is_stolen(n->skb, n->zone, addr_arg(n->p.saddr));
 }
 
+/* Whether a network has addresses of this family at all. */
+static __always_inline bool zone_has_family(__u32 zone)
+{
+	struct nat_zone *z = zone_get(zone);
+
+	return z && z->prefixes;
+}
+
 /*
  * Anti-spoofing: what comes out of a network has an address of it, and nobody
  * else's. 0, -REASON_DROPPED_SPOOFED or -REASON_PASSED_EXCLUDED.
@@ -74,9 +82,11 @@ static __noinline int source_admitted(const struct nat *n)
 {
 	struct nat_owner *owner;
 
-	if (!address_in_zone(n->zone, addr_arg(n->p.saddr)) ||
-	    source_is_stolen(n))
+	if (source_is_stolen(n))
 		return -REASON_DROPPED_SPOOFED;
+	if (!address_in_zone(n->zone, addr_arg(n->p.saddr)))
+		return zone_has_family(n->zone) ? -REASON_DROPPED_SPOOFED :
+						  -REASON_PASSED_EXCLUDED;
 	owner = owner_of(n->zone, n->p.saddr);
 	return owner && owner->flags & OWNER_EXCLUDED ?
 		       -REASON_PASSED_EXCLUDED :

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/bpf"
 )
@@ -144,7 +145,7 @@ func (d *Dataplane) ReadEvent(ctx context.Context) (Event, error) {
 
 // zoneName is what a zone is called now.
 func (d *Dataplane) zoneName(id uint16) (string, error) {
-	known, err := d.names()
+	known, err := d.ipv4.names()
 	return known.zone(id), err
 }
 
@@ -154,8 +155,8 @@ func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
 		Type:     eventTypes[raw.Type],
 		Protocol: Protocol(raw.Proto),
 		Network:  network,
-		Internal: eventEndpoint(raw.Internal, raw.InternalPort),
-		External: eventEndpoint(raw.External, raw.ExternalPort),
+		Internal: eventEndpoint(raw, raw.Internal, raw.InternalPort),
+		External: eventEndpoint(raw, raw.External, raw.ExternalPort),
 		Static:   raw.Flags&bpf.EventFlagStatic != 0,
 		Hairpin:  raw.Flags&bpf.EventFlagHairpin != 0,
 		Sessions: int(raw.SessionCount),
@@ -170,7 +171,7 @@ func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
 	}
 	switch e.Type {
 	case BindingCreated, BindingChanged, BindingExpired:
-		e.Remote = dependsOn(eventEndpoint(raw.Remote, raw.RemotePort))
+		e.Remote = dependsOn(eventEndpoint(raw, raw.Remote, raw.RemotePort))
 	case SessionState:
 		e.OldState = stateName(raw.OldState)
 		fallthrough
@@ -178,7 +179,7 @@ func (d *Dataplane) eventOf(raw *bpf.Event, network string) Event {
 		e.State = stateName(raw.State)
 		fallthrough
 	case InboundFiltered, AddressMissing, PortExhausted, QuotaExceeded:
-		e.Remote = eventEndpoint(raw.Remote, raw.RemotePort)
+		e.Remote = eventEndpoint(raw, raw.Remote, raw.RemotePort)
 	}
 	return e
 }
@@ -201,6 +202,18 @@ func stateName(s uint8) string {
 	return fmt.Sprintf("state(%d)", s)
 }
 
-func eventEndpoint(addr [16]uint8, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(addr[:4])), portOf(port))
+// dependsOn is what of the remote endpoint a mapping depends on: the zero AddrPort for the event's zeros, which are nothing.
+func dependsOn(remote netip.AddrPort) netip.AddrPort {
+	if remote.Addr().IsUnspecified() {
+		return netip.AddrPort{}
+	}
+	return remote
+}
+
+func eventEndpoint(e *bpf.Event, addr [16]uint8, port uint16) netip.AddrPort {
+	a := netip.AddrFrom16(addr)
+	if e.Family == unix.AF_INET {
+		a = netip.AddrFrom4([4]byte(addr[:4]))
+	}
+	return netip.AddrPortFrom(a, portOf(port))
 }

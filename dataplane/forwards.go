@@ -3,8 +3,6 @@
 package dataplane
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -36,18 +34,17 @@ var answers = map[bpf.Answer]error{
 }
 
 // request runs nat_control; r comes back as the program left it.
-func (d *Dataplane) request(r *bpf.Request) error {
-	var in bytes.Buffer
-	if err := binary.Write(&in, binary.NativeEndian, r); err != nil {
+func (f *family) request(r *bpf.Request) error {
+	in, err := f.Requests.Encode(*r)
+	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	out := make([]byte, in.Len()+64)
-	opts := ebpf.RunOptions{Data: in.Bytes(), DataOut: out}
-	answer, err := d.objs.NatControl.Run(&opts)
+	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+64)}
+	answer, err := f.control.Run(&opts)
 	if err != nil {
 		return fmt.Errorf("run nat_control: %w", err)
 	}
-	if err := binary.Read(bytes.NewReader(opts.DataOut), binary.NativeEndian, r); err != nil {
+	if *r, err = f.Requests.Decode(opts.DataOut); err != nil {
 		return fmt.Errorf("decode answer: %w", err)
 	}
 	if err, known := answers[bpf.Answer(answer)]; known {
@@ -56,10 +53,17 @@ func (d *Dataplane) request(r *bpf.Request) error {
 	return fmt.Errorf("nat_control answers %d", answer)
 }
 
+// checkEndpoints: all of them are of one IP version.
 func checkEndpoints(list ...netip.AddrPort) error {
 	for _, e := range list {
-		if !e.Addr().Is4() || e.Port() == 0 {
-			return fmt.Errorf("endpoint %s: want an IPv4 address and a port from 1 to 65535", e)
+		if err := checkAddress(e.Addr()); err != nil {
+			return fmt.Errorf("endpoint %s: %w", e, err)
+		}
+		if e.Port() == 0 {
+			return fmt.Errorf("endpoint %s: want a port from 1 to 65535", e)
+		}
+		if e.Addr().Is4() != list[0].Addr().Is4() {
+			return fmt.Errorf("endpoints %s and %s: want both of IPv4 or both of IPv6", list[0], e)
 		}
 	}
 	return nil
@@ -79,10 +83,10 @@ func mappingRequest(command uint8, p Protocol, zone uint16, internal, external n
 }
 
 // requestWhenIdle waits for the sweeper's goes, which are short.
-func (d *Dataplane) requestWhenIdle(r *bpf.Request) error {
+func (f *family) requestWhenIdle(r *bpf.Request) error {
 	deadline := time.Now().Add(time.Minute)
 	for {
-		err := d.request(r)
+		err := f.request(r)
 		if !errors.Is(err, errBusy) || time.Now().After(deadline) {
 			return err
 		}
@@ -96,7 +100,7 @@ func (d *Dataplane) AddForward(f Forward) (Binding, error) {
 	defer d.writes.hold()()
 	b, err := d.addForward(f)
 	if err != nil {
-		return b, fmt.Errorf("forward %s %s to %s: %w", f.Protocol, f.External, f.Internal, err)
+		return Binding{}, fmt.Errorf("forward %s %s to %s: %w", f.Protocol, f.External, f.Internal, err)
 	}
 	return b, nil
 }
@@ -119,7 +123,7 @@ func (d *Dataplane) addForward(f Forward) (Binding, error) {
 	if f.Published {
 		r.Flags |= bpf.BindPublished
 	}
-	if err := d.requestWhenIdle(&r); err != nil {
+	if err := d.loadedOf(f.Internal.Addr()).requestWhenIdle(&r); err != nil {
 		return Binding{}, err
 	}
 	return Binding{Protocol: f.Protocol, Network: name, Internal: f.Internal, External: f.External,
@@ -129,7 +133,7 @@ func (d *Dataplane) addForward(f Forward) (Binding, error) {
 // zoneOf is the network that an internal address lies in; it must be the named one, if one is named, by name or
 // label. shown is what it is called.
 func (d *Dataplane) zoneOf(network string, internal netip.Addr) (id uint16, shown string, err error) {
-	known, err := d.names()
+	known, err := d.namesFor(internal)
 	if err != nil {
 		return 0, "", err
 	}
@@ -140,7 +144,7 @@ func (d *Dataplane) zoneOf(network string, internal netip.Addr) (id uint16, show
 			continue
 		}
 		found = true
-		p, contains := networkOf(z).prefixOf(internal)
+		p, contains := networkOf(known.version, z).prefixOf(internal)
 		switch {
 		case !contains:
 		case id != 0:
@@ -162,12 +166,21 @@ func (d *Dataplane) zoneOf(network string, internal netip.Addr) (id uint16, show
 	return 0, "", fmt.Errorf("internal address %s lies in no network of conenat's: %w", internal, ErrNotFound)
 }
 
-// isHostAddress: of a prefix shorter than /31, the first address is the network's and the last one broadcast.
+// namesFor are those of an address's family; where it is not loaded, IPv4's, which have no prefix for it.
+func (d *Dataplane) namesFor(a netip.Addr) (names, error) {
+	if f := d.loadedOf(a); f != nil {
+		return f.names()
+	}
+	return d.ipv4.names()
+}
+
+// isHostAddress: of a prefix that has more than two, the first address is the network's (IPv6: of all its routers, RFC 4291 section
+// 2.6.1), and IPv4's last one broadcast.
 func isHostAddress(p netip.Prefix, a netip.Addr) bool {
-	if p.Bits() >= 31 {
+	if p.Bits() >= a.BitLen()-1 {
 		return true
 	}
-	return a != p.Masked().Addr() && p.Contains(a.Next())
+	return a != p.Masked().Addr() && (a.Is6() || p.Contains(a.Next()))
 }
 
 // RemoveForward ends a static binding and its sessions. Error: ErrNotFound, also for a dynamic binding.
@@ -185,35 +198,39 @@ func (d *Dataplane) RemoveForward(p Protocol, external netip.AddrPort) error {
 // RemoveForwards ends many static bindings and their sessions at once, and says how many of them there were.
 // Protocol and External are read.
 func (d *Dataplane) RemoveForwards(list []Forward) (int, error) {
-	type id struct {
-		protocol Protocol
-		external netip.AddrPort
-	}
-	ids, found := map[id]bool{}, map[id]bool{}
+	ids, found := map[forwardID]bool{}, map[forwardID]bool{}
 	for _, f := range list {
-		ids[id{f.Protocol, f.External}] = true
+		ids[forwardID{f.Protocol, f.External}] = true
 	}
 	defer d.writes.hold()()
-	err := d.kill(func(b binding) bool {
-		i := id{Protocol(b.Proto), endpoint(b.External, b.ExternalPort)}
-		match := b.Flags&bpf.BindingStatic != 0 && ids[i]
-		found[i] = found[i] || match
-		return match
+	err := d.each(func(f *family) error {
+		return f.kill(func(b binding) bool {
+			i := forwardID{Protocol(b.Proto), endpoint(b.External, b.ExternalPort)}
+			match := b.Flags&bpf.BindingStatic != 0 && ids[i]
+			if match {
+				found[i] = true
+			}
+			return match
+		})
 	})
-	n := 0
-	for _, match := range found {
-		if match {
-			n++
-		}
-	}
-	return n, err
+	return len(found), err
+}
+
+// forwardID is what no two static bindings have both.
+type forwardID struct {
+	protocol Protocol
+	external netip.AddrPort
 }
 
 // IndexForwards makes static bindings the ones of what their internal endpoints send, where a dynamic binding was
 // that has ended since.
 func (d *Dataplane) IndexForwards() error {
 	defer d.writes.hold()()
-	live, err := d.liveBindings()
+	return d.each((*family).indexForwards)
+}
+
+func (f *family) indexForwards() error {
+	live, err := f.liveBindings()
 	if err != nil {
 		return err
 	}
@@ -223,7 +240,7 @@ func (d *Dataplane) IndexForwards() error {
 		}
 		r := bpf.Request{Command: bpf.CommandIndex}
 		r.Binding.Binding, r.Binding.Generation = b.index, uint32(b.Word>>32)
-		err := d.request(&r)
+		err := f.request(&r)
 		if err != nil && !errors.Is(err, ErrPortTaken) && !errors.Is(err, ErrNotFound) {
 			return fmt.Errorf("index forward %s: %w", endpoint(b.External, b.ExternalPort), err)
 		}
@@ -244,10 +261,11 @@ func (d *Dataplane) ReserveForwarded(p Protocol, external netip.AddrPort) error 
 }
 
 func (d *Dataplane) reserve(p Protocol, external netip.AddrPort, flags uint8) error {
-	if !external.Addr().Is4() {
-		return fmt.Errorf("reserve %s/%s: not IPv4", p, external)
+	f := d.loadedOf(external.Addr())
+	if f == nil {
+		return fmt.Errorf("reserve %s/%s: %w", p, external, answers[bpf.AnswerNoAddress])
 	}
-	err := d.request(&bpf.Request{
+	err := f.request(&bpf.Request{
 		Command:      bpf.CommandReserve,
 		Flags:        flags,
 		Proto:        uint8(p),
@@ -263,11 +281,11 @@ func (d *Dataplane) reserve(p Protocol, external netip.AddrPort, flags uint8) er
 // kill ends the bindings that match now, with their sessions: each is marked, and a walk over all sessions ends those of
 // marked bindings. It walks again for what a packet that was on its way has opened meanwhile. What is bound anew while it
 // does is not ended: an address may have another owner by then.
-func (d *Dataplane) kill(match func(binding) bool) error {
-	marked, err := d.mark(match)
+func (f *family) kill(match func(binding) bool) error {
+	marked, err := f.mark(match)
 	for deadline := time.Now().Add(time.Minute); err == nil && len(marked) > 0; {
-		if err = d.sweep(); err == nil {
-			err = d.forgetEnded(marked)
+		if err = f.sweep(); err == nil {
+			err = f.forgetEnded(marked)
 		}
 		if err == nil && len(marked) > 0 && time.Now().After(deadline) {
 			err = fmt.Errorf("%d bindings do not end", len(marked))
@@ -277,23 +295,23 @@ func (d *Dataplane) kill(match func(binding) bool) error {
 }
 
 // killAll is kill where nothing new can match any more but what a packet that was on its way has bound.
-func (d *Dataplane) killAll(match func(binding) bool) error {
+func (f *family) killAll(match func(binding) bool) error {
 	for {
-		left, err := d.liveBindings()
+		left, err := f.liveBindings()
 		if err != nil || !slices.ContainsFunc(left, match) {
 			return err
 		}
-		if err := d.kill(match); err != nil {
+		if err := f.kill(match); err != nil {
 			return err
 		}
 	}
 }
 
 // forgetEnded leaves those that live, by index and generation.
-func (d *Dataplane) forgetEnded(marked map[uint32]uint32) error {
+func (f *family) forgetEnded(marked map[uint32]uint32) error {
 	for index, generation := range marked {
-		var b bpf.Binding
-		if err := d.objs.Bindings4.Lookup(index, &b); err != nil {
+		b, err := f.Bindings.Lookup(index)
+		if err != nil {
 			return fmt.Errorf("read binding: %w", err)
 		}
 		if uint32(b.Word>>32) != generation {
@@ -304,8 +322,8 @@ func (d *Dataplane) forgetEnded(marked map[uint32]uint32) error {
 }
 
 // mark says which there are that match, by index and generation.
-func (d *Dataplane) mark(match func(binding) bool) (map[uint32]uint32, error) {
-	live, err := d.liveBindings()
+func (f *family) mark(match func(binding) bool) (map[uint32]uint32, error) {
+	live, err := f.liveBindings()
 	if err != nil {
 		return nil, err
 	}
@@ -317,7 +335,7 @@ func (d *Dataplane) mark(match func(binding) bool) (map[uint32]uint32, error) {
 		generation := uint32(b.Word >> 32)
 		r := bpf.Request{Command: bpf.CommandKill}
 		r.Binding.Binding, r.Binding.Generation = b.index, generation
-		if err := d.request(&r); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := f.request(&r); err != nil && !errors.Is(err, ErrNotFound) {
 			return marked, fmt.Errorf("end binding %s: %w", endpoint(b.External, b.ExternalPort), err)
 		}
 		marked[b.index] = generation
@@ -329,12 +347,12 @@ func (d *Dataplane) mark(match func(binding) bool) (map[uint32]uint32, error) {
 const sweepRetry = time.Millisecond
 
 // sweep walks all sessions once, and ends what has expired or belongs to a dying binding.
-func (d *Dataplane) sweep() error {
+func (f *family) sweep() error {
 	deadline := time.Now().Add(time.Minute)
 	var cursor uint32
 	for {
 		r := bpf.Request{Command: bpf.CommandSweep, Cursor: cursor}
-		err := d.request(&r)
+		err := f.request(&r)
 		switch {
 		case errors.Is(err, errBusy) && time.Now().Before(deadline):
 			time.Sleep(sweepRetry)
@@ -351,5 +369,5 @@ func (d *Dataplane) sweep() error {
 // Sweep ends what has expired by now, without waiting for the kernel's timer.
 func (d *Dataplane) Sweep() error {
 	defer d.writes.hold()()
-	return d.sweep()
+	return d.each((*family).sweep)
 }

@@ -47,5 +47,5 @@ func (d *Dataplane) importSession(s Session) error {
 		}
 		r.Seen, r.ReverseSeen = seen[0], seen[1]
 	}
-	return d.request(&r)
+	return d.loadedOf(s.Internal.Addr()).request(&r)
 }

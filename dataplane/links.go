@@ -69,7 +69,7 @@ func (d *Dataplane) rawLink(l Link) (bpf.Link, error) {
 	if !ok || l.IfIndex <= 0 {
 		return bpf.Link{}, fmt.Errorf("kind %d, ifindex %d: not a link", l.Kind, l.IfIndex)
 	}
-	known, err := d.names()
+	known, err := d.ipv4.names()
 	if err != nil {
 		return bpf.Link{}, err
 	}
@@ -172,8 +172,8 @@ func (d *Dataplane) eraseLink(ifindex uint32) error {
 
 // noteLink is called after each write of a link; nil: it is deleted.
 func (d *Dataplane) noteLink(ifindex uint32, l *bpf.Link) {
-	d.knownMu.Lock()
-	defer d.knownMu.Unlock()
+	d.linkedMu.Lock()
+	defer d.linkedMu.Unlock()
 	switch {
 	case d.linked == nil:
 	case l == nil:
@@ -186,8 +186,8 @@ func (d *Dataplane) noteLink(ifindex uint32, l *bpf.Link) {
 // rawLinks are the tables', by index. They are read once: this process is the only one that writes them, and the array
 // is large.
 func (d *Dataplane) rawLinks() ([]bpf.Link, error) {
-	d.knownMu.Lock()
-	defer d.knownMu.Unlock()
+	d.linkedMu.Lock()
+	defer d.linkedMu.Unlock()
 	if d.linked == nil {
 		linked, err := d.readLinks()
 		if err != nil {
@@ -252,7 +252,7 @@ func (d *Dataplane) Links() ([]Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	known, err := d.names()
+	known, err := d.ipv4.names()
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,9 @@ package dataplane
 
 import (
 	"fmt"
+	"math/bits"
 	"net/netip"
+	"slices"
 
 	"github.com/conenat/conenat/bpf"
 )
@@ -26,45 +28,46 @@ type names struct {
 	realms     []bpf.Realm
 	owners     map[bpf.OwnerKey]bpf.Owner
 	sets       map[uint32]bpf.Set
+	version    ipVersion
 }
 
 // names are read once until something of them changes: this process is the only one that writes them.
-func (d *Dataplane) names() (names, error) {
-	d.knownMu.Lock()
-	defer d.knownMu.Unlock()
-	if d.known != nil {
-		return *d.known, nil
+func (f *family) names() (names, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known != nil {
+		return *f.known, nil
 	}
-	n, err := d.readNames()
+	n, err := f.readNames()
 	if err == nil {
-		d.known = &n
+		f.known = &n
 	}
 	return n, err
 }
 
 // forgetNames is called after each write of what names has.
-func (d *Dataplane) forgetNames() {
-	d.knownMu.Lock()
-	defer d.knownMu.Unlock()
-	d.known = nil
+func (f *family) forgetNames() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.known = nil
 }
 
-func (d *Dataplane) readNames() (names, error) {
-	var n names
+func (f *family) readNames() (names, error) {
+	n := names{version: f.ipVersion}
 	var err error
-	if n.zones, err = dumpArray[bpf.Zone](d.objs.Zones4, bpf.Zones); err != nil {
+	if n.zones, err = f.Zones.Elements(bpf.Zones); err != nil {
 		return n, fmt.Errorf("read networks: %w", err)
 	}
-	if n.exclusions, err = dumpHash[bpf.ExclusionKey, uint32](d.objs.Exclusions4); err != nil {
+	if n.exclusions, err = f.Exclusions.Dump(); err != nil {
 		return n, fmt.Errorf("read excluded destinations: %w", err)
 	}
-	if n.realms, err = dumpArray[bpf.Realm](d.objs.Realms4, bpf.Realms); err != nil {
+	if n.realms, err = f.Realms.Elements(bpf.Realms); err != nil {
 		return n, fmt.Errorf("read outsides: %w", err)
 	}
-	if n.owners, err = dumpHash[bpf.OwnerKey, bpf.Owner](d.objs.Owners4); err != nil {
+	if n.owners, err = f.Owners.Dump(); err != nil {
 		return n, fmt.Errorf("read owners: %w", err)
 	}
-	if n.sets, err = dumpHash[uint32, bpf.Set](d.objs.Sets4); err != nil {
+	if n.sets, err = f.Sets.Dump(); err != nil {
 		return n, fmt.Errorf("read sets of external addresses: %w", err)
 	}
 	return n, nil
@@ -117,7 +120,7 @@ func (n names) zoneName(id uint16) string {
 }
 
 // filtering is filtering_of of owner.h.
-func (n names) filtering(zone uint16, internal uint32, l4 int) Behavior {
+func (n names) filtering(zone uint16, internal bpf.Addr, l4 int) Behavior {
 	if zone == bpf.ZoneHost {
 		return AddressDependent
 	}
@@ -165,17 +168,23 @@ func checkName(kind, name string) error {
 }
 
 // PutNetwork makes a network, or changes the one of that name. Bindings that live stay as they are, but for those at
-// external addresses that a changed Network.External leaves out: they end.
+// external addresses that a changed Network.External leaves out: they end. The first network that has IPv6 has its packet path loaded.
 func (d *Dataplane) PutNetwork(n Network) error {
 	if err := checkName("network", n.Name); err != nil {
 		return err
 	}
-	zone, err := rawZone(n)
-	if err != nil {
+	defer d.writes.hold()()
+	if err := d.putNetwork(n); err != nil {
 		return fmt.Errorf("network %s: %w", n.Name, err)
 	}
-	defer d.writes.hold()()
-	known, err := d.names()
+	return nil
+}
+
+func (d *Dataplane) putNetwork(n Network) error {
+	if err := n.check(); err != nil {
+		return err
+	}
+	known, err := d.ipv4.names()
 	if err != nil {
 		return err
 	}
@@ -184,28 +193,103 @@ func (d *Dataplane) PutNetwork(n Network) error {
 		id = free
 	}
 	if id == 0 {
-		return fmt.Errorf("network %s: %w: %d networks are there already", n.Name, ErrFull, bpf.ZoneLast)
+		return fmt.Errorf("%w: %d networks are there already", ErrFull, bpf.ZoneLast)
 	}
-	if zone.Set, err = d.internSet(n.External); err != nil {
-		return fmt.Errorf("network %s: %w", n.Name, err)
+	families, err := d.familiesFor(n.addresses())
+	if err != nil {
+		return err
 	}
-	defer d.forgetNames()
-	if err := d.exclude(known, id, n.Exclude); err != nil {
-		return fmt.Errorf("network %s: %w", n.Name, err)
-	}
-	if err := d.putZone(known.zones, id, zone); err != nil {
-		return fmt.Errorf("write network %s: %w", n.Name, err)
-	}
-	if zone.Set == known.zones[id].Set {
-		return nil
-	}
-	d.forgetNames()
-	if err := d.networkMoved(id); err != nil {
-		return fmt.Errorf("network %s: %w", n.Name, err)
+	for _, f := range families {
+		if err := f.putNetwork(id, n.part(f.ipVersion)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
+// putNetwork is given a family's part of the network.
+func (f *family) putNetwork(id uint16, n Network) error {
+	zone, err := rawZone(n)
+	if err != nil {
+		return err
+	}
+	known, err := f.names()
+	if err != nil {
+		return err
+	}
+	if zone.Set, err = f.internSet(n.External); err != nil {
+		return err
+	}
+	defer f.forgetNames()
+	if err := f.exclude(known, id, n.Exclude); err != nil {
+		return err
+	}
+	if err := f.putZone(known, id, zone); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	if zone.Set == known.zones[id].Set {
+		return nil
+	}
+	f.forgetNames()
+	return f.networkMoved(id)
+}
+
+// check refuses what PutNetwork cannot write, before anything is changed.
+func (n Network) check() error {
+	if len(n.Prefixes) == 0 {
+		return fmt.Errorf("has no prefixes; want 1 to %d of IPv4, of IPv6 or of each", bpf.Prefixes)
+	}
+	for _, a := range n.addresses() {
+		if err := checkAddress(a); err != nil {
+			return err
+		}
+	}
+	if n.Address.Is6() || n.Address6.Is4() {
+		return fmt.Errorf("addresses %s of IPv4 and %s of IPv6: each is the other one's", n.Address, n.Address6)
+	}
+	for _, v := range []ipVersion{ipv4, ipv6} {
+		part := n.part(v)
+		if _, err := rawZone(part); err != nil {
+			return err
+		}
+		if _, err := rawSet(part.External); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addresses are all that it has, and of its prefixes one each.
+func (n Network) addresses() (list []netip.Addr) {
+	for _, p := range slices.Concat(n.Prefixes, n.Exclude) {
+		list = append(list, p.Addr())
+	}
+	for _, a := range []netip.Addr{n.Address, n.Address6} {
+		if a.IsValid() {
+			list = append(list, a)
+		}
+	}
+	return append(list, n.External...)
+}
+
+// part is what it has of one IP version; its own address there is in Address.
+func (n Network) part(v ipVersion) Network {
+	n.Prefixes, n.Exclude, n.External = only(n.Prefixes, v.hasPrefix), only(n.Exclude, v.hasPrefix), only(n.External, v.has)
+	if v == ipv6 {
+		n.Address = n.Address6
+	}
+	n.Address6 = netip.Addr{}
+	return n
+}
+
+// with is an IPv4 part and IPv6's as one.
+func (n Network) with(part6 Network) Network {
+	n.Prefixes, n.Exclude = slices.Concat(n.Prefixes, part6.Prefixes), slices.Concat(n.Exclude, part6.Exclude)
+	n.External, n.Address6 = slices.Concat(n.External, part6.External), part6.Address
+	return n
+}
+
+// rawZone is given the part of one IP version.
 func rawZone(n Network) (bpf.Zone, error) {
 	zone := bpf.Zone{Name: rawName(n.Name), Ifindex: uint32(n.IfIndex), Prefixes: uint8(len(n.Prefixes))}
 	if len(n.Label) > maxLabel {
@@ -223,15 +307,12 @@ func rawZone(n Network) (bpf.Zone, error) {
 	if err := rawReplies(n, &zone); err != nil {
 		return zone, err
 	}
-	if len(n.Prefixes) == 0 || len(n.Prefixes) > bpf.Prefixes {
-		return zone, fmt.Errorf("has %d prefixes; want 1 to %d", len(n.Prefixes), bpf.Prefixes)
+	if len(n.Prefixes) > bpf.Prefixes {
+		return zone, fmt.Errorf("has %d prefixes of one IP version; want at most %d", len(n.Prefixes), bpf.Prefixes)
 	}
 	for i, p := range n.Prefixes {
-		if !p.Addr().Is4() {
-			return zone, fmt.Errorf("prefix %s is not IPv4", p)
-		}
 		zone.Prefix[i].Address = rawAddr(p.Masked().Addr())
-		zone.Prefix[i].Mask = rawMask(p.Bits())
+		zone.Prefix[i].Mask = rawMask(p)
 	}
 	for i := range bpf.Protocols {
 		mapping, filtering := n.Mapping[i], n.Filtering[i]
@@ -260,61 +341,67 @@ func rawReplies(n Network, zone *bpf.Zone) error {
 		return fmt.Errorf("unknown refusal %d", n.Refusal)
 	}
 	zone.Refusal = uint8(n.Refusal)
-	if !n.Address.IsValid() {
-		return nil
-	}
-	if !n.Address.Is4() {
-		return fmt.Errorf("address %s is not IPv4", n.Address)
-	}
 	zone.Gateway = rawAddr(n.Address)
 	return nil
 }
 
-func rawMask(bits int) uint32 {
-	full := netip.AddrFrom4([4]byte{255, 255, 255, 255})
-	return rawAddr(netip.PrefixFrom(full, bits).Masked().Addr())
+func rawMask(p netip.Prefix) bpf.Addr {
+	full := slices.Repeat([]byte{0xff}, p.Addr().BitLen()/8)
+	ones, _ := netip.AddrFromSlice(full)
+	return rawAddr(netip.PrefixFrom(ones, p.Bits()).Masked().Addr())
 }
 
-func maskBits(mask uint32) int {
-	bits := 0
-	for _, b := range addrOf(mask).As4() {
-		for ; b != 0; b <<= 1 {
-			bits++
-		}
+func maskBits(mask bpf.Addr) (n int) {
+	for _, b := range addrOf(mask).AsSlice() {
+		n += bits.OnesCount8(b)
 	}
-	return bits
+	return n
 }
 
 // Networks are those that were put and not removed.
 func (d *Dataplane) Networks() ([]Network, error) {
-	known, err := d.names()
-	if err != nil {
-		return nil, err
+	var parts [][]Network
+	for _, f := range d.families() {
+		known, err := f.names()
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, known.networks())
 	}
 	var out []Network
-	excluded := known.excluded()
-	for id, z := range known.zones {
-		if z.Name[0] != 0 {
-			n := networkOf(z)
-			n.Exclude = excluded[uint16(id)]
-			n.External = known.external(z.Set)
-			out = append(out, n)
+	for id, n := range parts[0] {
+		if n.Name == "" {
+			continue
 		}
+		for _, more := range parts[1:] {
+			n = n.with(more[id])
+		}
+		out = append(out, n)
 	}
 	return out, nil
 }
 
-func networkOf(z bpf.Zone) Network {
-	n := Network{Name: nameOf(z.Name), Label: text(z.Label[:]), IfIndex: int(z.Ifindex), Isolated: z.Flags&bpf.ZoneIsolated != 0,
-		Refusal: Refusal(z.Refusal), MSSClamp: z.Flags&bpf.ZoneMSSClamp != 0}
-	if z.Gateway != 0 {
-		n.Address = addrOf(z.Gateway)
+// networks are by their number what a family has of them.
+func (n names) networks() []Network {
+	excluded := n.excluded()
+	list := make([]Network, len(n.zones))
+	for id, z := range n.zones {
+		if z.Name[0] != 0 {
+			list[id] = networkOf(n.version, z)
+			list[id].Exclude, list[id].External = excluded[uint16(id)], n.external(z.Set)
+		}
 	}
+	return list
+}
+
+func networkOf(v ipVersion, z bpf.Zone) Network {
+	n := Network{Name: nameOf(z.Name), Label: text(z.Label[:]), IfIndex: int(z.Ifindex), Isolated: z.Flags&bpf.ZoneIsolated != 0,
+		Refusal: Refusal(z.Refusal), MSSClamp: z.Flags&bpf.ZoneMSSClamp != 0, Address: addrOf(z.Gateway)}
 	if z.Mac != [6]uint8{} {
 		n.Gateway = append(n.Gateway, z.Mac[:]...)
 	}
 	for _, p := range z.Prefix[:min(int(z.Prefixes), bpf.Prefixes)] {
-		n.Prefixes = append(n.Prefixes, netip.PrefixFrom(addrOf(p.Address), maskBits(p.Mask)))
+		n.Prefixes = append(n.Prefixes, v.prefix(p.Address, maskBits(p.Mask)))
 	}
 	for i := range bpf.Protocols {
 		n.Mapping[i], n.Filtering[i] = Behavior(z.Mapping[i]), Behavior(z.Filtering[i])
@@ -328,47 +415,64 @@ func networkOf(z bpf.Zone) Network {
 // RemoveNetwork ends a network with its bindings and sessions. Its links must be detached before.
 func (d *Dataplane) RemoveNetwork(name string) error {
 	defer d.writes.hold()()
-	known, err := d.names()
-	if err != nil {
-		return err
-	}
-	id, _ := known.zoneID(name)
-	if id == 0 {
-		return fmt.Errorf("remove network %s: %w", name, ErrNotFound)
-	}
-	if err := d.refuseLinked(name, uint16(id), false); err != nil {
-		return err
-	}
-	if err := d.killAll(func(b binding) bool { return b.Zone == id }); err != nil {
-		return fmt.Errorf("remove network %s: %w", name, err)
-	}
-	if err := d.removeOwners(id); err != nil {
-		return fmt.Errorf("remove network %s: %w", name, err)
-	}
-	defer d.forgetNames()
-	err = d.putZone(known.zones, id, bpf.Zone{})
-	if err == nil {
-		err = d.exclude(known, id, nil)
-	}
-	if err != nil {
-		return fmt.Errorf("remove network %s: %w", name, err)
-	}
-	d.forgetNames()
-	if err := d.settleAddresses(); err != nil {
+	if err := d.removeNetwork(name); err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
 	return nil
 }
 
+// removeNetwork leaves IPv4's part, which has the name, to the end.
+func (d *Dataplane) removeNetwork(name string) error {
+	known, err := d.ipv4.names()
+	if err != nil {
+		return err
+	}
+	id, _ := known.zoneID(name)
+	if id == 0 {
+		return ErrNotFound
+	}
+	if err := d.refuseLinked(id, false); err != nil {
+		return err
+	}
+	for _, f := range slices.Backward(d.families()) {
+		if err := f.removeNetwork(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *family) removeNetwork(id uint16) error {
+	if err := f.killAll(func(b binding) bool { return b.Zone == id }); err != nil {
+		return err
+	}
+	if err := f.removeOwners(id); err != nil {
+		return err
+	}
+	known, err := f.names()
+	if err != nil {
+		return err
+	}
+	defer f.forgetNames()
+	if err := f.exclude(known, id, nil); err != nil {
+		return err
+	}
+	if err := f.putZone(known, id, bpf.Zone{}); err != nil {
+		return err
+	}
+	f.forgetNames()
+	return f.settleAddresses()
+}
+
 // refuseLinked is an error while an interface still has hooks for the owner.
-func (d *Dataplane) refuseLinked(name string, owner uint16, outside bool) error {
+func (d *Dataplane) refuseLinked(owner uint16, outside bool) error {
 	links, err := d.rawLinks()
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
 		if l.Owner == owner && (l.Kind == bpf.LinkOutside) == outside {
-			return fmt.Errorf("remove %s: interface %d still has its hooks: detach it first", name, l.Ifindex)
+			return fmt.Errorf("interface %d still has its hooks: detach it first", l.Ifindex)
 		}
 	}
 	return nil

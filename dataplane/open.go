@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -42,11 +43,13 @@ type Dataplane struct {
 	events *eventReader
 	writes writeLock
 
+	ipv4 *family
+	ipv6 atomic.Pointer[family] // nil until something has an address of it
+
 	reordering reordering // under writes
 
-	knownMu sync.Mutex
-	known   *names               // nil: to be read
-	linked  map[uint32]*bpf.Link // what the tables of links hold, by index; nil: to be read
+	linkedMu sync.Mutex
+	linked   map[uint32]*bpf.Link // what the tables of links hold, by index; nil: to be read
 
 	epochMu sync.Mutex
 	epoch   time.Time // wall time of 0 of the monotonic clock
@@ -55,6 +58,7 @@ type Dataplane struct {
 // loaded is what Open has made of its options, and stays as it is.
 type loaded struct {
 	objs     bpf.Objects
+	objs6    bpf.Objects6 // of nil maps and programs while Dataplane.ipv6 is nil
 	opts     Options
 	log      *slog.Logger
 	features Features
@@ -62,7 +66,7 @@ type loaded struct {
 	pins     string // directory of this ABI version's pins
 	lock     *os.File
 	adopted  bool
-	capacity Capacity
+	capacity Capacity // of IPv4's maps
 }
 
 // Open loads the programs and makes the maps, or adopts those that an earlier daemon left pinned. It
@@ -120,10 +124,10 @@ func (d *Dataplane) open() error {
 	return d.start()
 }
 
-// start arms the sweeper's timer with the program just loaded, and opens the events.
+// start arms the sweepers' timers with the programs just loaded, and opens the events.
 func (d *Dataplane) start() (err error) {
-	if err = d.arm(); err != nil {
-		return fmt.Errorf("start the sweeper's timer: %w", err)
+	if err = d.each((*family).arm); err != nil {
+		return err
 	}
 	d.events, err = newEventReader(d.objs.Events, d.objs.EventsLost)
 	return err
@@ -135,58 +139,87 @@ const (
 )
 
 // arm asks again: bpf_timer_init takes the kernel's memory without waiting for any (GFP_NOWAIT), and may find none just now.
-func (d *Dataplane) arm() error {
+func (f *family) arm() error {
 	for try := 1; ; try++ {
-		err := d.request(&bpf.Request{Command: bpf.CommandArm})
+		err := f.request(&bpf.Request{Command: bpf.CommandArm})
+		if err == nil {
+			return nil
+		}
 		if !errors.Is(err, errFailed) || try == armTries {
-			return err
+			return fmt.Errorf("start the sweeper's timer of %s: %w", f.ipVersion, err)
 		}
 		time.Sleep(armPause)
 	}
 }
 
-// load makes or adopts the maps. New ones are pinned in a directory of another name, which becomes the
-// real one when all of them are there: a load that fails half-way leaves nothing.
+// load makes or adopts the maps of IPv4, and adopts IPv6's.
 func (d *Dataplane) load() error {
-	spec, err := d.spec()
+	spec, err := bpf.Load()
+	if err != nil {
+		return fmt.Errorf("read the embedded BPF object: %w", err)
+	}
+	d.capacity = d.opts.Capacity
+	if d.adopted {
+		if d.capacity, err = pinnedCapacity(d.pins, ipv4); err != nil {
+			return err
+		}
+	}
+	if err := d.prepare(spec, ipv4, d.capacity); err != nil {
+		return err
+	}
+	err = pinned(d.pins, unfinishedPinDir(d.stateDir), func(dir string, made bool) error {
+		err := spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
+		if err == nil && made {
+			err = d.commit()
+		}
+		return err
+	})
+	if err != nil {
+		return d.loadError(err)
+	}
+	d.ipv4 = d.family4()
+	return d.adoptIPv6()
+}
+
+// pinned has load use the pins in dir. New ones are made in a directory of another name, which becomes the real one when all of
+// them are there: a load that fails half-way leaves nothing.
+func pinned(dir, unfinished string, load func(dir string, made bool) error) error {
+	there, err := exists(dir)
 	if err != nil {
 		return err
 	}
-	dir := d.pins
-	if !d.adopted {
-		dir = unfinishedPinDir(d.stateDir)
-		if err := removePins(dir, new(RemoveReport)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove unfinished pins %s: %w", dir, err)
-		}
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return fmt.Errorf("make pin directory: %w", err)
-		}
+	if there {
+		return load(dir, false)
 	}
-	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
-	if err == nil && !d.adopted {
-		err = d.commit(dir)
+	if err := removePins(unfinished, new(RemoveReport)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove unfinished pins %s: %w", unfinished, err)
+	}
+	if err := os.Mkdir(unfinished, 0o700); err != nil {
+		return fmt.Errorf("make pin directory: %w", err)
+	}
+	err = load(unfinished, true)
+	if err == nil {
+		err = os.Rename(unfinished, dir)
 	}
 	if err != nil {
-		if !d.adopted {
-			err = errors.Join(err, removePins(dir, new(RemoveReport)))
-		}
-		return d.loadError(err)
+		err = errors.Join(err, removePins(unfinished, new(RemoveReport)))
 	}
-	return nil
+	return err
 }
 
-// commit makes new maps usable, and then the state that a daemon adopts.
-func (d *Dataplane) commit(dir string) error {
+func (d *Dataplane) family4() *family {
+	return &family{Tables: d.objs.Tables(), ipVersion: ipv4, d: d, control: d.objs.NatControl, capacity: d.capacity}
+}
+
+// commit makes new maps usable.
+func (d *Dataplane) commit() error {
 	cfg := configOf(DefaultSettings())
 	cfg.MaxSessions, cfg.MaxBindings = d.capacity.Sessions, d.capacity.Bindings
 	var err error
 	if cfg.Netns, err = networkNamespace(); err != nil {
 		return err
 	}
-	if err := d.putConfig(cfg); err != nil {
-		return err
-	}
-	return os.Rename(dir, d.pins)
+	return d.putConfig(cfg)
 }
 
 func (d *Dataplane) loadError(err error) error {
@@ -206,54 +239,52 @@ func (d *Dataplane) loadError(err error) error {
 	return fmt.Errorf("load BPF objects: %w", err)
 }
 
-// spec is the embedded object with its constants set and its maps sized.
-func (d *Dataplane) spec() (*ebpf.CollectionSpec, error) {
-	spec, err := bpf.Load()
-	if err != nil {
-		return nil, fmt.Errorf("read the embedded BPF object: %w", err)
+// prepare sets the constants of an embedded object, and the sizes of its maps.
+func (d *Dataplane) prepare(spec *ebpf.CollectionSpec, v ipVersion, c Capacity) error {
+	for name, entries := range mapSizes(c) {
+		spec.Maps[v.mapName(name)].MaxEntries = entries
 	}
-	d.capacity = d.opts.Capacity
-	if d.adopted {
-		if d.capacity, err = pinnedCapacity(d.pins); err != nil {
-			return nil, err
-		}
-	}
-	sizeMaps(spec, d.capacity)
-	constants := map[string]bool{
+	for name, value := range map[string]bool{
 		bpf.ConstFIBSkipNeigh:   d.features.FIBSkipNeigh,
 		bpf.ConstHaveConntrack:  d.features.Conntrack,
 		bpf.ConstClockIsVirtual: d.opts.VirtualClock,
-	}
-	for name, value := range constants {
+	} {
 		if err := spec.Variables[name].Set(value); err != nil {
-			return nil, fmt.Errorf("set constant %s: %w", name, err)
+			return fmt.Errorf("set constant %s: %w", name, err)
 		}
 	}
-	return spec, nil
+	return nil
 }
 
-// sizeMaps gives every map of sessions and bindings its size. A session has two halves; claims hold the host's ports beside
+// mapName is that of a map which each family has for itself.
+func (v ipVersion) mapName(name string) string { return fmt.Sprintf("%s%d", name, v) }
+
+// Maps by which an earlier daemon's capacity is known.
+const (
+	sessionSlots = "session_slots"
+	bindings     = "bindings"
+)
+
+// mapSizes are the entries of every map of sessions and bindings. A session has two halves; claims hold the host's ports beside
 // the bindings; one more internal endpoint is that of a binding which becomes a static one, until its old key is gone.
-func sizeMaps(spec *ebpf.CollectionSpec, c Capacity) {
-	for name, entries := range map[string]uint32{
-		bpf.MapSessions:     2 * c.Sessions,
-		bpf.MapSessionSlots: c.Sessions,
-		bpf.MapSessionFree:  c.Sessions,
-		bpf.MapPermissions:  c.Sessions,
-		bpf.MapBindings:     c.Bindings,
-		bpf.MapBindingFree:  c.Bindings,
-		bpf.MapInternals:    c.Bindings + 1,
-		bpf.MapClaims:       2 * c.Bindings,
-		bpf.MapHosts:        c.Bindings,
-		bpf.MapBlocks:       c.Bindings,
-	} {
-		spec.Maps[name].MaxEntries = entries
+func mapSizes(c Capacity) map[string]uint32 {
+	return map[string]uint32{
+		"sessions":     2 * c.Sessions,
+		sessionSlots:   c.Sessions,
+		"session_free": c.Sessions,
+		"permissions":  c.Sessions,
+		bindings:       c.Bindings,
+		"binding_free": c.Bindings,
+		"internals":    c.Bindings + 1,
+		"claims":       2 * c.Bindings,
+		"hosts":        c.Bindings,
+		"blocks":       c.Bindings,
 	}
 }
 
-func pinnedCapacity(pins string) (Capacity, error) {
+func pinnedCapacity(pins string, v ipVersion) (Capacity, error) {
 	var sizes [2]uint32
-	for i, name := range []string{bpf.MapSessionSlots, bpf.MapBindings} {
+	for i, name := range []string{v.mapName(sessionSlots), v.mapName(bindings)} {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(pins, name), &ebpf.LoadPinOptions{ReadOnly: true})
 		if err != nil {
 			return Capacity{}, fmt.Errorf("open pinned map %s: %w", name, err)
@@ -300,7 +331,7 @@ func networkNamespace() (uint64, error) {
 // Adopted says whether the state was there already.
 func (d *Dataplane) Adopted() bool { return d.adopted }
 
-// Capacity is the size of the tables.
+// Capacity is the size of the tables of each address family.
 func (d *Dataplane) Capacity() Capacity { return d.capacity }
 
 // Features says what of the kernel is used.
@@ -309,10 +340,27 @@ func (d *Dataplane) Features() Features { return d.features }
 // Objects are the loaded maps and programs, for tests that run programs by BPF_PROG_RUN.
 func (d *Dataplane) Objects() *bpf.Objects { return &d.objs }
 
+// Objects6 are IPv6's, nil ones while it is not loaded.
+func (d *Dataplane) Objects6() *bpf.Objects6 { return &d.objs6 }
+
+// Tables are the maps of the families that are loaded, IPv4's first, for tests that look into them.
+func (d *Dataplane) Tables() (list []*bpf.Tables) {
+	for _, f := range d.families() {
+		list = append(list, f.Tables)
+	}
+	return list
+}
+
 // SetClock sets the time of a dataplane that was opened with VirtualClock; ns of CLOCK_MONOTONIC.
 func (d *Dataplane) SetClock(ns uint64) error {
-	if err := d.objs.VirtualNow.Set(ns); err != nil {
-		return fmt.Errorf("set virtual clock: %w", err)
+	clocks := []*ebpf.Variable{d.objs.VirtualNow}
+	if d.ipv6.Load() != nil {
+		clocks = append(clocks, d.objs6.VirtualNow)
+	}
+	for _, c := range clocks {
+		if err := c.Set(ns); err != nil {
+			return fmt.Errorf("set virtual clock: %w", err)
+		}
 	}
 	return nil
 }
@@ -324,6 +372,10 @@ func (d *Dataplane) Renewed() (*Dataplane, error) {
 		return nil, fmt.Errorf("close event ring: %w", err)
 	}
 	n := &Dataplane{loaded: d.loaded}
+	n.ipv4 = n.family4()
+	if d.ipv6.Load() != nil {
+		n.ipv6.Store(n.family6())
+	}
 	return n, n.start()
 }
 
@@ -333,7 +385,7 @@ func (d *Dataplane) Close() error {
 	if d.events != nil {
 		errs = append(errs, d.events.close())
 	}
-	errs = append(errs, d.objs.Close())
+	errs = append(errs, d.objs.Close(), d.objs6.Close())
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())
 	}

@@ -37,14 +37,22 @@ type Owner struct {
 // ErrAddressTaken.
 func (d *Dataplane) PutOwner(o Owner) error {
 	defer d.writes.hold()()
-	if err := d.putOwner(o); err != nil {
+	err := checkAddress(o.Address)
+	var f *family
+	if err == nil {
+		f, err = d.of(o.Address)
+	}
+	if err == nil {
+		err = f.putOwner(o)
+	}
+	if err != nil {
 		return fmt.Errorf("owner of %s in network %s: %w", o.Address, o.Network, err)
 	}
 	return nil
 }
 
-func (d *Dataplane) putOwner(o Owner) error {
-	key, err := d.ownerKey(o.Network, o.Address)
+func (f *family) putOwner(o Owner) error {
+	key, err := f.ownerKey(o.Network, o.Address)
 	if err != nil {
 		return err
 	}
@@ -61,43 +69,43 @@ func (d *Dataplane) putOwner(o Owner) error {
 			raw.Filtering[i] = uint8(b)
 		}
 	}
-	if raw.Set, err = d.ownerSet(key, o, &raw.Flags); err != nil {
+	if raw.Set, err = f.ownerSet(key, o, &raw.Flags); err != nil {
 		return err
 	}
-	var before bpf.Owner
-	switch err := d.objs.Owners4.Lookup(key, &before); {
+	before, err := f.Owners.Lookup(key)
+	switch {
 	case errors.Is(err, ebpf.ErrKeyNotExist) && o.Began > 0:
-		if err := d.endOlder(key, o.Began); err != nil {
+		if err := f.endOlder(key, o.Began); err != nil {
 			return err
 		}
 	case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
 		return fmt.Errorf("read the one before: %w", err)
 	}
-	err = d.objs.Owners4.Put(key, raw)
-	d.forgetNames()
+	err = f.Owners.Put(key, raw)
+	f.forgetNames()
 	if err != nil || before.Set == raw.Set && (before.Flags^raw.Flags)&bpf.OwnerOneToOne == 0 {
 		return err
 	}
-	return d.ownerMoved(key)
+	return f.ownerMoved(key)
 }
 
 // endOlder ends the dynamic bindings of an address that were made before a moment since boot. They have whole seconds of the
 // monotonic clock, rounded down, and one that may be younger stays.
-func (d *Dataplane) endOlder(key bpf.OwnerKey, moment time.Duration) error {
+func (f *family) endOlder(key bpf.OwnerKey, moment time.Duration) error {
 	var boot unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
 		return fmt.Errorf("read the time since boot: %w", err)
 	}
 	age := time.Duration(boot.Nano()) - moment
-	mono := time.Duration(d.now().mono) - age
-	return d.kill(func(b binding) bool {
+	mono := time.Duration(f.d.now().mono) - age
+	return f.kill(func(b binding) bool {
 		return b.Zone == key.Zone && b.Internal == key.Address && b.Flags&bpf.BindingStatic == 0 &&
 			time.Duration(b.Created+1)*time.Second <= mono
 	})
 }
 
-func (d *Dataplane) ownerKey(network string, address netip.Addr) (bpf.OwnerKey, error) {
-	known, err := d.names()
+func (f *family) ownerKey(network string, address netip.Addr) (bpf.OwnerKey, error) {
+	known, err := f.names()
 	if err != nil {
 		return bpf.OwnerKey{}, err
 	}
@@ -105,38 +113,39 @@ func (d *Dataplane) ownerKey(network string, address netip.Addr) (bpf.OwnerKey, 
 	if id == 0 {
 		return bpf.OwnerKey{}, fmt.Errorf("network %s: %w", network, ErrNotFound)
 	}
-	if !address.Is4() {
-		return bpf.OwnerKey{}, fmt.Errorf("address %s is not IPv4", address)
-	}
 	return bpf.OwnerKey{Address: rawAddr(address), Zone: id}, nil
 }
 
 // ForgetOwner forgets whose an address is, and leaves its bindings. Error: ErrNotFound.
 func (d *Dataplane) ForgetOwner(network string, address netip.Addr) error {
 	defer d.writes.hold()()
-	if _, err := d.deleteOwner(network, address); err != nil {
+	err := ErrNotFound
+	if f := d.loadedOf(address); f != nil {
+		_, err = f.deleteOwner(network, address)
+	}
+	if err != nil {
 		return fmt.Errorf("forget owner of %s in network %s: %w", address, network, err)
 	}
 	return nil
 }
 
-func (d *Dataplane) deleteOwner(network string, address netip.Addr) (bpf.OwnerKey, error) {
-	key, err := d.ownerKey(network, address)
+func (f *family) deleteOwner(network string, address netip.Addr) (bpf.OwnerKey, error) {
+	key, err := f.ownerKey(network, address)
 	if err != nil {
 		return key, err
 	}
-	known, err := d.names()
+	known, err := f.names()
 	if err != nil {
 		return key, err
 	}
 	set := known.owners[key].Set
-	err = d.objs.Owners4.Delete(key)
-	d.forgetNames()
+	err = f.Owners.Delete(key)
+	f.forgetNames()
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		err = ErrNotFound
 	}
 	if err == nil && set != 0 {
-		err = d.settleAddresses()
+		err = f.settleAddresses()
 	}
 	return key, err
 }
@@ -144,9 +153,9 @@ func (d *Dataplane) deleteOwner(network string, address netip.Addr) (bpf.OwnerKe
 // RemoveOwner forgets whose an address is, and ends its bindings and sessions. Error: ErrNotFound.
 func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
 	defer d.writes.hold()()
-	key, err := d.deleteOwner(network, address)
-	if err == nil {
-		err = d.kill(func(b binding) bool { return b.Zone == key.Zone && b.Internal == key.Address })
+	err := ErrNotFound
+	if f := d.loadedOf(address); f != nil {
+		err = f.removeOwner(network, address)
 	}
 	if err != nil {
 		return fmt.Errorf("remove owner of %s in network %s: %w", address, network, err)
@@ -154,39 +163,51 @@ func (d *Dataplane) RemoveOwner(network string, address netip.Addr) error {
 	return nil
 }
 
+func (f *family) removeOwner(network string, address netip.Addr) error {
+	key, err := f.deleteOwner(network, address)
+	if err == nil {
+		err = f.kill(func(b binding) bool { return b.Zone == key.Zone && b.Internal == key.Address })
+	}
+	return err
+}
+
 // Owners are those that were put and not removed, in no order.
 func (d *Dataplane) Owners() ([]Owner, error) {
-	known, err := d.names()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]Owner, 0, len(known.owners))
-	for key, raw := range known.owners {
-		o := Owner{Network: known.zoneName(key.Zone), Address: addrOf(key.Address), ID: raw.Id, Port: int(raw.Ifindex),
-			Excluded: raw.Flags&bpf.OwnerExcluded != 0, External: known.external(raw.Set), OneToOne: raw.Flags&bpf.OwnerOneToOne != 0}
-		if raw.Flags&bpf.OwnerFiltering != 0 {
-			o.Filtering = new([3]Behavior)
-			for i, b := range raw.Filtering {
-				o.Filtering[i] = Behavior(b)
-			}
+	var out []Owner
+	err := d.each(func(f *family) error {
+		known, err := f.names()
+		for key, raw := range known.owners {
+			out = append(out, known.owner(key, raw))
 		}
-		out = append(out, o)
+		return err
+	})
+	return out, err
+}
+
+func (n names) owner(key bpf.OwnerKey, raw bpf.Owner) Owner {
+	o := Owner{Network: n.zoneName(key.Zone), Address: addrOf(key.Address), ID: raw.Id, Port: int(raw.Ifindex),
+		Excluded: raw.Flags&bpf.OwnerExcluded != 0, External: n.external(raw.Set), OneToOne: raw.Flags&bpf.OwnerOneToOne != 0}
+	if raw.Flags&bpf.OwnerFiltering != 0 {
+		o.Filtering = new([3]Behavior)
+		for i, b := range raw.Filtering {
+			o.Filtering[i] = Behavior(b)
+		}
 	}
-	return out, nil
+	return o
 }
 
 // removeOwners forgets all of a network that goes.
-func (d *Dataplane) removeOwners(zone uint16) error {
-	known, err := d.names()
+func (f *family) removeOwners(zone uint16) error {
+	known, err := f.names()
 	if err != nil {
 		return err
 	}
-	defer d.forgetNames()
+	defer f.forgetNames()
 	for key := range known.owners {
 		if key.Zone != zone {
 			continue
 		}
-		if err := d.objs.Owners4.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := f.Owners.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("remove owner of %s: %w", addrOf(key.Address), err)
 		}
 	}

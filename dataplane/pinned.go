@@ -40,16 +40,39 @@ func OpenPinned(stateDir string) (*Pinned, error) {
 	return p, nil
 }
 
-// maps are what Sessions and what it gives names by are read from, by the names of their pins.
+// maps are what Sessions and what it gives names by are read from, by the paths of their pins.
 func (p *Pinned) maps() map[string]**ebpf.Map {
 	o := &p.d.objs
-	return map[string]**ebpf.Map{bpf.MapSessions: &o.Sessions4, "config": &o.Config, "zones4": &o.Zones4, "realms4": &o.Realms4,
+	return map[string]**ebpf.Map{"config": &o.Config, "sessions4": &o.Sessions4, "zones4": &o.Zones4, "realms4": &o.Realms4,
 		"owners4": &o.Owners4, "exclusions4": &o.Exclusions4, "sets4": &o.Sets4}
 }
 
-func (p *Pinned) open() (err error) {
-	for name, m := range p.maps() {
-		if *m, err = ebpf.LoadPinnedMap(filepath.Join(p.d.pins, name), nil); err != nil {
+// maps6 are the same of IPv6.
+func (p *Pinned) maps6() map[string]**ebpf.Map {
+	o := &p.d.objs6
+	return map[string]**ebpf.Map{"sessions6": &o.Sessions6, "zones6": &o.Zones6, "realms6": &o.Realms6,
+		"owners6": &o.Owners6, "exclusions6": &o.Exclusions6, "sets6": &o.Sets6}
+}
+
+func (p *Pinned) open() error {
+	if err := loadPins(p.d.pins, p.maps()); err != nil {
+		return err
+	}
+	p.d.ipv4 = p.d.family4()
+	there, err := exists(p.d.pins6())
+	if err != nil || !there {
+		return err
+	}
+	if err := loadPins(p.d.pins6(), p.maps6()); err != nil {
+		return err
+	}
+	p.d.ipv6.Store(p.d.family6())
+	return nil
+}
+
+func loadPins(dir string, maps map[string]**ebpf.Map) (err error) {
+	for name, m := range maps {
+		if *m, err = ebpf.LoadPinnedMap(filepath.Join(dir, name), nil); err != nil {
 			return fmt.Errorf("open pinned map %s: %w", name, err)
 		}
 	}
@@ -59,8 +82,10 @@ func (p *Pinned) open() (err error) {
 // Close closes the maps; what is pinned stays.
 func (p *Pinned) Close() error {
 	var errs []error
-	for _, m := range p.maps() {
-		errs = append(errs, (*m).Close()) // of a nil map, too
+	for _, maps := range []map[string]**ebpf.Map{p.maps(), p.maps6()} {
+		for _, m := range maps {
+			errs = append(errs, (*m).Close()) // of a nil map, too
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -70,14 +95,16 @@ func (p *Pinned) Sessions() ([]Session, error) { return p.d.Sessions() }
 
 // Yield marks all sessions: packets that netfilter has a NAT entry for are netfilter's from now on, wherever they
 // come by its way. A session that is opened later is not marked.
-func (p *Pinned) Yield() error {
-	halves, err := dumpHash[bpf.SessionKey, bpf.SessionHalf](p.d.objs.Sessions4)
+func (p *Pinned) Yield() error { return p.d.each((*family).yield) }
+
+func (f *family) yield() error {
+	halves, err := f.Sessions.Dump()
 	if err != nil {
 		return fmt.Errorf("read sessions: %w", err)
 	}
 	for key, half := range halves {
 		half.Flags |= bpf.HalfNetfilter
-		err := p.d.objs.Sessions4.Update(key, half, ebpf.UpdateExist)
+		err := f.Sessions.Update(key, half, ebpf.UpdateExist)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // it has ended meanwhile
 			return fmt.Errorf("mark session: %w", err)
 		}

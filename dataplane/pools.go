@@ -31,7 +31,7 @@ func (n names) external(id uint16) (list []netip.Addr) {
 }
 
 // internSet is the number of a set that holds these addresses, made if there is none; 0: there are no addresses.
-func (d *Dataplane) internSet(list []netip.Addr) (uint16, error) {
+func (f *family) internSet(list []netip.Addr) (uint16, error) {
 	if len(list) == 0 {
 		return 0, nil
 	}
@@ -39,7 +39,7 @@ func (d *Dataplane) internSet(list []netip.Addr) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
-	known, err := d.names()
+	known, err := f.names()
 	if err != nil {
 		return 0, err
 	}
@@ -56,10 +56,10 @@ func (d *Dataplane) internSet(list []netip.Addr) (uint16, error) {
 			break
 		}
 	}
-	if err := d.objs.Sets4.Put(uint32(id), want); err != nil {
+	if err := f.Sets.Put(uint32(id), want); err != nil {
 		return 0, fmt.Errorf("write set of external addresses: %w", err)
 	}
-	d.forgetNames()
+	f.forgetNames()
 	return id, nil
 }
 
@@ -67,8 +67,8 @@ func (d *Dataplane) internSet(list []netip.Addr) (uint16, error) {
 func setNumber(s bpf.Set) uint16 {
 	h := fnv.New32a()
 	for _, a := range s.Address[:s.Count] {
-		b := addrOf(a).As4()
-		h.Write(b[:]) // never fails
+		b := addrOf(a).AsSlice()
+		h.Write(b) // never fails
 	}
 	return uint16(bpf.Realms + h.Sum32()%(1<<16-bpf.Realms))
 }
@@ -90,23 +90,23 @@ func inOrderOf(list []netip.Addr) []netip.Addr {
 }
 
 // ownerSet is the set of an owner, and its flag in flags. Error: ErrAddressTaken.
-func (d *Dataplane) ownerSet(key bpf.OwnerKey, o Owner, flags *uint8) (uint16, error) {
+func (f *family) ownerSet(key bpf.OwnerKey, o Owner, flags *uint8) (uint16, error) {
 	if o.OneToOne && len(o.External) != 1 {
 		return 0, fmt.Errorf("1:1 with %d external addresses: want one", len(o.External))
 	}
-	known, err := d.names()
+	known, err := f.names()
 	if err != nil {
 		return 0, err
 	}
 	for _, a := range o.External {
-		if !a.Is4() {
-			return 0, fmt.Errorf("external address %s is not IPv4", a)
+		if !f.has(a) {
+			return 0, fmt.Errorf("external address %s is not %s", a, f.ipVersion)
 		}
 		if by := known.ownedBy(rawAddr(a), key); by != "" && o.OneToOne {
 			return 0, fmt.Errorf("%w: %s is of %s", ErrAddressTaken, a, by)
 		}
 	}
-	set, err := d.internSet(o.External)
+	set, err := f.internSet(o.External)
 	if err == nil && o.OneToOne {
 		*flags |= bpf.OwnerOneToOne
 	}
@@ -114,7 +114,7 @@ func (d *Dataplane) ownerSet(key bpf.OwnerKey, o Owner, flags *uint8) (uint16, e
 }
 
 // ownedBy is who but an owner has all of an address. (Who has merely named it gets nothing there then.)
-func (n names) ownedBy(address uint32, owner bpf.OwnerKey) string {
+func (n names) ownedBy(address bpf.Addr, owner bpf.OwnerKey) string {
 	for key, o := range n.owners {
 		if key != owner && o.Flags&bpf.OwnerOneToOne != 0 && n.sets[uint32(o.Set)].Address[0] == address {
 			return fmt.Sprintf("%s in network %s", addrOf(key.Address), n.zoneName(key.Zone))
@@ -124,11 +124,11 @@ func (n names) ownedBy(address uint32, owner bpf.OwnerKey) string {
 }
 
 // networkMoved lets a network whose set has changed have the new one's addresses alone.
-func (d *Dataplane) networkMoved(zone uint16) error {
-	if err := d.settleAddresses(); err != nil {
+func (f *family) networkMoved(zone uint16) error {
+	if err := f.settleAddresses(); err != nil {
 		return err
 	}
-	known, err := d.names()
+	known, err := f.names()
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (d *Dataplane) networkMoved(zone uint16) error {
 		return nil // what is there goes on
 	}
 	may := known.sets[uint32(set)]
-	return d.kill(func(b binding) bool {
+	return f.kill(func(b binding) bool {
 		own := known.owners[bpf.OwnerKey{Address: b.Internal, Zone: zone}].Set
 		return b.Zone == zone && own == 0 && b.Flags&bpf.BindingStatic == 0 && !slices.Contains(may.Address[:may.Count], b.External)
 	})
@@ -145,11 +145,11 @@ func (d *Dataplane) networkMoved(zone uint16) error {
 
 // ownerMoved is the same of an owner. At an address that is all his, nobody else keeps a dynamic binding, and neither does he
 // one with another port.
-func (d *Dataplane) ownerMoved(key bpf.OwnerKey) error {
-	if err := d.settleAddresses(); err != nil {
+func (f *family) ownerMoved(key bpf.OwnerKey) error {
+	if err := f.settleAddresses(); err != nil {
 		return err
 	}
-	known, err := d.names()
+	known, err := f.names()
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func (d *Dataplane) ownerMoved(key bpf.OwnerKey) error {
 	}
 	set := known.sets[uint32(owner.Set)]
 	all := owner.Flags&bpf.OwnerOneToOne != 0
-	return d.kill(func(b binding) bool {
+	return f.kill(func(b binding) bool {
 		own := b.Zone == key.Zone && b.Internal == key.Address
 		at := slices.Contains(set.Address[:set.Count], b.External)
 		switch {
@@ -181,23 +181,23 @@ type distribution struct {
 
 // settleAddresses brings the tables to what follows from the outsides' addresses and from who has named which. What is not on
 // the outside that a packet leaves by is nobody's there.
-func (d *Dataplane) settleAddresses() error {
-	have, slots, err := d.addressTables()
+func (f *family) settleAddresses() error {
+	have, slots, err := f.addressTables()
 	if err != nil {
 		return err
 	}
-	known, err := d.names()
+	known, err := f.names()
 	if err != nil {
 		return err
 	}
 	want := known.distribute(have, slots)
-	defer d.forgetNames()
-	return d.writeDistribution(known, slots, want)
+	defer f.forgetNames()
+	return f.writeDistribution(known, slots, want)
 }
 
-func (n names) distribute(have map[uint32]bpf.Address, slots []bpf.External) distribution {
+func (n names) distribute(have map[bpf.Addr]bpf.Address, slots []bpf.External) distribution {
 	to := distribution{externals: slices.Clone(slots), sets: map[uint32]bpf.Set{}, realms: slices.Clone(n.realms)}
-	named := map[uint32]bool{}
+	named := map[bpf.Addr]bool{}
 	use := func(id uint16) bpf.Set {
 		s := n.sets[uint32(id)]
 		if id == 0 {
@@ -212,7 +212,7 @@ func (n names) distribute(have map[uint32]bpf.Address, slots []bpf.External) dis
 	for _, z := range n.zones {
 		use(z.Set)
 	}
-	alone := map[uint32]bpf.OwnerKey{}
+	alone := map[bpf.Addr]bpf.OwnerKey{}
 	for key, o := range n.owners {
 		if s := use(o.Set); o.Flags&bpf.OwnerOneToOne != 0 {
 			alone[s.Address[0]] = key
@@ -231,16 +231,16 @@ func (n names) distribute(have map[uint32]bpf.Address, slots []bpf.External) dis
 }
 
 // defaults are the realms' default pools: what nobody has named.
-func (to *distribution) defaults(have map[uint32]bpf.Address, named map[uint32]bool) {
+func (to *distribution) defaults(have map[bpf.Addr]bpf.Address, named map[bpf.Addr]bool) {
 	for id := range to.realms {
 		r := &to.realms[id]
-		var free []uint32
+		var free []bpf.Addr
 		for address, a := range have {
 			if int(a.Realm) == id && !named[address] {
 				free = append(free, address)
 			}
 		}
-		slices.SortFunc(free, func(a, b uint32) int { return addrOf(a).Compare(addrOf(b)) })
+		slices.SortFunc(free, func(a, b bpf.Addr) int { return addrOf(a).Compare(addrOf(b)) })
 		r.Pool, r.Slot = uint16(len(free)), 0
 		if len(free) == 0 {
 			continue
@@ -253,26 +253,26 @@ func (to *distribution) defaults(have map[uint32]bpf.Address, named map[uint32]b
 }
 
 // writeDistribution writes what differs: first what an address is, then who gets it, last what nobody uses any more.
-func (d *Dataplane) writeDistribution(known names, slots []bpf.External, to distribution) error {
+func (f *family) writeDistribution(known names, slots []bpf.External, to distribution) error {
 	var errs []error
 	for slot, e := range to.externals {
 		if e != slots[slot] {
-			errs = append(errs, d.putExternal(slot, e))
+			errs = append(errs, f.putExternal(slot, e))
 		}
 	}
 	for id, s := range to.sets {
 		if is, ok := known.sets[id]; !ok || is != s {
-			errs = append(errs, d.objs.Sets4.Put(id, s))
+			errs = append(errs, f.Sets.Put(id, s))
 		}
 	}
 	for id, r := range to.realms {
 		if r != known.realms[id] {
-			errs = append(errs, d.objs.Realms4.Put(uint32(id), r))
+			errs = append(errs, f.Realms.Put(uint32(id), r))
 		}
 	}
 	for id := range known.sets {
 		if _, ok := to.sets[id]; !ok {
-			errs = append(errs, d.objs.Sets4.Delete(id))
+			errs = append(errs, f.Sets.Delete(id))
 		}
 	}
 	if err := errors.Join(errs...); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

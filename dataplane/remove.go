@@ -205,10 +205,15 @@ func removePins(dir string, report *RemoveReport) error {
 		return err
 	}
 	for _, p := range pins {
-		if err := os.Remove(filepath.Join(dir, p.Name())); err != nil {
+		path := filepath.Join(dir, p.Name())
+		if p.IsDir() { // of IPv6
+			err = removePins(path, report)
+		} else if err = os.Remove(path); err == nil {
+			report.Pins++
+		}
+		if err != nil {
 			return err
 		}
-		report.Pins++
 	}
 	return os.Remove(dir)
 }

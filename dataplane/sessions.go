@@ -48,7 +48,7 @@ func lifetimeOf(cfg *bpf.Config, proto Protocol, state uint8) uint32 {
 	switch {
 	case proto == UDP:
 		return cfg.Timeout[bpf.TimeoutUDP]
-	case proto == ICMP:
+	case proto == ICMP, proto == ICMPv6:
 		return cfg.Timeout[bpf.TimeoutICMP]
 	case state == bpf.StateEstablished, state == bpf.StateFinInside, state == bpf.StateFinOutside:
 		return cfg.Timeout[bpf.TimeoutTCPEstablished]
@@ -74,16 +74,16 @@ type session struct {
 	expiresIn time.Duration
 }
 
-func (d *Dataplane) sessionTable() (*sessionTable, error) {
-	t := &sessionTable{clock: d.now()}
+func (f *family) sessionTable() (*sessionTable, error) {
+	t := &sessionTable{clock: f.d.now()}
 	var err error
-	if t.config, err = d.config(); err != nil {
+	if t.config, err = f.d.config(); err != nil {
 		return nil, err
 	}
-	if t.names, err = d.names(); err != nil {
+	if t.names, err = f.names(); err != nil {
 		return nil, err
 	}
-	t.halves, err = dumpHash[bpf.SessionKey, bpf.SessionHalf](d.objs.Sessions4)
+	t.halves, err = f.Sessions.Dump()
 	if err != nil {
 		return nil, fmt.Errorf("read sessions: %w", err)
 	}

@@ -26,16 +26,9 @@ func (l *writeLock) hold() (release func()) {
 
 // Addresses and ports lie in the maps in network byte order.
 
-func addrOf(a uint32) netip.Addr {
-	var b [4]byte
-	binary.NativeEndian.PutUint32(b[:], a)
-	return netip.AddrFrom4(b)
-}
+func addrOf(a bpf.Addr) netip.Addr { return bpf.NetIP(a) }
 
-func rawAddr(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.NativeEndian.Uint32(b[:])
-}
+func rawAddr(a netip.Addr) bpf.Addr { return bpf.AddrOf(a) }
 
 func portOf(p uint16) uint16 {
 	var b [2]byte
@@ -45,16 +38,8 @@ func portOf(p uint16) uint16 {
 
 func rawPort(p uint16) uint16 { return portOf(p) }
 
-func endpoint(addr uint32, port uint16) netip.AddrPort {
+func endpoint(addr bpf.Addr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(addrOf(addr), portOf(port))
-}
-
-// dependsOn is what of the remote endpoint a mapping depends on: the zero AddrPort for the tables' zeros, which are nothing.
-func dependsOn(remote netip.AddrPort) netip.AddrPort {
-	if remote.Addr().IsUnspecified() {
-		return netip.AddrPort{}
-	}
-	return remote
 }
 
 // dumpHash reads a whole hash map. Entries that come or go meanwhile may or may not be in it.
@@ -106,32 +91,40 @@ func dumpArray[V any](m *ebpf.Map, n uint32) ([]V, error) {
 	return out[:min(n, uint32(len(out)))], nil
 }
 
-func (d *Dataplane) pool(id uint32) (used, free uint32, err error) {
+func (f *family) pool(id uint32) (used, free uint32, err error) {
 	var p bpf.Pool
-	if err := d.objs.Pools.Lookup(id, &p); err != nil {
+	if err := f.Pools.Lookup(id, &p); err != nil {
 		return 0, 0, fmt.Errorf("read pool %d: %w", id, err)
 	}
-	limit := d.capacity.Sessions
+	limit := f.capacity.Sessions
 	if id == bpf.PoolBindings {
-		limit = d.capacity.Bindings
+		limit = f.capacity.Bindings
 	}
 	return min(p.Used, limit), uint32(p.Free), nil
 }
 
 // Usage counts what is in the tables; the host's own ports count as sessions.
-func (d *Dataplane) Usage() (Usage, error) {
-	var u Usage
-	used, free, err := d.pool(bpf.PoolSessions)
-	if err != nil {
+func (d *Dataplane) Usage() (u Usage, err error) {
+	if u.Sessions, u.Bindings, err = d.ipv4.usage(); err != nil {
 		return u, err
 	}
-	u.Sessions = used - min(free, used)
-	if used, free, err = d.pool(bpf.PoolBindings); err != nil {
-		return u, err
+	if f := d.ipv6.Load(); f != nil {
+		if u.Sessions6, u.Bindings6, err = f.usage(); err != nil {
+			return u, err
+		}
 	}
-	u.Bindings = used - min(free, used)
 	u.EventsLost, err = sumPerCPU(d.objs.EventsLost, 0)
 	return u, err
+}
+
+func (f *family) usage() (sessions, bindings uint32, err error) {
+	used, free, err := f.pool(bpf.PoolSessions)
+	if err != nil {
+		return 0, 0, err
+	}
+	sessions = used - min(free, used)
+	used, free, err = f.pool(bpf.PoolBindings)
+	return sessions, used - min(free, used), err
 }
 
 func sumPerCPU(m *ebpf.Map, key uint32) (uint64, error) {
@@ -202,12 +195,12 @@ func (b binding) sessions() int {
 	return max(n, 0)
 }
 
-func (d *Dataplane) liveBindings() ([]binding, error) {
-	used, _, err := d.pool(bpf.PoolBindings)
+func (f *family) liveBindings() ([]binding, error) {
+	used, _, err := f.pool(bpf.PoolBindings)
 	if err != nil {
 		return nil, err
 	}
-	all, err := dumpArray[bpf.Binding](d.objs.Bindings4, used)
+	all, err := f.Bindings.Elements(used)
 	if err != nil {
 		return nil, fmt.Errorf("read bindings: %w", err)
 	}
@@ -228,15 +221,20 @@ type Held struct {
 
 // Held reads the bindings alone, not the sessions: for a loop that wants to know often.
 func (d *Dataplane) Held() (Held, error) {
-	live, err := d.liveBindings()
-	if err != nil {
-		return Held{}, err
-	}
-	known, err := d.names()
-	if err != nil {
-		return Held{}, err
-	}
 	h := Held{Dynamic: map[netip.Addr]int{}}
+	err := d.each(func(f *family) error { return f.addHeld(&h) })
+	return h, err
+}
+
+func (f *family) addHeld(h *Held) error {
+	live, err := f.liveBindings()
+	if err != nil {
+		return err
+	}
+	known, err := f.names()
+	if err != nil {
+		return err
+	}
 	for _, b := range live {
 		if b.Flags&bpf.BindingStatic == 0 {
 			h.Dynamic[addrOf(b.External)]++
@@ -246,17 +244,26 @@ func (d *Dataplane) Held() (Held, error) {
 			External: endpoint(b.External, b.ExternalPort), Internal: endpoint(b.Internal, b.InternalPort),
 			Published: b.Flags&bpf.BindingPublished != 0})
 	}
-	return h, nil
+	return nil
 }
 
 // Bindings are those that live now, in no order. One that a published port has displaced is none any more; its sessions
 // are there until they end.
-func (d *Dataplane) Bindings() ([]Binding, error) {
-	live, err := d.liveBindings()
+func (d *Dataplane) Bindings() (out []Binding, err error) {
+	err = d.each(func(f *family) error {
+		list, err := f.shownBindings()
+		out = append(out, list...)
+		return err
+	})
+	return out, err
+}
+
+func (f *family) shownBindings() ([]Binding, error) {
+	live, err := f.liveBindings()
 	if err != nil {
 		return nil, err
 	}
-	sessions, err := d.sessionTable()
+	sessions, err := f.sessionTable()
 	if err != nil {
 		return nil, err
 	}
@@ -266,47 +273,56 @@ func (d *Dataplane) Bindings() ([]Binding, error) {
 	}
 	out := make([]Binding, 0, len(live))
 	for _, b := range live {
-		if b.Flags&bpf.BindingRetired != 0 {
-			continue // its external endpoint is a static one's; its sessions go on
+		if b.Flags&bpf.BindingRetired == 0 { // else its external endpoint is a static one's; its sessions go on
+			out = append(out, sessions.binding(b, expires[b.index]))
 		}
-		v := Binding{
-			Protocol:  Protocol(b.Proto),
-			Network:   sessions.names.zone(b.Zone),
-			Internal:  endpoint(b.Internal, b.InternalPort),
-			External:  endpoint(b.External, b.ExternalPort),
-			Remote:    dependsOn(endpoint(b.Remote, b.RemotePort)),
-			Static:    b.Flags&bpf.BindingStatic != 0,
-			Published: b.Flags&bpf.BindingPublished != 0,
-			Sessions:  b.sessions(),
-			Created:   sessions.clock.wallAt(uint64(b.Created) * uint64(time.Second)),
-		}
-		if !v.Static {
-			v.ExpiresIn = expires[b.index]
-		}
-		out = append(out, v)
 	}
 	return out, nil
 }
 
+func (t *sessionTable) binding(b binding, expiresIn time.Duration) Binding {
+	v := Binding{
+		Protocol:  Protocol(b.Proto),
+		Network:   t.names.zone(b.Zone),
+		Internal:  endpoint(b.Internal, b.InternalPort),
+		External:  endpoint(b.External, b.ExternalPort),
+		Remote:    endpoint(b.Remote, b.RemotePort),
+		Static:    b.Flags&bpf.BindingStatic != 0,
+		Published: b.Flags&bpf.BindingPublished != 0,
+		Sessions:  b.sessions(),
+		Created:   t.clock.wallAt(uint64(b.Created) * uint64(time.Second)),
+	}
+	if !v.Static {
+		v.ExpiresIn = expiresIn
+	}
+	return v
+}
+
 // Sessions are those that live now, in no order. A hairpin between two endpoints is a session of each.
-func (d *Dataplane) Sessions() ([]Session, error) {
-	table, err := d.sessionTable()
-	if err != nil {
-		return nil, err
+func (d *Dataplane) Sessions() (out []Session, err error) {
+	err = d.each(func(f *family) error {
+		table, err := f.sessionTable()
+		if err != nil {
+			return err
+		}
+		for _, s := range table.all() {
+			out = append(out, table.shown(s))
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (t *sessionTable) shown(s session) Session {
+	return Session{
+		Protocol:  Protocol(s.key.Proto),
+		Network:   t.names.zone(s.key.Zone),
+		Internal:  endpoint(s.key.Saddr, s.key.Sport),
+		External:  endpoint(s.half.Saddr, s.half.Sport),
+		Remote:    endpoint(s.key.Daddr, s.key.Dport),
+		Hairpin:   s.half.Flags&bpf.HalfHairpin != 0,
+		State:     stateNames[s.state],
+		Created:   t.clock.wallAt(uint64(s.half.Created) * uint64(time.Second)),
+		ExpiresIn: s.expiresIn,
 	}
-	var out []Session
-	for _, s := range table.all() {
-		out = append(out, Session{
-			Protocol:  Protocol(s.key.Proto),
-			Network:   table.names.zone(s.key.Zone),
-			Internal:  endpoint(s.key.Saddr, s.key.Sport),
-			External:  endpoint(s.half.Saddr, s.half.Sport),
-			Remote:    endpoint(s.key.Daddr, s.key.Dport),
-			Hairpin:   s.half.Flags&bpf.HalfHairpin != 0,
-			State:     stateNames[s.state],
-			Created:   table.clock.wallAt(uint64(s.half.Created) * uint64(time.Second)),
-			ExpiresIn: s.expiresIn,
-		})
-	}
-	return out, nil
 }

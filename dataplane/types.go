@@ -35,19 +35,20 @@ var (
 	ErrFull = errors.New("table is full")
 )
 
-// Protocol is an IP protocol number (IANA); ICMP's "port" is the query identifier.
+// Protocol is an IP protocol number (IANA); the "port" of ICMP and ICMPv6 is the query identifier.
 type Protocol uint8
 
 // The protocols that conenat translates.
 const (
-	ICMP Protocol = 1
-	TCP  Protocol = 6
-	UDP  Protocol = 17
+	ICMP   Protocol = 1
+	TCP    Protocol = 6
+	UDP    Protocol = 17
+	ICMPv6 Protocol = 58
 )
 
-var protocolNames = map[Protocol]string{ICMP: "icmp", TCP: "tcp", UDP: "udp"}
+var protocolNames = map[Protocol]string{ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPv6: "icmpv6"}
 
-// String is "tcp", "udp", "icmp" or the number.
+// String is "tcp", "udp", "icmp", "icmpv6" or the number.
 func (p Protocol) String() string {
 	if name, ok := protocolNames[p]; ok {
 		return name
@@ -62,7 +63,7 @@ func ParseProtocol(s string) (Protocol, error) {
 			return p, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown protocol %q: want tcp, udp or icmp", s)
+	return 0, fmt.Errorf("unknown protocol %q: want tcp, udp, icmp or icmpv6", s)
 }
 
 // Behavior is a mapping or filtering behaviour (RFC 4787, sections 4.1 and 5).
@@ -158,7 +159,7 @@ type Network struct {
 	Label     string           // what bindings and events call it, at most 63 bytes, as Docker's name; empty: Name
 	IfIndex   int              // the bridge, or the plain interface, that holds the gateway address
 	Gateway   net.HardwareAddr // destination MAC of what is routed; nil where the link has no Ethernet header
-	Prefixes  []netip.Prefix   // at most 4; a source outside of them is spoofed and dropped
+	Prefixes  []netip.Prefix   // at most 4 of IPv4 and of IPv6; a source outside of them is spoofed and dropped; of which it has none, that passes untouched
 	Mapping   [3]Behavior      // for UDP, TCP, ICMP, in this order; what it is changed to holds for new sessions
 	Filtering [3]Behavior      // the same
 	Limits    Limits           // of its hosts, and its own
@@ -192,7 +193,7 @@ const (
 type Outside struct {
 	Name      string       // interface name; its identity, also when the interface is made anew
 	IfIndex   int          // 0 while the interface is away
-	Addresses []netip.Addr // external addresses, IPv4; the first one is shown where one is; the others are sorted
+	Addresses []netip.Addr // external addresses: IPv4's, then IPv6's; of each the first one is shown where one is, and the others are sorted
 }
 
 // Address is the first one; not valid: there is none.
@@ -310,7 +311,7 @@ type Event struct {
 	Network  string // Network.Shown
 	Link     string // link.reattached: the interface
 	Internal netip.AddrPort
-	External netip.AddrPort // 0.0.0.0 where none was chosen: quota.exceeded of a port, address.missing
+	External netip.AddrPort // 0.0.0.0 or :: where none was chosen: quota.exceeded of a port, address.missing
 	Remote   netip.AddrPort // session events and inbound.filtered; of a binding: as Binding.Remote
 	Static   bool
 	Hairpin  bool
@@ -323,7 +324,7 @@ type Event struct {
 	Count    uint64        // events.lost: how many; sampled events: how many since the last one, this included
 }
 
-// Capacity says how many entries the maps hold; it is fixed when the maps are made.
+// Capacity says how many entries the maps of an address family hold; it is fixed when they are made.
 type Capacity struct {
 	Sessions uint32
 	Bindings uint32
@@ -331,6 +332,7 @@ type Capacity struct {
 
 // Usage is Capacity's other half.
 type Usage struct {
-	Sessions, Bindings uint32 // in use
-	EventsLost         uint64 // since the maps were made
+	Sessions, Bindings   uint32 // in use, of IPv4
+	Sessions6, Bindings6 uint32 // the same of IPv6
+	EventsLost           uint64 // since the maps were made
 }

@@ -60,7 +60,7 @@ func usageOf(word uint64) (ports, sessions uint32) {
 
 // NetworkUsages are those of all networks, by Network.Name. The counts of a network and of its hosts are not of one moment.
 func (d *Dataplane) NetworkUsages() (map[string]NetworkUsage, error) {
-	known, err := d.names()
+	known, err := d.ipv4.names()
 	if err != nil {
 		return nil, err
 	}
@@ -68,8 +68,8 @@ func (d *Dataplane) NetworkUsages() (map[string]NetworkUsage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read what networks use: %w", err)
 	}
-	hosts, err := d.hostUsages()
-	if err != nil {
+	hosts := map[uint16][]HostUsage{}
+	if err := d.each(func(f *family) error { return f.hostUsages(hosts) }); err != nil {
 		return nil, err
 	}
 	out := map[string]NetworkUsage{}
@@ -84,22 +84,21 @@ func (d *Dataplane) NetworkUsages() (map[string]NetworkUsage, error) {
 	return out, nil
 }
 
-// hostUsages are those of each zone's hosts.
-func (d *Dataplane) hostUsages() (map[uint16][]HostUsage, error) {
-	hosts, err := dumpHash[bpf.OwnerKey, bpf.Host](d.objs.Hosts4)
+// hostUsages adds those of each zone's hosts to out.
+func (f *family) hostUsages(out map[uint16][]HostUsage) error {
+	hosts, err := f.Hosts.Dump()
 	if err != nil {
-		return nil, fmt.Errorf("read what hosts use: %w", err)
+		return fmt.Errorf("read what hosts use: %w", err)
 	}
-	blocks, err := dumpHash[bpf.BlockKey, bpf.Blocks](d.objs.Blocks4)
+	blocks, err := f.Blocks.Dump()
 	if err != nil {
-		return nil, fmt.Errorf("read blocks of ports: %w", err)
+		return fmt.Errorf("read blocks of ports: %w", err)
 	}
 	of := map[bpf.OwnerKey][]Block{}
 	for key, b := range blocks {
 		host := bpf.OwnerKey{Address: key.Address, Zone: key.Zone}
 		of[host] = append(of[host], blocksOf(b)...)
 	}
-	out := map[uint16][]HostUsage{}
 	for key, h := range hosts {
 		u := HostUsage{Address: addrOf(key.Address), Blocks: of[key]}
 		u.Ports, u.Sessions = usageOf(h.Word)
@@ -108,7 +107,7 @@ func (d *Dataplane) hostUsages() (map[uint16][]HostUsage, error) {
 	for _, list := range out {
 		slices.SortFunc(list, func(a, b HostUsage) int { return a.Address.Compare(b.Address) })
 	}
-	return out, nil
+	return nil
 }
 
 // blocksOf are a host's blocks at one external address.

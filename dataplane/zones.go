@@ -28,10 +28,11 @@ func (n Network) prefixOf(address netip.Addr) (netip.Prefix, bool) {
 
 // putZone writes a zone, and what it means for the others: those that have addresses of its are to know; and the outside's, which
 // says whether any excludes destinations.
-func (d *Dataplane) putZone(before []bpf.Zone, id uint16, zone bpf.Zone) error {
+func (f *family) putZone(known names, id uint16, zone bpf.Zone) error {
+	before := known.zones
 	after := slices.Clone(before)
 	after[id] = zone
-	markOverlaps(after)
+	markOverlaps(f.ipVersion, after)
 	after[0].Flags = 0
 	for _, z := range after[1:] {
 		after[0].Flags |= z.Flags & bpf.ZoneExcludes
@@ -40,19 +41,19 @@ func (d *Dataplane) putZone(before []bpf.Zone, id uint16, zone bpf.Zone) error {
 		if after[i] == before[i] {
 			continue
 		}
-		if err := d.objs.Zones4.Put(uint32(i), after[i]); err != nil {
+		if err := f.Zones.Put(uint32(i), after[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func markOverlaps(zones []bpf.Zone) {
+func markOverlaps(v ipVersion, zones []bpf.Zone) {
 	networks := map[int]Network{}
 	for i := range zones {
 		zones[i].Flags &^= bpf.ZoneOverlaps
 		if zones[i].Prefixes > 0 {
-			networks[i] = networkOf(zones[i])
+			networks[i] = networkOf(v, zones[i])
 		}
 	}
 	for i, n := range networks {
@@ -65,10 +66,10 @@ func markOverlaps(zones []bpf.Zone) {
 }
 
 // exclude makes these a network's excluded destinations, and no others. Errors: ErrFull.
-func (d *Dataplane) exclude(known names, id uint16, prefixes []netip.Prefix) error {
-	want, err := exclusionKeys(id, prefixes)
-	if err != nil {
-		return err
+func (f *family) exclude(known names, id uint16, prefixes []netip.Prefix) error {
+	want := map[bpf.ExclusionKey]bool{}
+	for _, p := range prefixes {
+		want[exclusionKey(id, p)] = true
 	}
 	total := len(want)
 	for key := range known.exclusions {
@@ -83,27 +84,16 @@ func (d *Dataplane) exclude(known names, id uint16, prefixes []netip.Prefix) err
 		if uint16(key.Zone) != id || want[key] {
 			continue
 		}
-		if err := d.objs.Exclusions4.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("exclude %s no more: %w", prefixOfKey(key), err)
+		if err := f.Exclusions.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("exclude %s no more: %w", prefixOfKey(f.ipVersion, key), err)
 		}
 	}
 	for key := range want {
-		if err := d.objs.Exclusions4.Put(key, uint32(1)); err != nil {
-			return fmt.Errorf("exclude %s: %w", prefixOfKey(key), err)
+		if err := f.Exclusions.Put(key, uint32(1)); err != nil {
+			return fmt.Errorf("exclude %s: %w", prefixOfKey(f.ipVersion, key), err)
 		}
 	}
 	return nil
-}
-
-func exclusionKeys(id uint16, prefixes []netip.Prefix) (map[bpf.ExclusionKey]bool, error) {
-	keys := map[bpf.ExclusionKey]bool{}
-	for _, p := range prefixes {
-		if !p.IsValid() || !p.Addr().Is4() {
-			return nil, fmt.Errorf("excluded destination %s is no IPv4 prefix", p)
-		}
-		keys[exclusionKey(id, p)] = true
-	}
-	return keys, nil
 }
 
 // zoneBits are those of exclusion_key's zone.
@@ -113,15 +103,15 @@ func exclusionKey(id uint16, p netip.Prefix) bpf.ExclusionKey {
 	return bpf.ExclusionKey{Prefixlen: uint32(zoneBits + p.Bits()), Zone: uint32(id), Address: rawAddr(p.Masked().Addr())}
 }
 
-func prefixOfKey(key bpf.ExclusionKey) netip.Prefix {
-	return netip.PrefixFrom(addrOf(key.Address), int(key.Prefixlen)-zoneBits)
+func prefixOfKey(v ipVersion, key bpf.ExclusionKey) netip.Prefix {
+	return v.prefix(key.Address, int(key.Prefixlen)-zoneBits)
 }
 
 // excluded are the excluded destinations by network, in order.
 func (n names) excluded() map[uint16][]netip.Prefix {
 	out := map[uint16][]netip.Prefix{}
 	for key := range n.exclusions {
-		out[uint16(key.Zone)] = append(out[uint16(key.Zone)], prefixOfKey(key))
+		out[uint16(key.Zone)] = append(out[uint16(key.Zone)], prefixOfKey(n.version, key))
 	}
 	for _, list := range out {
 		slices.SortFunc(list, netip.Prefix.Compare)

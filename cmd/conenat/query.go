@@ -204,13 +204,20 @@ func statusHead(w io.Writer, s api.Status) {
 	for _, o := range s.Outsides {
 		fmt.Fprintf(w, "outside\t%s (index %d), external address %s%s, %s\n", o.Name, o.IfIndex, dash(o.Address), poolText(o), o.State)
 	}
-	fmt.Fprintf(w, "bindings\t%d of %d\n", s.Usage.Bindings, s.Capacity.Bindings)
-	fmt.Fprintf(w, "sessions\t%d of %d\n", s.Usage.Sessions, s.Capacity.Sessions)
+	fmt.Fprintf(w, "bindings\t%d of %d%s\n", s.Usage.Bindings, s.Capacity.Bindings, ofIPv6(s.UsageIPv6.Bindings, s.Capacity.Bindings))
+	fmt.Fprintf(w, "sessions\t%d of %d%s\n", s.Usage.Sessions, s.Capacity.Sessions, ofIPv6(s.UsageIPv6.Sessions, s.Capacity.Sessions))
 	for _, n := range s.Networks {
 		fmt.Fprintf(w, "network\t%s: %s ports, %s sessions of %d hosts%s\n", n.Name, ofLimit(n.Usage.Ports, n.Limits.PortsPerNetwork),
 			ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), n.Hosts, busiest(n))
 	}
 	fmt.Fprintf(w, "events lost\t%d\n", s.EventsLost)
+}
+
+func ofIPv6(used, capacity uint32) string {
+	if used == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; IPv6: %d of %d", used, capacity)
 }
 
 // poolText is what an outside has besides one address: how many, and how many of all that nobody has named.

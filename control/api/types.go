@@ -28,8 +28,9 @@ type Status struct {
 	Docker      *Docker       `json:"docker,omitempty"` // left out where Docker is not followed
 	Mechanism   string        `json:"mechanism"`        // tcx or clsact
 	Outsides    []Outside     `json:"outsides"`
-	Capacity    Entries       `json:"capacity"`
-	Usage       Entries       `json:"usage"`
+	Capacity    Entries       `json:"capacity"` // of each address family
+	Usage       Entries       `json:"usage"`    // of IPv4's
+	UsageIPv6   Entries       `json:"usage_ipv6"`
 	Counters    []Counter     `json:"counters"`
 	EventsLost  uint64        `json:"events_lost"`
 	Networks    []NetworkUse  `json:"networks"`

@@ -218,7 +218,7 @@ func TestRefusals(t *testing.T) {
 		{"interface_twice", "inside: [br0, br0]", Layer{}, "c.yaml:1:15: interface br0 is given twice"},
 		{"interface_name", "", Layer{Inside: []Value{Flag("inside", "much-too-long-name")}}, "--inside: \"much-too-long-name\" is no interface name"},
 		{"external", in, Layer{External: List{Flag("external", "eth0")}}, "--external: \"eth0\" are no external addresses"},
-		{"external_v6", in, Layer{External: List{Flag("external", "2001:db8::1")}}, "IPv6 arrives with a later version"},
+		{"external_of_one_link", in, Layer{External: List{Flag("external", "fe80::1")}}, "cannot be reached from outside"},
 		{"external_loopback", in, Layer{External: List{Flag("external", "127.0.0.1")}}, "cannot be reached from outside"},
 		{"external_backwards", in, Layer{External: List{Flag("external", "203.0.113.9-203.0.113.8")}}, "end before they begin"},
 		{"external_of_two_families", in, Layer{External: List{Flag("external", "203.0.113.9-2001:db8::1")}}, "are no external addresses"},

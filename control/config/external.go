@@ -40,10 +40,7 @@ func ParseRange(s string) (Range, error) {
 		return Range{}, fmt.Errorf("%q are no external addresses: want ADDR, ADDR/BITS or ADDR-ADDR, as 203.0.113.8-203.0.113.15", s)
 	}
 	for _, a := range []netip.Addr{r.First, r.Last} {
-		switch {
-		case !a.Is4():
-			return Range{}, fmt.Errorf("external address %s: IPv6 arrives with a later version", a)
-		case a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 			return Range{}, fmt.Errorf("external address %s cannot be reached from outside: give unicast addresses of an outside interface", a)
 		}
 	}

@@ -47,7 +47,7 @@ func (d *daemon) Status() (api.Status, error) {
 		Path: view.Path.String(), PathReasons: nonNil(view.Path.Reasons), Docker: d.docker(view),
 		Mechanism: d.mechanism(), Outsides: outsides,
 		Capacity: api.Entries{Sessions: capacity.Sessions, Bindings: capacity.Bindings},
-		Usage:    api.Entries{Sessions: usage.Sessions, Bindings: usage.Bindings},
+		Usage:    api.Entries{Sessions: usage.Sessions, Bindings: usage.Bindings}, UsageIPv6: api.Entries{Sessions: usage.Sessions6, Bindings: usage.Bindings6},
 		Counters: []api.Counter{}, EventsLost: usage.EventsLost,
 		Networks: networks, Settings: settingsOf(d.cfg.Settings), Warnings: append(d.warnings(view, capacity, usage), limitWarnings(networks)...),
 	}
@@ -96,11 +96,16 @@ func (d *daemon) warnings(view reconcile.View, capacity dataplane.Capacity, usag
 		out = append(out, "net.ipv6.conf.all.forwarding is 0: the host routes no IPv6 packets; set it: sysctl -w net.ipv6.conf.all.forwarding=1 "+
 			"(an uplink that has its addresses or routes from router advertisements needs accept_ra=2 then)")
 	}
-	if uint64(usage.Sessions)*100 >= uint64(capacity.Sessions)*nearlyFull {
-		out = append(out, fmt.Sprintf("%d of %d sessions are in use: raise capacity.sessions", usage.Sessions, capacity.Sessions))
-	}
-	if uint64(usage.Bindings)*100 >= uint64(capacity.Bindings)*nearlyFull {
-		out = append(out, fmt.Sprintf("%d of %d bindings are in use: raise capacity.bindings", usage.Bindings, capacity.Bindings))
+	for _, table := range []struct {
+		name, raise string
+		used, of    uint32
+	}{
+		{"sessions", "sessions", usage.Sessions, capacity.Sessions}, {"bindings", "bindings", usage.Bindings, capacity.Bindings},
+		{"IPv6 sessions", "sessions", usage.Sessions6, capacity.Sessions}, {"IPv6 bindings", "bindings", usage.Bindings6, capacity.Bindings},
+	} {
+		if uint64(table.used)*100 >= uint64(table.of)*nearlyFull {
+			out = append(out, fmt.Sprintf("%d of %d %s are in use: raise capacity.%s", table.used, table.of, table.name, table.raise))
+		}
 	}
 	return out
 }

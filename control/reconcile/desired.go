@@ -60,6 +60,9 @@ func desire(in inputs) target {
 	for _, n := range insides {
 		in.cfg.Inside = append(in.cfg.Inside, n.name)
 	}
+	if !t.hasIPv6(in, insides) {
+		in.host = withoutIPv6(in.host)
+	}
 	t.named = named(insides)
 	for _, name := range outsideNames(&t, in) {
 		t.outside(in, name)
@@ -162,9 +165,7 @@ func (t *target) inside(in inputs, want inside) {
 	}
 	n := dataplane.Network{Name: want.name, Label: want.label, IfIndex: l.Index, Gateway: gateway(l), Prefixes: t.prefixes(want, l),
 		Mapping: want.mapping, Filtering: want.filtering, Limits: want.limits, BlockSize: want.blockSize, Isolated: want.isolated,
-		Address: hostAddress(l.Family(netip.Addr.Is4)), Address6: hostAddress(slices.Concat(l.Family(netip.Addr.Is6), l.Tentative)),
-		Refusal: want.refusal, MSSClamp: want.mssClamp, Exclude: carriedPrefixes(want.exclude),
-		External: expand(want.external, t.Outsides, carried)}
+		Refusal: want.refusal, MSSClamp: want.mssClamp}
 	if len(n.Prefixes) == 0 {
 		t.problem("inside interface %s has no address: waiting for one", want.name)
 		if !known {
@@ -172,9 +173,29 @@ func (t *target) inside(in inputs, want inside) {
 		}
 		n.Prefixes = was.Prefixes
 	}
+	for _, f := range families {
+		if slices.ContainsFunc(n.Prefixes, f.hasPrefix) {
+			t.addFamily(&n, f, want, l)
+		}
+	}
 	t.Networks = append(t.Networks, n)
 	t.insideLinks(in.host, l)
 	t.Owners = append(t.Owners, t.owners(in, want, l)...)
+}
+
+// addFamily sets what of a network is of one family, in which it is translated.
+func (t *target) addFamily(n *dataplane.Network, f family, want inside, l hostnet.Link) {
+	own, address := l.Family(f.is), &n.Address
+	if f.is(netip.IPv6Unspecified()) {
+		own, address = slices.Concat(own, l.Tentative), &n.Address6
+	}
+	*address = hostAddress(own)
+	for _, p := range want.exclude {
+		if f.hasPrefix(p) {
+			n.Exclude = append(n.Exclude, p)
+		}
+	}
+	n.External = append(n.External, expand(want.external, t.Outsides, f.is)...)
 }
 
 // prefixes are those of an inside interface that are translated, the ones of IPv4 first.
@@ -238,7 +259,6 @@ func refuseRole(cfg config.Config, host hostnet.Snapshot, l hostnet.Link) error 
 // Check says what of a configuration does not fit the host. At the daemon's start this is an error; later
 // on, an interface that goes away is waited for.
 func Check(cfg config.Config, host hostnet.Snapshot) error {
-	host = carriedHost(host)
 	var errs []error
 	for _, name := range cfg.Inside {
 		errs = append(errs, checkInterface(cfg, host, "inside", name))

@@ -10,7 +10,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/conenat/conenat/control/config"
-	"github.com/conenat/conenat/control/conntrack"
 	"github.com/conenat/conenat/control/docker"
 	"github.com/conenat/conenat/control/hostnet"
 	"github.com/conenat/conenat/control/plan"
@@ -64,7 +63,11 @@ func TestBothFamiliesAreDesired(t *testing.T) {
 			if len(got.Networks) != 1 || len(got.Outsides) != 1 || len(got.problems) != 0 {
 				t.Fatalf("%+v", got)
 			}
-			if diff := cmp.Diff([]netip.Addr{external.Addr(), netip.MustParseAddr("2001:db8::1")}, got.Outsides[0].Addresses, compareIP); diff != "" {
+			outside := []netip.Addr{external.Addr(), netip.MustParseAddr("2001:db8::1")}
+			if tt.partly.IPv6 != "" {
+				outside = outside[:1]
+			}
+			if diff := cmp.Diff(outside, got.Outsides[0].Addresses, compareIP); diff != "" {
 				t.Error(diff)
 			}
 			n := got.Networks[0]
@@ -79,7 +82,7 @@ func TestBothFamiliesAreDesired(t *testing.T) {
 			if join(prefixes...) != tt.prefixes || join(owners...) != tt.owners {
 				t.Errorf("prefixes %v, owners %v", prefixes, owners)
 			}
-			if n.Address != gatewayAddr || n.Address6 != netip.MustParseAddr("fd00::1") {
+			if n.Address.IsValid() != (tt.partly.IPv4 == "") || n.Address6.IsValid() != (tt.partly.IPv6 == "") {
 				t.Errorf("addresses %v and %v", n.Address, n.Address6)
 			}
 			if diff := cmp.Diff(tt.leftAlone, got.leftAlone); diff != "" {
@@ -148,34 +151,21 @@ func TestPublishedOnIPv6(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotCarriedIsLeftOut: until the dataplane takes IPv6, nothing of it gets that far.
-func TestWhatIsNotCarriedIsLeftOut(t *testing.T) {
-	host := carriedHost(dual())
-	for _, l := range host.Links {
-		if len(l.Family(netip.Addr.Is6)) > 0 || len(l.Tentative) > 0 {
-			t.Errorf("link %s: %v, %v", l.Name, l.Addresses, l.Tentative)
+// TestIPv6OfAHostThatNeedsNone: while no network has IPv6, its outsides' addresses are not asked for.
+func TestIPv6OfAHostThatNeedsNone(t *testing.T) {
+	cfg := config.Config{Settings: dataplane.DefaultSettings(), Exclude: []netip.Prefix{netip.MustParsePrefix("fd01::/64")}}
+	cfg.Docker = true
+	p := docker.Snapshot{Connected: true, Engine: "29.0", Networks: []docker.Network{{ID: "b", Name: "bridge", Driver: "bridge",
+		Interface: "docker0", ICC: true, Partly: docker.Partly{IPv6: "gateway mode routed"}, Endpoints: []docker.Endpoint{dualWeb()}}}}
+	got := desire(inputs{cfg: cfg, host: dual(), docker: p})
+	for _, o := range got.Outsides {
+		if slices.ContainsFunc(o.Addresses, netip.Addr.Is6) {
+			t.Errorf("outside %+v", o)
 		}
 	}
-	if eth, _ := host.Link("eth0"); host.Default6 != nil || len(eth.Family(netip.Addr.Is4)) != 2 {
-		t.Errorf("default routes %v, addresses %v", host.Default6, eth.Addresses)
-	}
-	six := []netip.Prefix{netip.MustParsePrefix("fd00::/64")}
-	both := append([]netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, six...)
-	only6 := docker.Endpoint{Name: "six", Address6: netip.MustParseAddr("fd00::3")}
-	p := carriedDocker(docker.Snapshot{Networks: []docker.Network{
-		{Name: "both", Subnets: both, Endpoints: []docker.Endpoint{dualWeb(), only6}}, {Name: "six", Subnets: six},
-		{Name: "partly", Subnets: both, Partly: docker.Partly{IPv6: "routed"}}, {Name: "other", Subnets: both, Partly: docker.Partly{IPv4: "routed"}},
-	}})
-	want := []docker.Network{
-		{Name: "both", Subnets: both[:1], Endpoints: []docker.Endpoint{web()}}, {Name: "six", Subnets: []netip.Prefix{}, LeftAlone: "no IPv4"},
-		{Name: "partly", Subnets: both[:1]}, {Name: "other", Subnets: both[:1], LeftAlone: "routed"},
-	}
-	if diff := cmp.Diff(want, p.Networks, compareIP); diff != "" {
-		t.Error(diff)
-	}
-	four := conntrack.Flow{Original: conntrack.Tuple{Src: external}}
-	flows := []conntrack.Flow{{Original: conntrack.Tuple{Src: netip.MustParseAddrPort("[fd00::2]:1")}}, four}
-	if got := carriedFlows(flows); !slices.Equal(got, []conntrack.Flow{four}) {
-		t.Errorf("flows %v", got)
+	for _, n := range got.Networks {
+		if n.Address6.IsValid() || len(n.Exclude) > 0 {
+			t.Errorf("network %+v", n)
+		}
 	}
 }

@@ -58,6 +58,8 @@ type family struct {
 	is   func(netip.Addr) bool
 }
 
+func (f family) hasPrefix(p netip.Prefix) bool { return f.is(p.Addr()) }
+
 var families = []family{{"IPv4", netip.Addr.Is4}, {"IPv6", netip.Addr.Is6}}
 
 // alikeTo is the family of an address.

@@ -287,7 +287,6 @@ func (r *Reconciler) reconcile(all bool) {
 		r.publishFailure("read the host's network", err)
 		return
 	}
-	host = carriedHost(host)
 	r.seen = host
 	actual, held, err := r.actual()
 	if err != nil {
@@ -297,7 +296,7 @@ func (r *Reconciler) reconcile(all bool) {
 	in := inputs{cfg: r.cfg, host: host, actual: actual, forwards: r.wanted(),
 		bound: func(a netip.Addr) bool { return held.Dynamic[a] > 0 }}
 	if r.docker != nil {
-		in.docker = r.withoutRouted(carriedDocker(r.docker.Snapshot()), actual)
+		in.docker = r.withoutRouted(r.docker.Snapshot(), actual)
 	}
 	t := desire(in)
 	r.published = slices.DeleteFunc(slices.Clone(t.Forwards), func(f dataplane.Forward) bool { return !f.Published })

@@ -144,7 +144,7 @@ func (r *Reconciler) flows(s plan.State) takeover {
 	if err != nil {
 		r.fail("read conntrack", err, false)
 	}
-	return sortFlows(carriedFlows(flows), s, r.seen)
+	return sortFlows(flows, s, r.seen)
 }
 
 // takesOver says whether a plan puts a network under conenat, or publishes a port, for which connections may live.

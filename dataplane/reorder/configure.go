@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -16,21 +17,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctls make a router of one interface. The memory that fragments take is the namespace's own, not the host's: its limits are the
-// kernel's defaults, said here so that no host's changed defaults are inherited. ipfrag_max_dist would drop a datagram
-// when 64 others of its source have begun meanwhile; a source may be a NAT with many hosts behind it.
+// sysctls make a router of one interface, of IPv6 where the kernel has it. The memory that fragments take is the namespace's own, not
+// the host's: its limits are the kernel's defaults, said here so that no host's changed defaults are inherited. ipfrag_max_dist would
+// drop a datagram when 64 others of its source have begun meanwhile; a source may be a NAT with many hosts behind it. With no address
+// of its own (addr_gen_mode) it tells nobody of better routers.
 var sysctls = []struct{ name, value string }{
-	{"ip_forward", "1"},
-	{"conf/all/rp_filter", "0"},
-	{"conf/" + inner + "/rp_filter", "0"},
-	{"conf/" + inner + "/accept_local", "1"},
-	{"conf/" + inner + "/forwarding", "1"},
-	{"conf/all/send_redirects", "0"},
-	{"conf/" + inner + "/send_redirects", "0"},
-	{"ipfrag_high_thresh", "4194304"},
-	{"ipfrag_low_thresh", "3145728"},
-	{"ipfrag_max_dist", "0"},
-	{"ipfrag_time", "30"},
+	{"ipv4/ip_forward", "1"},
+	{"ipv4/conf/all/rp_filter", "0"},
+	{"ipv4/conf/" + inner + "/rp_filter", "0"},
+	{"ipv4/conf/" + inner + "/accept_local", "1"},
+	{"ipv4/conf/" + inner + "/forwarding", "1"},
+	{"ipv4/conf/all/send_redirects", "0"},
+	{"ipv4/conf/" + inner + "/send_redirects", "0"},
+	{"ipv4/ipfrag_high_thresh", "4194304"},
+	{"ipv4/ipfrag_low_thresh", "3145728"},
+	{"ipv4/ipfrag_max_dist", "0"},
+	{"ipv4/ipfrag_time", "30"},
+	{"ipv6/conf/" + inner + "/addr_gen_mode", "1"},
+	{"ipv6/conf/" + inner + "/accept_ra", "0"},
+	{"ipv6/conf/" + inner + "/disable_ipv6", "0"},
+	{"ipv6/conf/all/forwarding", "1"},
+}
+
+// defragmenter6 are those of what puts IPv6's fragments in order, which is there when a table has asked for it.
+var defragmenter6 = []struct{ name, value string }{
+	{"netfilter/nf_conntrack_frag6_high_thresh", "4194304"},
+	{"netfilter/nf_conntrack_frag6_low_thresh", "3145728"},
+	{"netfilter/nf_conntrack_frag6_timeout", "30"},
 }
 
 // Configure makes the namespace send back what comes in: what has skb->mark 1 in pieces of at most mtu bytes, all else in those
@@ -45,13 +58,13 @@ func (n *Namespace) Configure(mtu int) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(setSysctls(), setUp("lo"), setUp(inner)); err != nil {
+		if err := errors.Join(setSysctls(sysctls), setUp("lo"), setUp(inner)); err != nil {
 			return err
 		}
 		if err := addRoutes(link.Attrs().Index, host.Attrs().HardwareAddr, mtu); err != nil {
 			return err
 		}
-		return addTable()
+		return addTables()
 	})
 	if err != nil {
 		return fmt.Errorf("configure the namespace of %s: %w", n.name, err)
@@ -71,17 +84,23 @@ func setUp(name string) error {
 	return nil
 }
 
-func setSysctls() error {
-	for _, s := range sysctls {
-		if err := os.WriteFile("/proc/sys/net/ipv4/"+s.name, []byte(s.value), 0); err != nil {
-			return fmt.Errorf("set net.ipv4.%s: %w", s.name, err)
+func setSysctls(list []struct{ name, value string }) error {
+	for _, s := range list {
+		err := os.WriteFile("/proc/sys/net/"+s.name, []byte(s.value), 0)
+		if errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(s.name, "ipv4/") && !haveIPv6() {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("set net/%s: %w", s.name, err)
 		}
 	}
-	const noIPv6 = "/proc/sys/net/ipv6/conf/" + inner + "/disable_ipv6"
-	if err := os.WriteFile(noIPv6, []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	return nil
+}
+
+// haveIPv6 is false where the kernel was built or started without it.
+func haveIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6/conf/" + inner)
+	return err == nil
 }
 
 const (
@@ -92,16 +111,20 @@ const (
 // addRoutes sends everything to the other end. A neighbour that is known for good saves address resolution, which
 // nobody would answer.
 func addRoutes(link int, to net.HardwareAddr, mtu int) error {
-	gateway := net.IPv4(169, 254, 0, 1)
-	err := netlink.NeighSet(&netlink.Neigh{LinkIndex: link, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: to})
-	if err != nil {
-		return fmt.Errorf("add the neighbour: %w", err)
+	four, six := net.IPv4(169, 254, 0, 1), net.ParseIP("fe80::1")
+	all4, all6 := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+	routes := []netlink.Route{{Gw: four, Dst: all4}, {Gw: four, Dst: all4, Table: cutTable, MTU: mtu, MTULock: true}}
+	if haveIPv6() {
+		routes = append(routes, netlink.Route{Gw: six, Dst: all6})
 	}
-	for _, r := range []netlink.Route{{}, {Table: cutTable, MTU: mtu, MTULock: true}} {
-		r.LinkIndex, r.Gw, r.Flags = link, gateway, int(netlink.FLAG_ONLINK)
-		r.Dst = &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+	for _, r := range routes {
+		err := netlink.NeighSet(&netlink.Neigh{LinkIndex: link, State: netlink.NUD_PERMANENT, IP: r.Gw, HardwareAddr: to})
+		if err != nil {
+			return fmt.Errorf("add the neighbour %s: %w", r.Gw, err)
+		}
+		r.LinkIndex, r.Flags = link, int(netlink.FLAG_ONLINK)
 		if err := netlink.RouteReplace(&r); err != nil {
-			return fmt.Errorf("add the route with MTU %d: %w", r.MTU, err)
+			return fmt.Errorf("add the route by %s with MTU %d: %w", r.Gw, r.MTU, err)
 		}
 	}
 	rule := netlink.NewRule()
@@ -111,6 +134,16 @@ func addRoutes(link int, to net.HardwareAddr, mtu int) error {
 		return fmt.Errorf("add the rule for what is to be cut: %w", err)
 	}
 	return nil
+}
+
+func addTables() error {
+	if err := addTable(nftables.TableFamilyIPv4); err != nil || !haveIPv6() {
+		return err
+	}
+	if err := addTable(nftables.TableFamilyIPv6); err != nil {
+		return err
+	}
+	return setSysctls(defragmenter6)
 }
 
 // addTable is
@@ -125,12 +158,12 @@ func addRoutes(link int, to net.HardwareAddr, mtu int) error {
 //
 // Any expression of ct turns the defragmenter on, and conntrack with it. Writing the last byte of a TCP header puts it all into the
 // first fragment: the kernel else sends the fragments as they came, be the first one too short for it.
-func addTable() error {
+func addTable(family nftables.TableFamily) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	table := &nftables.Table{Name: "conenat", Family: nftables.TableFamilyIPv4}
+	table := &nftables.Table{Name: "conenat", Family: family}
 	conn.AddTable(table)
 	conn.DelTable(table) // adding it first makes deleting it succeed in any case
 	conn.AddTable(table)

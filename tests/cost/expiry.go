@@ -3,8 +3,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -85,11 +83,11 @@ func sweep(control *ebpf.Program) (took int64, err error) {
 	r := bpf.Request{Command: bpf.CommandSweep}
 	for {
 		othersTurn()
-		var in bytes.Buffer
-		if err := binary.Write(&in, binary.NativeEndian, &r); err != nil {
+		in, err := bpf.Requests4.Encode(r)
+		if err != nil {
 			return 0, fmt.Errorf("encode the request: %w", err)
 		}
-		opts := ebpf.RunOptions{Data: in.Bytes(), DataOut: make([]byte, in.Len()+64)}
+		opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+64)}
 		before := instructions()
 		answer, err := control.Run(&opts)
 		took += instructions() - before
@@ -99,7 +97,7 @@ func sweep(control *ebpf.Program) (took int64, err error) {
 		if answer != uint32(bpf.AnswerOK) {
 			return 0, fmt.Errorf("nat_control answers %d to a sweep", answer)
 		}
-		if err := binary.Read(bytes.NewReader(opts.DataOut), binary.NativeEndian, &r); err != nil {
+		if r, err = bpf.Requests4.Decode(opts.DataOut); err != nil {
 			return 0, fmt.Errorf("decode the answer: %w", err)
 		}
 		if r.Cursor == 0 {

@@ -3,8 +3,6 @@
 package fuzz
 
 import (
-	"bytes"
-	"encoding/binary"
 	"testing"
 	"time"
 
@@ -126,14 +124,14 @@ func FuzzEgress(f *testing.F) {
 func FuzzControl(f *testing.F) {
 	r := newRig(f)
 	for command := range uint8(bpf.CommandIndex + 2) {
-		var request bytes.Buffer
 		in, ext, remote := Endpoint(rig.C1+":2000"), Endpoint(rig.External+":2000"), Endpoint(rig.Peer1+":53")
-		if err := binary.Write(&request, binary.NativeEndian, bpf.Request{Command: command, Proto: uint8(dataplane.UDP), Zone: 1,
-			Internal: binary.NativeEndian.Uint32(in.Addr().AsSlice()), InternalPort: 0xd007, External: binary.NativeEndian.Uint32(ext.Addr().AsSlice()),
-			ExternalPort: 0xd107, Remote: binary.NativeEndian.Uint32(remote.Addr().AsSlice()), RemotePort: 0x3500, Flags: command & 3, Seen: 1}); err != nil {
+		request, err := r.Maps().Requests.Encode(bpf.Request{Command: command, Proto: uint8(dataplane.UDP), Zone: 1,
+			Internal: bpf.AddrOf(in.Addr()), InternalPort: 0xd007, External: bpf.AddrOf(ext.Addr()), ExternalPort: 0xd107,
+			Remote: bpf.AddrOf(remote.Addr()), RemotePort: 0x3500, Flags: command & 3, Seen: 1})
+		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(request.Bytes())
+		f.Add(request)
 	}
 	f.Fuzz(func(t *testing.T, request []byte) {
 		if len(request) < shortest || len(request) > longest {

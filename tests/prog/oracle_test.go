@@ -134,7 +134,7 @@ func (d *duel) steps() map[string]func(*rapid.T) {
 // end compares what there is, and lets all expire.
 func (d *duel) end() {
 	d.compareTables()
-	d.must("look at the maps", rig.CheckMaps(d.rig.DP.Objects()))
+	d.must("look at the maps", rig.CheckMaps(d.rig.DP.Objects().ZoneUsage, d.rig.DP.Tables()...))
 	d.must("clear", d.clear())
 	d.must("look for what is left", d.nothingLeft())
 }

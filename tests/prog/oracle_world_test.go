@@ -263,31 +263,29 @@ func (w *world) clear() error {
 // forgetFragments does what time does not: after hundreds of sequences, of a day or two each, the first ones' are young again
 // (abi.h says when the tables' clock wraps).
 func (w *world) forgetFragments() error {
-	m := w.rig.DP.Objects().Fragments4
-	var keys []bpf.FragmentKey
-	var key bpf.FragmentKey
-	value := make([]byte, m.ValueSize())
-	it := m.Iterate()
-	for it.Next(&key, &value) {
-		keys = append(keys, key)
+	for _, t := range w.rig.DP.Tables() {
+		all, err := t.Fragments.Dump()
+		for key := range all {
+			err = errors.Join(err, t.Fragments.Delete(key))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	err := it.Err()
-	for _, key := range keys {
-		err = errors.Join(err, m.Delete(key))
-	}
-	return err
+	return nil
 }
 
 func (w *world) nothingLeft() error {
-	o := w.rig.DP.Objects()
-	for _, m := range []*ebpf.Map{o.Sessions4, o.Internals4, o.Claims4, o.Permissions4, o.Hosts4, o.Blocks4} {
-		if n := rig.MapLen(m); n != 0 {
-			return fmt.Errorf("%d entries are left in %v", n, m)
+	for _, t := range w.rig.DP.Tables() {
+		for _, m := range []*ebpf.Map{t.Sessions.Map(), t.Internals.Map(), t.Claims.Map(), t.Permissions.Map(), t.Hosts.Map(), t.Blocks.Map()} {
+			if n := rig.MapLen(m); n != 0 {
+				return fmt.Errorf("%d entries are left in %v", n, m)
+			}
 		}
 	}
 	usage, err := w.rig.DP.Usage()
-	if usage.Bindings+usage.Sessions != 0 {
-		err = errors.Join(err, fmt.Errorf("%d bindings and %d slots are in use", usage.Bindings, usage.Sessions))
+	if usage.Bindings+usage.Sessions+usage.Bindings6+usage.Sessions6 != 0 {
+		err = errors.Join(err, fmt.Errorf("in use: %+v", usage))
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -118,10 +119,12 @@ const gone = 255
 func (r *reorderer) wantWay(f fragment, zone uint16, want uint8) {
 	r.T.Helper()
 	ip := f.frame[14:]
-	key := bpf.FragmentKey{Saddr: binary.NativeEndian.Uint32(ip[12:]), Daddr: binary.NativeEndian.Uint32(ip[16:]),
-		Id: binary.NativeEndian.Uint16(ip[4:]), Proto: ip[9], Zone: zone}
-	got := bpf.Fragment{Way: gone}
-	err := r.DP.Objects().Fragments4.Lookup(key, &got)
+	key := bpf.FragmentKey{Saddr: bpf.AddrOf(netip.AddrFrom4([4]byte(ip[12:]))), Daddr: bpf.AddrOf(netip.AddrFrom4([4]byte(ip[16:]))),
+		Id: uint32(binary.NativeEndian.Uint16(ip[4:])), Proto: ip[9], Zone: zone}
+	got, err := r.Maps().Fragments.Lookup(key)
+	if err != nil {
+		got.Way = gone
+	}
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) || got.Way != want {
 		r.T.Errorf("remembered way %d, %v; want %d", got.Way, err, want)
 	}
@@ -194,15 +197,14 @@ func TestReorderFrame(t *testing.T) {
 }
 
 func (r *reorderer) originKey(src, dst string, zone uint16) bpf.OriginKey {
-	addr := func(s string) uint32 { return binary.NativeEndian.Uint32(Endpoint(s).Addr().AsSlice()) }
+	addr := func(s string) bpf.Addr { return bpf.AddrOf(Endpoint(s).Addr()) }
 	id := binary.NativeEndian.Uint16([]byte{0x12 ^ byte(zone), 0x34 ^ byte(zone)}) // rig.Identified's
-	return bpf.OriginKey{Saddr: addr(src), Daddr: addr(dst), Id: id, Proto: 17}
+	return bpf.OriginKey{Saddr: addr(src), Daddr: addr(dst), Id: uint32(id), Proto: 17}
 }
 
 func (r *reorderer) wantOrigin(src, dst string, want bpf.Origin) {
 	r.T.Helper()
-	var got bpf.Origin
-	err := r.DP.Objects().Origins4.Lookup(r.originKey(src, dst, want.Zone), &got)
+	got, err := r.Maps().Origins.Lookup(r.originKey(src, dst, want.Zone))
 	want.LastSeen = got.LastSeen
 	if err != nil || got != want {
 		r.T.Errorf("origin %+v, %v; want %+v", got, err, want)
@@ -317,9 +319,9 @@ func TestReorderNetworksApart(t *testing.T) {
 	identifyThere(back, 2)
 	r.Send(r.DP.Objects().NatFragments, "p2", back, nil).Check(rig.Redirect, "diverted_back", twin)
 
-	var origin bpf.Origin
-	key, origins := r.originKey(rig.C1, rig.Peer1, 1), r.DP.Objects().Origins4
-	if err := origins.Lookup(key, &origin); err != nil {
+	key, origins := r.originKey(rig.C1, rig.Peer1, 1), r.Maps().Origins
+	origin, err := origins.Lookup(key)
+	if err != nil {
 		t.Fatal(err)
 	}
 	origin.Zone++

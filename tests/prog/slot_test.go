@@ -15,9 +15,9 @@ import (
 // slot back, and what that CPU would confirm is another generation's by then.
 func TestSlotOfOneHeldUp(t *testing.T) {
 	r := rig.New(t)
-	slots := r.DP.Objects().SessionSlots4
+	slots := r.Maps().Slots
 	slot := func() (s bpf.SessionSlot) {
-		r.Must("read the slot", func() error { return slots.Lookup(uint32(0), &s) })
+		r.Must("read the slot", func() (err error) { s, err = slots.Lookup(0); return err })
 		return s
 	}
 	r.Out(packets.UDP(rig.C1+":5000", rig.Peer1+":9", "x"), packets.UDP(rig.External+":5000", rig.Peer1+":9", "x"))

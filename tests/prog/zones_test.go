@@ -12,7 +12,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
@@ -29,9 +28,11 @@ var overlapping = rig.WithNetworks(func(n *dataplane.Network) {
 func wantWayBack(r *rig.Rig, s Spec, network, port string) {
 	r.T.Helper()
 	r.Must("look up the session", func() error {
-		var key bpf.SessionKey
-		var half bpf.SessionHalf
-		for it := r.DP.Objects().Sessions4.Iterate(); it.Next(&key, &half); {
+		sessions, err := r.Maps().Sessions.Dump()
+		if err != nil {
+			return err
+		}
+		for key, half := range sessions {
 			if key.Zone != 0 || key.Dport != swapped(Endpoint(s.Dst).Port()) || key.Sport != swapped(Endpoint(s.Src).Port()) {
 				continue
 			}

@@ -71,7 +71,7 @@ func (r *Rig) asNew() {
 // timerRuns waits until the sweeper's timer has begun a walk.
 func (r *Rig) timerRuns() {
 	r.T.Helper()
-	m := r.DP.Objects().Sweeper
+	m := r.Maps().Sweeper
 	for deadline := time.Now().Add(patience.For(10 * time.Second)); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		value, err := m.LookupBytes(uint32(0))
 		if err != nil {
@@ -90,10 +90,10 @@ func (r *Rig) spoilTables() {
 	r.Inside(UDP(C1+":2000", Peer1+":53", "x"))
 	r.Must("spoil", func() error {
 		var errs []error
-		for _, m := range objectsOf[*ebpf.Map](r.DP.Objects()) {
+		for _, m := range objectsOf[*ebpf.Map](r.DP) {
 			errs = append(errs, spoilMap(m))
 		}
-		for _, v := range objectsOf[*ebpf.Variable](r.DP.Objects()) {
+		for _, v := range objectsOf[*ebpf.Variable](r.DP) {
 			if !v.ReadOnly() {
 				errs = append(errs, v.Set(bytes.Repeat([]byte{0x5a}, int(v.Size()))))
 			}
@@ -110,7 +110,7 @@ func (r *Rig) spoilTables() {
 
 // untouchable are the ring, which has events by now, constants, and the programs for IPv6. The sweeper is written whenever tables are read.
 func (r *Rig) untouchable(name string) bool {
-	for n, v := range objectsOf[*ebpf.Variable](r.DP.Objects()) {
+	for n, v := range objectsOf[*ebpf.Variable](r.DP) {
 		if n == name {
 			return v.ReadOnly()
 		}

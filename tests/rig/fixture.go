@@ -315,7 +315,9 @@ func (f *fixture) putNetworks(mapping, filtering dataplane.Behavior, change func
 		n.Mapping = [3]dataplane.Behavior{mapping, mapping, mapping}
 		n.Filtering = [3]dataplane.Behavior{filtering, filtering, filtering}
 		change(&n)
-		n.Address = f.kind.family.Addr(n.Address)
+		if f.kind.family == family.V6 {
+			n.Address, n.Address6 = netip.Addr{}, f.kind.family.Addr(n.Address)
+		}
 		for _, prefixes := range [][]netip.Prefix{n.Prefixes, n.Exclude} {
 			for i, p := range prefixes {
 				prefixes[i] = f.kind.family.Prefix(p)

@@ -19,32 +19,51 @@ import (
 func (r *Rig) Consistent() {
 	r.T.Helper()
 	r.Must("look at the maps", func() error {
-		return CheckMaps(r.DP.Objects())
+		return CheckMaps(r.DP.Objects().ZoneUsage, r.DP.Tables()...)
 	})
+}
+
+// Maps are those of the family that the rig's packets have.
+func (r *Rig) Maps() *bpf.Tables {
+	list := r.DP.Tables()
+	return list[len(list)-1]
 }
 
 // CheckMaps says what is wrong with the maps: every claim's binding is to name the claim, every port bit to have a claim and
 // every claim a bit, every internal endpoint to lead to its binding, every half's other half to lead back, every session to
 // have its slot, and references to be the sessions that there are.
-func CheckMaps(o *bpf.Objects) error {
+func CheckMaps(zoneUsage *ebpf.Map, families ...*bpf.Tables) error {
+	var errs []error
+	networks := map[uint32]usage{}
+	for _, t := range families {
+		errs = append(errs, checkFamily(t, networks))
+	}
+	counted, err := usageOfZones(zoneUsage)
+	return errors.Join(append(errs, err, compareUsage("networks", networks, counted))...)
+}
+
+// checkFamily adds what it finds of each network to networks.
+func checkFamily(t *bpf.Tables, networks map[uint32]usage) error {
 	var errs []error
 	references := map[uint32]int{}
-	var key bpf.SessionKey
-	var half bpf.SessionHalf
-	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+	sessions, err := t.Sessions.Dump()
+	if err != nil {
+		return fmt.Errorf("read the sessions: %w", err)
+	}
+	for key, half := range sessions {
 		if half.Flags&(bpf.HalfPrimary|bpf.HalfHairpin) != 0 {
 			references[half.Binding]++
 		}
 		back := bpf.SessionKey{Saddr: half.Daddr, Daddr: half.Saddr, Sport: half.Dport, Dport: half.Sport,
 			Zone: half.PeerZone, Proto: key.Proto}
-		var otherHalf bpf.SessionHalf
-		if err := o.Sessions4.Lookup(back, &otherHalf); err != nil {
+		if otherHalf, ok := sessions[back]; !ok {
 			errs = append(errs, fmt.Errorf("session %+v has no other half", key))
 		} else if otherHalf.Slot != half.Slot {
 			errs = append(errs, fmt.Errorf("session %+v: halves of slots %d and %d", key, half.Slot, otherHalf.Slot))
 		}
 	}
-	return errors.Join(append(errs, checkClaims(o, references), checkInternals(o), checkSlots(o), checkPermissions(o), checkUsage(o), checkBlocks(o))...)
+	return errors.Join(append(errs, checkClaims(t, references), checkInternals(t), checkSlots(t), checkPermissions(t),
+		checkUsage(t, networks), checkBlocks(t))...)
 }
 
 // SLOT_* of slot.h.
@@ -56,16 +75,19 @@ const (
 )
 
 // checkSlots: the sweeper finds every session by its slot, and a session by every slot that is in use.
-func checkSlots(o *bpf.Objects) error {
+func checkSlots(t *bpf.Tables) error {
 	var errs []error
 	named := map[uint32]bool{}
-	var key bpf.SessionKey
-	var half bpf.SessionHalf
-	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
-		var slot bpf.SessionSlot
-		if err := o.SessionSlots4.Lookup(half.Slot, &slot); err != nil {
-			return err
-		}
+	sessions, err := t.Sessions.Dump()
+	if err != nil {
+		return fmt.Errorf("read the sessions: %w", err)
+	}
+	slots, err := t.Slots.Elements(t.Slots.Map().MaxEntries())
+	if err != nil {
+		return fmt.Errorf("read the slots: %w", err)
+	}
+	for key, half := range sessions {
+		slot := slots[half.Slot]
 		named[half.Slot] = true
 		if slot.Word&SlotState != SlotLive {
 			errs = append(errs, fmt.Errorf("session %+v: its slot %d is not live: %+v", key, half.Slot, slot))
@@ -74,15 +96,10 @@ func checkSlots(o *bpf.Objects) error {
 			errs = append(errs, fmt.Errorf("session %+v: its slot %d names %+v", key, half.Slot, slot.Key))
 		}
 	}
-	slots := make([]bpf.SessionSlot, o.SessionSlots4.MaxEntries())
-	indices := make([]uint32, len(slots))
-	if _, err := o.SessionSlots4.BatchLookup(new(ebpf.MapBatchCursor), indices, slots, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("read the slots: %w", err)
-	}
 	for i, slot := range slots {
 		// A port of the host that a static binding has taken over keeps its slot until the sweeper comes by.
-		if slot.Word&SlotState != SlotFree && slot.Key.Zone != bpf.ZoneClaim && !named[indices[i]] {
-			errs = append(errs, fmt.Errorf("slot %d names what is not there: %+v", indices[i], slot))
+		if slot.Word&SlotState != SlotFree && slot.Key.Zone != bpf.ZoneClaim && !named[uint32(i)] {
+			errs = append(errs, fmt.Errorf("slot %d names what is not there: %+v", i, slot))
 		}
 	}
 	return errors.Join(errs...)
@@ -92,38 +109,39 @@ func checkSlots(o *bpf.Objects) error {
 const halfFilter = 1 << 3
 
 // checkPermissions: each is held by as many sessions as it says.
-func checkPermissions(o *bpf.Objects) error {
+func checkPermissions(t *bpf.Tables) error {
 	want := map[bpf.PermissionKey]uint32{}
-	var key bpf.SessionKey
-	var half bpf.SessionHalf
-	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+	sessions, err := t.Sessions.Dump()
+	if err != nil {
+		return fmt.Errorf("read the sessions: %w", err)
+	}
+	for key, half := range sessions {
 		if half.Flags&bpf.HalfPrimary != 0 && half.Flags&halfFilter != 0 {
 			want[bpf.PermissionKey{Binding: half.Binding, Generation: half.Generation, Remote: key.Daddr}]++
 		}
 	}
-	got := map[bpf.PermissionKey]uint32{}
-	var permission bpf.PermissionKey
-	var references uint32
-	for it := o.Permissions4.Iterate(); it.Next(&permission, &references); {
-		got[permission] = references
+	got, err := t.Permissions.Dump()
+	if err != nil {
+		return fmt.Errorf("read the permissions: %w", err)
 	}
-	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.PermissionKey{})); diff != "" {
+	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.PermissionKey{}, bpf.Addr{})); diff != "" {
 		return fmt.Errorf("permissions (-sessions +map):\n%s", diff)
 	}
 	return nil
 }
 
-func checkClaims(o *bpf.Objects, references map[uint32]int) error {
+func checkClaims(t *bpf.Tables, references map[uint32]int) error {
 	var errs []error
-	var key bpf.ClaimKey
-	var claim bpf.Claim
-	claims := 0
-	for it := o.Claims4.Iterate(); it.Next(&key, &claim); claims++ {
+	claims, err := t.Claims.Dump()
+	if err != nil {
+		return fmt.Errorf("read the claims: %w", err)
+	}
+	for key, claim := range claims {
 		if claim.Binding == bpf.ClaimHost {
 			continue
 		}
-		var b bpf.Binding
-		if err := o.Bindings4.Lookup(claim.Binding, &b); err != nil {
+		b, err := t.Bindings.Lookup(claim.Binding)
+		if err != nil {
 			return err
 		}
 		if b.External != key.Address || b.ExternalPort != key.Port || b.Proto != key.Proto || uint32(b.Word>>32) != claim.Generation {
@@ -137,22 +155,24 @@ func checkClaims(o *bpf.Objects, references map[uint32]int) error {
 			errs = append(errs, fmt.Errorf("binding %+v has %d references, its sessions are %d", b, uint32(b.Word), want))
 		}
 	}
-	marked, err1 := bitsOf(o.Ports)
-	held, err2 := bitsOf(o.Held)
-	if marked != claims+held {
-		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed and %d held", marked, claims, held))
+	marked, err1 := bitsOf(t.Ports)
+	held, err2 := bitsOf(t.Held)
+	if marked != len(claims)+held {
+		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed and %d held", marked, len(claims), held))
 	}
 	return errors.Join(append(errs, err1, err2)...)
 }
 
 // checkInternals: the index by internal endpoint leads to a binding that lives and has just that key.
-func checkInternals(o *bpf.Objects) error {
+func checkInternals(t *bpf.Tables) error {
 	var errs []error
-	var key bpf.BindingKey
-	var ref bpf.BindingRef
-	for it := o.Internals4.Iterate(); it.Next(&key, &ref); {
-		var b bpf.Binding
-		if err := o.Bindings4.Lookup(ref.Binding, &b); err != nil {
+	internals, err := t.Internals.Dump()
+	if err != nil {
+		return fmt.Errorf("read the index by internal endpoint: %w", err)
+	}
+	for key, ref := range internals {
+		b, err := t.Bindings.Lookup(ref.Binding)
+		if err != nil {
 			return err
 		}
 		own := bpf.BindingKey{Address: b.Internal, Port: b.InternalPort, Remote: b.Remote, RemotePort: b.RemotePort,

@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/dataplane"
 )
 
 // tables is all that the maps and the programs' variables hold, byte for byte, by name. The ring of events, which
@@ -28,26 +30,31 @@ type table map[string][]byte
 // scratch ends the names of maps that hold nothing from one packet to the next: scratch.h.
 const scratch = "Scratch"
 
-// objectsOf are the fields of one type in the loaded object, by name: what is added to it later is among them.
-func objectsOf[T any](objects any) iter.Seq2[string, T] {
+// objectsOf are the fields of one type in the loaded objects, by name: what is added to them later is among them. IPv6's have an
+// ending; those that IPv4's share with them are there twice.
+func objectsOf[T comparable](d *dataplane.Dataplane) iter.Seq2[string, T] {
 	return func(yield func(string, T) bool) {
-		v := reflect.ValueOf(objects).Elem()
-		for _, field := range reflect.VisibleFields(v.Type()) {
-			if !field.IsExported() || strings.HasSuffix(field.Name, scratch) {
-				continue
-			}
-			if o, ok := v.FieldByIndex(field.Index).Interface().(T); ok && !yield(field.Name, o) {
-				return
+		for ending, objects := range map[string]any{"": d.Objects(), "/IPv6": d.Objects6()} {
+			v := reflect.ValueOf(objects).Elem()
+			for _, field := range reflect.VisibleFields(v.Type()) {
+				if !field.IsExported() || strings.HasSuffix(field.Name, scratch) {
+					continue
+				}
+				o, ok := v.FieldByIndex(field.Index).Interface().(T)
+				if ok && o != *new(T) && !yield(field.Name+ending, o) {
+					return
+				}
 			}
 		}
 	}
 }
 
-// stopTimer lets the sweeper's element be written: the kernel cancels a timer whose element is. Renewed starts it again.
+// stopTimer lets the sweepers' elements be written: the kernel cancels a timer whose element is. Renewed starts it again.
 func (f *fixture) stopTimer() error {
-	m := f.DP.Objects().Sweeper
-	if err := m.Put(uint32(0), make([]byte, m.ValueSize())); err != nil {
-		return fmt.Errorf("stop the sweeper's timer: %w", err)
+	for _, t := range f.DP.Tables() {
+		if err := t.Sweeper.Put(uint32(0), make([]byte, t.Sweeper.ValueSize())); err != nil {
+			return fmt.Errorf("stop the sweeper's timer: %w", err)
+		}
 	}
 	return nil
 }
@@ -58,14 +65,14 @@ func (f *fixture) readTables() (tables, error) {
 		return nil, err
 	}
 	all := tables{}
-	for name, m := range objectsOf[*ebpf.Map](f.DP.Objects()) {
+	for name, m := range objectsOf[*ebpf.Map](f.DP) {
 		t, err := readTable(m)
 		if err != nil {
 			return nil, fmt.Errorf("read map %s: %w", name, err)
 		}
 		all[name] = t
 	}
-	for name, v := range objectsOf[*ebpf.Variable](f.DP.Objects()) {
+	for name, v := range objectsOf[*ebpf.Variable](f.DP) {
 		value := make([]byte, v.Size())
 		if err := v.Get(value); err != nil {
 			return nil, fmt.Errorf("read variable %s: %w", name, err)
@@ -97,7 +104,7 @@ func (f *fixture) changeTables(want tables) error {
 	if err != nil {
 		return err
 	}
-	for name, m := range objectsOf[*ebpf.Map](f.DP.Objects()) {
+	for name, m := range objectsOf[*ebpf.Map](f.DP) {
 		if maps.EqualFunc(got[name], want[name], bytes.Equal) {
 			continue
 		}
@@ -108,8 +115,8 @@ func (f *fixture) changeTables(want tables) error {
 			return fmt.Errorf("read map %s again: %w", name, err)
 		}
 	}
-	for name, v := range objectsOf[*ebpf.Variable](f.DP.Objects()) {
-		if bytes.Equal(got[name][""], want[name][""]) {
+	for name, v := range objectsOf[*ebpf.Variable](f.DP) {
+		if want[name] == nil || bytes.Equal(got[name][""], want[name][""]) { // IPv6 is loaded since
 			continue
 		}
 		if err := errors.Join(v.Set(want[name][""]), v.Get(got[name][""])); err != nil {

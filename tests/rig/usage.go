@@ -3,7 +3,6 @@
 package rig
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -20,13 +19,13 @@ type usage struct{ Ports, Sessions int }
 // usageOf reads a nat_usage.word.
 func usageOf(word uint64) usage { return usage{Ports: int(uint32(word)), Sessions: int(word >> 32)} }
 
-// checkUsage: what is counted for each host and network are the bindings and sessions that there are.
-func checkUsage(o *bpf.Objects) error {
-	bindings, err := livingBindings(o)
+// checkUsage: what is counted for each host are the bindings and sessions that there are. Networks', of all families, go to zones.
+func checkUsage(t *bpf.Tables, zones map[uint32]usage) error {
+	bindings, err := livingBindings(t)
 	if err != nil {
 		return err
 	}
-	hosts, zones := map[bpf.OwnerKey]usage{}, map[uint32]usage{}
+	hosts := map[bpf.OwnerKey]usage{}
 	for _, b := range bindings {
 		if b.Flags&bpf.BindingCounted == 0 || b.Zone > bpf.ZoneLast {
 			continue
@@ -34,43 +33,56 @@ func checkUsage(o *bpf.Objects) error {
 		hosts[bpf.OwnerKey{Address: b.Internal, Zone: b.Zone}] = hosts[bpf.OwnerKey{Address: b.Internal, Zone: b.Zone}].plus(1, 0)
 		zones[uint32(b.Zone)] = zones[uint32(b.Zone)].plus(1, 0)
 	}
-	var key bpf.SessionKey
-	var half bpf.SessionHalf
-	for it := o.Sessions4.Iterate(); it.Next(&key, &half); {
+	sessions, err := t.Sessions.Dump()
+	if err != nil {
+		return fmt.Errorf("read the sessions: %w", err)
+	}
+	for key, half := range sessions {
 		if half.Flags&bpf.HalfPrimary == 0 || key.Zone == 0 || key.Zone > bpf.ZoneLast {
 			continue
 		}
 		hosts[bpf.OwnerKey{Address: key.Saddr, Zone: key.Zone}] = hosts[bpf.OwnerKey{Address: key.Saddr, Zone: key.Zone}].plus(0, 1)
 		zones[uint32(key.Zone)] = zones[uint32(key.Zone)].plus(0, 1)
 	}
-	return errors.Join(compareUsage("hosts", hosts, o.Hosts4), compareUsage("networks", zones, o.ZoneUsage))
+	counted, err := t.Hosts.Dump()
+	if err != nil {
+		return fmt.Errorf("read the hosts: %w", err)
+	}
+	gotHosts := map[bpf.OwnerKey]usage{}
+	for key, h := range counted {
+		gotHosts[key] = usageOf(h.Word)
+	}
+	return compareUsage("hosts", hosts, gotHosts)
 }
 
 func (u usage) plus(ports, sessions int) usage {
 	return usage{Ports: u.Ports + ports, Sessions: u.Sessions + sessions}
 }
 
-func compareUsage[K comparable](what string, want map[K]usage, m *ebpf.Map) error {
-	got := map[K]usage{}
-	var key K
-	value := make([]byte, m.ValueSize())
-	for it := m.Iterate(); it.Next(&key, &value); {
-		word := binary.NativeEndian.Uint64(value) // the first member of both structs
-		if m.Type() != ebpf.Array || word != 0 {
-			got[key] = usageOf(word)
+func usageOfZones(m *ebpf.Map) (map[uint32]usage, error) {
+	got := map[uint32]usage{}
+	var zone uint32
+	var word uint64
+	it := m.Iterate()
+	for it.Next(&zone, &word) {
+		if word != 0 {
+			got[zone] = usageOf(word)
 		}
 	}
-	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.OwnerKey{})); diff != "" {
+	return got, it.Err()
+}
+
+func compareUsage[K comparable](what string, want, got map[K]usage) error {
+	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.OwnerKey{}, bpf.Addr{})); diff != "" {
 		return fmt.Errorf("usage of %s (-tables +counted):\n%s", what, diff)
 	}
 	return nil
 }
 
 // livingBindings are those that a session or a static binding's own reference holds.
-func livingBindings(o *bpf.Objects) (living []bpf.Binding, err error) {
-	all := make([]bpf.Binding, o.Bindings4.MaxEntries())
-	indices := make([]uint32, len(all))
-	if _, err := o.Bindings4.BatchLookup(new(ebpf.MapBatchCursor), indices, all, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+func livingBindings(t *bpf.Tables) (living []bpf.Binding, err error) {
+	all, err := t.Bindings.Elements(t.Bindings.Map().MaxEntries())
+	if err != nil {
 		return nil, fmt.Errorf("read the bindings: %w", err)
 	}
 	for _, b := range all {
@@ -83,8 +95,8 @@ func livingBindings(o *bpf.Objects) (living []bpf.Binding, err error) {
 
 // checkBlocks: a host's blocks are held by the bindings that have a port of them, and each word of the port bitmaps that is
 // marked is of just one block.
-func checkBlocks(o *bpf.Objects) error {
-	bindings, err := livingBindings(o)
+func checkBlocks(t *bpf.Tables) error {
+	bindings, err := livingBindings(t)
 	if err != nil {
 		return err
 	}
@@ -96,18 +108,20 @@ func checkBlocks(o *bpf.Objects) error {
 		}
 	}
 	got, marked := map[bpf.BlockKey]uint32{}, 0
-	var key bpf.BlockKey
-	var blocks bpf.Blocks
-	for it := o.Blocks4.Iterate(); it.Next(&key, &blocks); {
+	all, err := t.Blocks.Dump()
+	if err != nil {
+		return fmt.Errorf("read the blocks: %w", err)
+	}
+	for key, blocks := range all {
 		got[key] = blocks.References
 		for _, block := range blocks.Block {
 			marked += int(block&0xffff) / 64
 		}
 	}
-	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.BlockKey{})); diff != "" {
+	if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreUnexported(bpf.BlockKey{}, bpf.Addr{})); diff != "" {
 		errs = append(errs, fmt.Errorf("blocks (-bindings +map):\n%s", diff))
 	}
-	words, err := bitsOf(o.BlockWords)
+	words, err := bitsOf(t.BlockWords)
 	if words != marked {
 		errs = append(errs, fmt.Errorf("%d words are marked, the blocks have %d", words, marked))
 	}

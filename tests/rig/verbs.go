@@ -72,9 +72,11 @@ var targets = []string{"TARGET_OUTSIDE", "TARGET_DEVICE", "TARGET_PORT", "TARGET
 func (r *Rig) WantTarget(s packets.Spec, want string) {
 	r.T.Helper()
 	r.Must("look up session", func() error {
-		var key bpf.SessionKey
-		var half bpf.SessionHalf
-		for it := r.DP.Objects().Sessions4.Iterate(); it.Next(&key, &half); {
+		sessions, err := r.Maps().Sessions.Dump()
+		if err != nil {
+			return err
+		}
+		for key, half := range sessions {
 			if key.Zone == 0 && rawPortOf(s.Dst) == key.Dport && rawPortOf(s.Src) == key.Sport {
 				if got := targets[half.Target]; got != want {
 					r.T.Errorf("the session's target is %s, want %s", got, want)
@@ -158,23 +160,29 @@ func (r *Rig) Empty() {
 	r.T.Helper()
 	r.WantBindings()
 	r.WantSessions()
-	o := r.DP.Objects()
 	r.Must("count", func() error {
 		u, err := r.DP.Usage()
-		marked, err2 := bitsOf(o.Ports)
-		held, err3 := bitsOf(o.Held)
-		err = errors.Join(err, err2, err3)
-		if u.Sessions != 0 || u.Bindings != 0 {
+		if u.Sessions != 0 || u.Bindings != 0 || u.Sessions6 != 0 || u.Bindings6 != 0 {
 			r.T.Errorf("usage %+v", u)
 		}
-		for name, n := range map[string]int{"sessions": MapLen(o.Sessions4), "claims": MapLen(o.Claims4),
-			"internals": MapLen(o.Internals4), "permissions": MapLen(o.Permissions4), "port bits": marked - held, "hosts": MapLen(o.Hosts4), "blocks": MapLen(o.Blocks4)} {
-			if n != 0 {
-				r.T.Errorf("%d %s are left", n, name)
-			}
+		for _, t := range r.DP.Tables() {
+			err = errors.Join(err, r.emptyFamily(t))
 		}
 		return err
 	})
+}
+
+func (r *Rig) emptyFamily(t *bpf.Tables) error {
+	marked, err := bitsOf(t.Ports)
+	held, err2 := bitsOf(t.Held)
+	for name, n := range map[string]int{"sessions": MapLen(t.Sessions.Map()), "claims": MapLen(t.Claims.Map()),
+		"internals": MapLen(t.Internals.Map()), "permissions": MapLen(t.Permissions.Map()), "port bits": marked - held,
+		"hosts": MapLen(t.Hosts.Map()), "blocks": MapLen(t.Blocks.Map())} {
+		if n != 0 {
+			r.T.Errorf("%d %s are left", n, name)
+		}
+	}
+	return errors.Join(err, err2)
 }
 
 func Identified(s packets.Spec) packets.Spec { return s.With(func(s *packets.Spec) { s.ID = 0x1234 }) }
