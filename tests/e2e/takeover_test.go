@@ -15,6 +15,7 @@ import (
 
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/harness"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -260,8 +261,8 @@ func TestTakeover(t *testing.T) {
 		args          []string
 		half, clients int
 	}{
-		"Direct":  {half: 100, clients: 10},
-		"Stack":   {args: []string{"--path", "stack"}, half: 100, clients: 10},
+		"Direct":  {half: patience.Load(100), clients: 10},
+		"Stack":   {args: []string{"--path", "stack"}, half: patience.Load(100), clients: 10},
 		"NoProxy": {cfg: docker.Config{Args: []string{"--userland-proxy=false"}}, half: 10, clients: 10},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,11 +9,11 @@ import (
 
 func TestFor(t *testing.T) {
 	t.Setenv("VMTEST_KERNEL", "")
-	if d := For(time.Second); d != time.Second {
-		t.Errorf("%v", d)
+	if d, n := For(time.Second), Load(100); d != time.Second || n != 100 {
+		t.Errorf("%v, %d", d, n)
 	}
 	t.Setenv("VMTEST_KERNEL", "6.1")
-	if d := For(time.Second); d != 4*time.Second {
-		t.Errorf("%v in a virtual machine", d)
+	if d, n := For(time.Second), Load(100); d != 4*time.Second || n != 20 {
+		t.Errorf("%v, %d in a virtual machine", d, n)
 	}
 }
