@@ -6,15 +6,18 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 func TestWant(t *testing.T) {
 	for want, w := range map[string]Want{
 		"ip protocol udp ip saddr 198.51.100.1 ip daddr 203.0.113.1": {Protocol: "udp",
-			Src: netip.AddrPortFrom(External, 0), Dst: netip.MustParseAddrPort("203.0.113.1:0")},
+			Src: netip.AddrPortFrom(topo.HostAddr, 0), Dst: netip.MustParseAddrPort("203.0.113.1:0")},
 		"ip protocol tcp ip saddr 198.51.100.1 ip daddr 203.0.113.1 tcp sport 20000 tcp dport 80": {Protocol: "tcp",
-			Src: netip.AddrPortFrom(External, 20000), Dst: netip.MustParseAddrPort("203.0.113.1:80")},
+			Src: netip.AddrPortFrom(topo.HostAddr, 20000), Dst: netip.MustParseAddrPort("203.0.113.1:80")},
+		"ip6 nexthdr tcp ip6 saddr 2001:db8:100::1 ip6 daddr 2001:db8:113::1 tcp dport 80": {Protocol: "tcp",
+			Src: netip.MustParseAddrPort("[2001:db8:100::1]:0"), Dst: netip.MustParseAddrPort("[2001:db8:113::1]:80")},
 	} {
 		if got := w.match(); got != want {
 			t.Errorf("%q, want %q", got, want)
@@ -24,7 +27,7 @@ func TestWant(t *testing.T) {
 
 // TestSinkCounts: what is as wanted, and nothing else, and from 0 again after the next Aim.
 func TestSinkCounts(t *testing.T) {
-	lab, err := NewLab(t.Context(), topo.ForTest(t))
+	lab, err := NewLab(t.Context(), topo.ForTest(t), family.V4)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/conenat/conenat/tests/topo"
+	"github.com/conenat/conenat/tests/family"
 )
 
 // What every contender that translates forwards from outside: UDP and TCP to the external address and one of these
@@ -17,9 +17,6 @@ const (
 	ForwardedPort  = 8080 // to Inside
 	ForwardedPort2 = 8081 // to Inside2
 )
-
-// External is the address that contenders translate to.
-var External = topo.HostAddr
 
 // Contender is a way from inside to outside.
 type Contender struct {
@@ -55,33 +52,29 @@ const (
 	Stack      = "conenat-stack"  // by the host's routing and netfilter
 )
 
-// Source is the address that a packet from inside has outside.
-func (c Contender) Source(inside netip.Addr) netip.Addr {
-	if c.Translates {
-		return External
-	}
-	return inside
-}
-
 // masquerade is the smallest NAT that does what conenat does: it masquerades, port forwards, and hairpins whose receiver
 // sees the external address.
 func masquerade(ctx context.Context, l *Lab) error {
+	inside, addressType, protocol := l.Family.Prefix(netip.MustParsePrefix("172.17.0.0/16")), "ipv4_addr", "ip protocol"
+	if l.Family == family.V6 {
+		addressType, protocol = "ipv6_addr", "meta l4proto"
+	}
 	_, err := l.Host.Run(ctx, fmt.Sprintf(`
-table ip nat {
+table %[6]s nat {
 	map forwards {
-		type inet_proto . inet_service : ipv4_addr
+		type inet_proto . inet_service : %[7]s
 		elements = { udp . %[2]d : %[4]s, tcp . %[2]d : %[4]s, udp . %[3]d : %[5]s, tcp . %[3]d : %[5]s }
 	}
 	chain prerouting {
 		type nat hook prerouting priority dstnat
-		ip daddr %[1]s dnat to ip protocol . th dport map @forwards
+		%[6]s daddr %[1]s dnat to %[9]s . th dport map @forwards
 	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat
-		oifname "eth0" ip saddr 172.17.0.0/16 masquerade
-		oifname "docker0" ip saddr 172.17.0.0/16 snat to %[1]s
+		oifname "eth0" %[6]s saddr %[8]s masquerade
+		oifname "docker0" %[6]s saddr %[8]s snat to %[1]s
 	}
 }
-`, External, ForwardedPort, ForwardedPort2, l.Inside.Addr, l.Inside2.Addr), "nft", "-f", "-")
+`, l.External(), ForwardedPort, ForwardedPort2, l.Inside.Addr, l.Inside2.Addr, l.Family.Table(), addressType, inside, protocol), "nft", "-f", "-")
 	return err
 }

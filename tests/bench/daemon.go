@@ -5,6 +5,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -22,10 +23,10 @@ inside: [docker0]
 outside: [eth0]
 timeouts: {udp: %s, sweep: 1m}
 forwards:
-  - {protocol: udp, network: docker0, external: "%[3]s:%[4]d", internal: "%[5]s:%[4]d"}
-  - {protocol: tcp, network: docker0, external: "%[3]s:%[4]d", internal: "%[5]s:%[4]d"}
-  - {protocol: udp, network: docker0, external: "%[3]s:%[6]d", internal: "%[7]s:%[6]d"}
-  - {protocol: tcp, network: docker0, external: "%[3]s:%[6]d", internal: "%[7]s:%[6]d"}
+  - {protocol: udp, network: docker0, external: "%[3]s", internal: "%[4]s"}
+  - {protocol: tcp, network: docker0, external: "%[3]s", internal: "%[4]s"}
+  - {protocol: udp, network: docker0, external: "%[5]s", internal: "%[6]s"}
+  - {protocol: tcp, network: docker0, external: "%[5]s", internal: "%[6]s"}
 `
 
 func (d daemon) start(ctx context.Context, l *Lab) error {
@@ -34,7 +35,9 @@ func (d daemon) start(ctx context.Context, l *Lab) error {
 		return err
 	}
 	stateDir, file := filepath.Join(bpffs, "conenat"), filepath.Join(l.Dir(), "conenat.yaml")
-	text := fmt.Sprintf(configuration, d.path, d.udpTimeout, External, ForwardedPort, l.Inside.Addr, ForwardedPort2, l.Inside2.Addr)
+	at := netip.AddrPortFrom
+	text := fmt.Sprintf(configuration, d.path, d.udpTimeout, at(l.External(), ForwardedPort), at(l.Inside.Addr, ForwardedPort),
+		at(l.External(), ForwardedPort2), at(l.Inside2.Addr, ForwardedPort2))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -29,26 +30,29 @@ type Port struct {
 //	Inside, Inside2 ── docker0 ─ host ─ eth0 ── Outside          Generator ── GeneratorEnd
 //	172.17.0.2, .3          198.51.100.1       router, for 203.0.113.0/24
 //
+// in IPv4, or the same places' addresses in IPv6 (package family).
+//
 // No packet but those of the measurement is on the way: neighbours are permanent, the bridge hands nothing to
 // br_netfilter, and what arrives at a port is dropped, so that no stack behind it answers. The generator's pair
 // leads nowhere: what it takes to send into it is what sending takes.
 type Lab struct {
 	*topo.Topo
+	Family                   family.Family
 	Host                     *topo.NS
 	Inside, Inside2, Outside Port
 	Generator, GeneratorEnd  Port
 }
 
 // NewLab builds the topology in t.
-func NewLab(ctx context.Context, t *topo.Topo) (*Lab, error) {
-	f, err := topo.NewFigure3(t, topo.Figure3Config{Containers: 2})
+func NewLab(ctx context.Context, t *topo.Topo, fam family.Family) (*Lab, error) {
+	f, err := topo.NewFigure3(t, topo.Figure3Config{Containers: 2, IPv6: fam == family.V6})
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{Topo: t, Host: f.Host,
-		Inside:  Port{NS: f.Containers[0], Name: "eth0", Addr: netip.MustParseAddr("172.17.0.2")},
-		Inside2: Port{NS: f.Containers[1], Name: "eth0", Addr: netip.MustParseAddr("172.17.0.3")},
-		Outside: Port{NS: f.Router, Name: "wan", Addr: topo.RouterAddr},
+	l := &Lab{Topo: t, Family: fam, Host: f.Host,
+		Inside:  Port{NS: f.Containers[0], Name: "eth0", Addr: fam.Addr(netip.MustParseAddr("172.17.0.2"))},
+		Inside2: Port{NS: f.Containers[1], Name: "eth0", Addr: fam.Addr(netip.MustParseAddr("172.17.0.3"))},
+		Outside: Port{NS: f.Router, Name: "wan", Addr: fam.Addr(topo.RouterAddr)},
 	}
 	err = errors.Join(
 		l.quietBridge(),
@@ -119,6 +123,17 @@ func (l *Lab) join(p *Port, gateway string) (err error) {
 	return l.Host.Netlink().NeighSet(&netlink.Neigh{
 		LinkIndex: index, State: netlink.NUD_PERMANENT, IP: p.Addr.AsSlice(), HardwareAddr: p.MAC,
 	})
+}
+
+// External is the address that contenders translate to.
+func (l *Lab) External() netip.Addr { return l.Family.Addr(topo.HostAddr) }
+
+// Source is the address that a packet from inside has outside.
+func (l *Lab) Source(c Contender, inside netip.Addr) netip.Addr {
+	if c.Translates {
+		return l.External()
+	}
+	return inside
 }
 
 // IfIndex is the port's.

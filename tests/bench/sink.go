@@ -26,17 +26,20 @@ func SinkAt(p Port) Sink {
 
 // SinkInHost is where the host's own sockets would get the packet; others go on.
 func SinkInHost(l *Lab) Sink {
-	return Sink{l.Host, "ip", "type filter hook input priority 0;"}
+	return Sink{l.Host, l.Family.Table(), "type filter hook input priority 0;"}
 }
 
 // Want is what a packet has to be to count: a port of 0 is any.
 type Want struct {
-	Protocol string // as nft says it: udp, tcp, icmp
+	Protocol string // as nft says it: udp, tcp, icmp, icmpv6
 	Src, Dst netip.AddrPort
 }
 
 func (w Want) match() string {
 	s := fmt.Sprintf("ip protocol %s ip saddr %s ip daddr %s", w.Protocol, w.Src.Addr(), w.Dst.Addr())
+	if w.Src.Addr().Is6() {
+		s = fmt.Sprintf("ip6 nexthdr %s ip6 saddr %s ip6 daddr %s", w.Protocol, w.Src.Addr(), w.Dst.Addr())
+	}
 	if w.Src.Port() != 0 {
 		s += fmt.Sprintf(" %s sport %d", w.Protocol, w.Src.Port())
 	}
@@ -68,10 +71,8 @@ table %[1]s bench_sink {
 
 // Count is how many have come since Aim.
 func (s Sink) Count() (packets uint64, err error) {
-	family := nftables.TableFamilyNetdev
-	if s.family == "ip" {
-		family = nftables.TableFamilyIPv4
-	}
+	family := map[string]nftables.TableFamily{"netdev": nftables.TableFamilyNetdev, "ip": nftables.TableFamilyIPv4,
+		"ip6": nftables.TableFamilyIPv6}[s.family]
 	err = s.ns.Do(func() error {
 		conn, err := nftables.New()
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/tests/bench"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -80,7 +81,7 @@ func prepare(ctx context.Context, conenat string) (courses []course, cleanup fun
 			return nil, made.Close, err
 		}
 		made.Defer(c.Name, t.Close)
-		l, err := bench.NewLab(ctx, t)
+		l, err := bench.NewLab(ctx, t, family.V4)
 		if err != nil {
 			return nil, made.Close, err
 		}
@@ -92,7 +93,7 @@ func prepare(ctx context.Context, conenat string) (courses []course, cleanup fun
 			alone.Addr = l.Inside.Addr
 			courses = append(courses, newCourse(generatorAlone, alone, l.GeneratorEnd, alone.Addr))
 		}
-		courses = append(courses, newCourse(c.Name, l.Inside, l.Outside, c.Source(l.Inside.Addr)))
+		courses = append(courses, newCourse(c.Name, l.Inside, l.Outside, l.Source(c, l.Inside.Addr)))
 	}
 	return courses, made.Close, nil
 }

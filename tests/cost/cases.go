@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/tests/bench"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -18,10 +19,19 @@ type protocol struct {
 }
 
 var (
-	udp  = protocol{"udp", unix.IPPROTO_UDP}
-	tcp  = protocol{"tcp", unix.IPPROTO_TCP}
-	icmp = protocol{"icmp", unix.IPPROTO_ICMP}
+	udp    = protocol{"udp", unix.IPPROTO_UDP}
+	tcp    = protocol{"tcp", unix.IPPROTO_TCP}
+	icmp   = protocol{"icmp", unix.IPPROTO_ICMP}
+	icmpv6 = protocol{"icmpv6", unix.IPPROTO_ICMPV6}
 )
+
+// protocols are a family's; the last one has no ports.
+func protocols(f family.Family) []protocol {
+	if f == family.V6 {
+		return []protocol{udp, tcp, icmpv6}
+	}
+	return []protocol{udp, tcp, icmp}
+}
 
 // step is a packet that is sent once, before what is measured.
 type step struct {
@@ -53,11 +63,11 @@ type trials struct {
 
 func trialsOf(l *bench.Lab, c bench.Contender) []trial {
 	t := &trials{lab: l, contender: c}
-	for _, p := range []protocol{udp, tcp, icmp} {
+	for _, p := range protocols(l.Family) {
 		t.established(p, 20000)
 	}
 	if c.Translates {
-		for _, p := range []protocol{udp, tcp, icmp} {
+		for _, p := range protocols(l.Family) {
 			t.firstOutbound(p)
 		}
 		for _, p := range []protocol{udp, tcp} {
@@ -70,11 +80,11 @@ func trialsOf(l *bench.Lab, c bench.Contender) []trial {
 	return t.list
 }
 
-func remote(p protocol, port uint16) netip.AddrPort {
-	if p == icmp {
+func (t *trials) remote(p protocol, port uint16) netip.AddrPort {
+	if p == icmp || p == icmpv6 {
 		port = 0
 	}
-	return netip.AddrPortFrom(topo.Peer1Addr, port)
+	return netip.AddrPortFrom(t.lab.Family.Addr(topo.Peer1Addr), port)
 }
 
 func (t *trials) inside(port uint16) netip.AddrPort {
@@ -83,7 +93,7 @@ func (t *trials) inside(port uint16) netip.AddrPort {
 
 // outside is where an internal endpoint is seen from outside: all contenders keep its port.
 func (t *trials) outside(internal netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(t.contender.Source(internal.Addr()), internal.Port())
+	return netip.AddrPortFrom(t.lab.Source(t.contender, internal.Addr()), internal.Port())
 }
 
 // opening is the steps that make a session established.
@@ -106,7 +116,7 @@ func confirmation(internal, peer netip.AddrPort) packet {
 
 // established: packets of one session, out and back in.
 func (t *trials) established(p protocol, port uint16) {
-	internal, peer := t.inside(port), remote(p, remotePort)
+	internal, peer := t.inside(port), t.remote(p, remotePort)
 	opening := t.opening(p, internal, peer)
 	out := confirmation(internal, peer)
 	out.proto = p.number
@@ -118,30 +128,30 @@ func (t *trials) established(p protocol, port uint16) {
 // firstOutbound: each packet makes a binding and a session.
 func (t *trials) firstOutbound(p protocol) {
 	t.outward(p, "first-outbound", nil, func(n int) packet {
-		return packet{proto: p.number, src: t.inside(firstInside + uint16(n)), dst: remote(p, remotePort), flags: syn, seq: 1000}
+		return packet{proto: p.number, src: t.inside(firstInside + uint16(n)), dst: t.remote(p, remotePort), flags: syn, seq: 1000}
 	})
 }
 
 // newSession: each packet makes a session of one binding. Netfilter has no bindings; it makes an entry.
 func (t *trials) newSession(p protocol, port uint16) {
-	t.outward(p, "new-session-outbound", t.opening(p, t.inside(port), remote(p, remotePort)), func(n int) packet {
-		return packet{proto: p.number, src: t.inside(port), dst: remote(p, firstRemote+uint16(n)), flags: syn, seq: 1000}
+	t.outward(p, "new-session-outbound", t.opening(p, t.inside(port), t.remote(p, remotePort)), func(n int) packet {
+		return packet{proto: p.number, src: t.inside(port), dst: t.remote(p, firstRemote+uint16(n)), flags: syn, seq: 1000}
 	})
 }
 
 // firstInbound: each packet makes a session of a static binding, a port forward.
 func (t *trials) firstInbound(p protocol) {
 	t.inward(p, "first-inbound", nil, t.lab.Inside, func(n int) packet {
-		return packet{proto: p.number, src: remote(p, firstRemote+uint16(n)), flags: syn, seq: 1000,
-			dst: netip.AddrPortFrom(bench.External, bench.ForwardedPort)}
+		return packet{proto: p.number, src: t.remote(p, firstRemote+uint16(n)), flags: syn, seq: 1000,
+			dst: netip.AddrPortFrom(t.lab.External(), bench.ForwardedPort)}
 	})
 }
 
 // hairpin: one container sends to the external endpoint of the other.
 func (t *trials) hairpin(p protocol, port uint16) {
-	there := packet{proto: p.number, src: t.inside(port), dst: netip.AddrPortFrom(bench.External, bench.ForwardedPort2)}
+	there := packet{proto: p.number, src: t.inside(port), dst: netip.AddrPortFrom(t.lab.External(), bench.ForwardedPort2)}
 	back := packet{proto: p.number, src: netip.AddrPortFrom(t.lab.Inside2.Addr, bench.ForwardedPort2),
-		dst: netip.AddrPortFrom(bench.External, port)}
+		dst: netip.AddrPortFrom(t.lab.External(), port)}
 	t.list = append(t.list, trial{p.name + "/established-hairpin", []step{{t.lab.Inside, there}, {t.lab.Inside2, back}}, stream{
 		from: t.lab.Inside, to: bench.SinkAt(t.lab.Inside2),
 		want:   bench.Want{Protocol: p.name, Src: back.dst, Dst: back.src},
@@ -151,7 +161,7 @@ func (t *trials) hairpin(p protocol, port uint16) {
 
 // unsolicited: nobody inside has anything to do with it, and the host gets it.
 func (t *trials) unsolicited(p protocol) {
-	in := packet{proto: p.number, src: remote(p, remotePort), dst: netip.AddrPortFrom(bench.External, unboundHostPort)}
+	in := packet{proto: p.number, src: t.remote(p, remotePort), dst: netip.AddrPortFrom(t.lab.External(), unboundHostPort)}
 	t.list = append(t.list, trial{p.name + "/unsolicited-inbound", nil, stream{
 		from: t.lab.Outside, to: bench.SinkInHost(t.lab),
 		want:   bench.Want{Protocol: p.name, Src: in.src, Dst: in.dst},
@@ -160,14 +170,14 @@ func (t *trials) unsolicited(p protocol) {
 }
 
 func (t *trials) outward(p protocol, name string, steps []step, make func(n int) packet) {
-	want := bench.Want{Protocol: p.name, Src: netip.AddrPortFrom(t.outside(t.inside(0)).Addr(), 0), Dst: remote(p, 0)}
+	want := bench.Want{Protocol: p.name, Src: netip.AddrPortFrom(t.outside(t.inside(0)).Addr(), 0), Dst: t.remote(p, 0)}
 	t.list = append(t.list, trial{p.name + "/" + name, steps, stream{
 		from: t.lab.Inside, to: bench.SinkAt(t.lab.Outside), want: want, packet: make,
 	}})
 }
 
 func (t *trials) inward(p protocol, name string, steps []step, to bench.Port, make func(n int) packet) {
-	want := bench.Want{Protocol: p.name, Src: remote(p, 0), Dst: netip.AddrPortFrom(to.Addr, 0)}
+	want := bench.Want{Protocol: p.name, Src: t.remote(p, 0), Dst: netip.AddrPortFrom(to.Addr, 0)}
 	t.list = append(t.list, trial{p.name + "/" + name, steps, stream{
 		from: t.lab.Outside, to: bench.SinkAt(to), want: want, packet: make,
 	}})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/tests/bench"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -22,15 +23,11 @@ const expiring = 4096
 // expiry is what the sweeper takes to end a session and its binding: nat_control's walk, which is the timer's, over
 // all slots, less the same walk when all of them are empty.
 func expiry(l *bench.Lab) (float64, error) {
-	control, err := controlProgram()
+	control, sessions, err := sweeperOf(l.Family)
 	if err != nil {
 		return 0, err
 	}
 	defer control.Close()
-	sessions, err := mapOf(control, "sessions4")
-	if err != nil {
-		return 0, err
-	}
 	defer sessions.Close()
 	if err := openSessions(l); err != nil {
 		return 0, err
@@ -43,7 +40,11 @@ func expiry(l *bench.Lab) (float64, error) {
 		return 0, fmt.Errorf("%d halves of sessions, want %d", before, 2*expiring)
 	}
 	time.Sleep(bench.ShortTimeout + time.Second) // that they are due is told by nothing but the clock
-	due, err := sweep(control)
+	requests := bpf.Requests4
+	if l.Family == family.V6 {
+		requests = bpf.Requests6
+	}
+	due, err := sweep(control, requests)
 	if err != nil {
 		return 0, err
 	}
@@ -54,7 +55,7 @@ func expiry(l *bench.Lab) (float64, error) {
 	if after != 0 {
 		return 0, fmt.Errorf("the sweep left %d halves of sessions", after)
 	}
-	empty, err := sweep(control)
+	empty, err := sweep(control, requests)
 	return float64(due-empty) / expiring, err
 }
 
@@ -67,7 +68,7 @@ func openSessions(l *bench.Lab) error {
 	for n := 0; n < expiring; n += batchPackets {
 		var batch [][]byte
 		for i := range batchPackets {
-			p := packet{proto: udp.number, src: netip.AddrPortFrom(l.Inside.Addr, uint16(firstInside+n+i)), dst: netip.AddrPortFrom(topo.Peer1Addr, remotePort)}
+			p := packet{proto: udp.number, src: netip.AddrPortFrom(l.Inside.Addr, uint16(firstInside+n+i)), dst: netip.AddrPortFrom(l.Family.Addr(topo.Peer1Addr), remotePort)}
 			batch = append(batch, p.frame(l.Inside))
 		}
 		othersTurn()
@@ -79,11 +80,11 @@ func openSessions(l *bench.Lab) error {
 }
 
 // sweep walks all slots once and returns what the walk took.
-func sweep(control *ebpf.Program) (took int64, err error) {
+func sweep(control *ebpf.Program, requests bpf.Requests) (took int64, err error) {
 	r := bpf.Request{Command: bpf.CommandSweep}
 	for {
 		othersTurn()
-		in, err := bpf.Requests4.Encode(r)
+		in, err := requests.Encode(r)
 		if err != nil {
 			return 0, fmt.Errorf("encode the request: %w", err)
 		}
@@ -97,7 +98,7 @@ func sweep(control *ebpf.Program) (took int64, err error) {
 		if answer != uint32(bpf.AnswerOK) {
 			return 0, fmt.Errorf("nat_control answers %d to a sweep", answer)
 		}
-		if r, err = bpf.Requests4.Decode(opts.DataOut); err != nil {
+		if r, err = requests.Decode(opts.DataOut); err != nil {
 			return 0, fmt.Errorf("decode the answer: %w", err)
 		}
 		if r.Cursor == 0 {
@@ -106,30 +107,35 @@ func sweep(control *ebpf.Program) (took int64, err error) {
 	}
 }
 
-// controlProgram is the daemon's nat_control, the only one of the machine.
-func controlProgram() (*ebpf.Program, error) {
+// sweeperOf is the daemon's nat_control of a family, and its sessions: the only ones of the machine.
+func sweeperOf(f family.Family) (control *ebpf.Program, sessions *ebpf.Map, err error) {
+	name := "sessions4"
+	if f == family.V6 {
+		name = "sessions6"
+	}
 	var id ebpf.ProgramID
 	for {
-		var err error
 		if id, err = ebpf.ProgramGetNextID(id); err != nil {
-			return nil, fmt.Errorf("find program nat_control: %w", err)
+			return nil, nil, fmt.Errorf("find program nat_control of %s: %w", f, err)
 		}
 		p, err := ebpf.NewProgramFromID(id)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("open program %d: %w", id, err)
+			return nil, nil, fmt.Errorf("open program %d: %w", id, err)
 		}
 		info, err := p.Info()
 		if err == nil && info.Name == "nat_control" {
-			return p, nil
+			if sessions, err := mapOf(p, name); sessions != nil || err != nil {
+				return p, sessions, err
+			}
 		}
 		p.Close()
 	}
 }
 
-// mapOf is one of a program's maps, by its name.
+// mapOf is one of a program's maps, by its name; nil: it has none of it.
 func mapOf(p *ebpf.Program, name string) (*ebpf.Map, error) {
 	info, err := p.Info()
 	if err != nil {
@@ -146,7 +152,7 @@ func mapOf(p *ebpf.Program, name string) (*ebpf.Map, error) {
 		}
 		m.Close()
 	}
-	return nil, fmt.Errorf("nat_control has no map %s", name)
+	return nil, nil
 }
 
 // entries counts a map's.

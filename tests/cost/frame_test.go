@@ -20,24 +20,36 @@ var port = bench.Port{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Gateway: net.Hard
 // TestFrames: once the checksum is completed as a network card would, all of them are right.
 func TestFrames(t *testing.T) {
 	src, dst := netip.MustParseAddrPort("172.17.0.2:20000"), netip.MustParseAddrPort("203.0.113.1:3478")
-	for name, p := range map[string]packet{
-		"udp":   {proto: udp.number, src: src, dst: dst},
-		"tcp":   {proto: tcp.number, src: src, dst: dst, flags: syn | ack, seq: 2000, ack: 1001},
-		"echo":  {proto: icmp.number, src: src, dst: dst},
-		"reply": {proto: icmp.number, src: dst, dst: src, reply: true},
+	src6, dst6 := netip.MustParseAddrPort("[fd00:17::2]:20000"), netip.MustParseAddrPort("[2001:db8:113::1]:3478")
+	for name, c := range map[string]struct {
+		size int
+		packet
+	}{
+		"udp":    {60, packet{proto: udp.number, src: src, dst: dst}},
+		"tcp":    {60, packet{proto: tcp.number, src: src, dst: dst, flags: syn | ack, seq: 2000, ack: 1001}},
+		"echo":   {60, packet{proto: icmp.number, src: src, dst: dst}},
+		"reply":  {60, packet{proto: icmp.number, src: dst, dst: src, reply: true}},
+		"udp6":   {62, packet{proto: udp.number, src: src6, dst: dst6}},
+		"tcp6":   {74, packet{proto: tcp.number, src: src6, dst: dst6, flags: syn | ack, seq: 2000, ack: 1001}},
+		"echo6":  {62, packet{proto: icmpv6.number, src: src6, dst: dst6}},
+		"reply6": {62, packet{proto: icmpv6.number, src: dst6, dst: src6, reply: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			frame := complete(t, p.frame(port))
-			if len(frame) != frameSize {
+			p, frame := c.packet, complete(t, c.frame(port))
+			if len(frame) != c.size {
 				t.Errorf("%d bytes", len(frame))
 			}
 			decoded := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
 			if failed := decoded.ErrorLayer(); failed != nil {
 				t.Fatal(failed.Error())
 			}
-			if sums, ok := decoded.TransportLayer().(interface {
-				SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
-			}); ok {
+			for _, layer := range decoded.Layers() {
+				sums, ok := layer.(interface {
+					SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+				})
+				if !ok {
+					continue
+				}
 				if err := sums.SetNetworkLayerForChecksum(decoded.NetworkLayer()); err != nil {
 					t.Fatal(err)
 				}
@@ -75,6 +87,10 @@ func verify(t *testing.T, p packet, decoded gopacket.Packet) {
 			t.Errorf("%+v", l)
 		}
 	default:
+		if p.is6() {
+			verify6(t, p, decoded)
+			return
+		}
 		echo, ok := decoded.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
 		kind := uint8(layers.ICMPv4TypeEchoRequest)
 		if p.reply {
@@ -83,6 +99,18 @@ func verify(t *testing.T, p packet, decoded gopacket.Packet) {
 		if !ok || echo.Id != 20000 || echo.TypeCode.Type() != kind {
 			t.Errorf("%+v", echo)
 		}
+	}
+}
+
+func verify6(t *testing.T, p packet, decoded gopacket.Packet) {
+	icmp, ok := decoded.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6)
+	kind := uint8(layers.ICMPv6TypeEchoRequest)
+	if p.reply {
+		kind = layers.ICMPv6TypeEchoReply
+	}
+	echo, isEcho := decoded.Layer(layers.LayerTypeICMPv6Echo).(*layers.ICMPv6Echo)
+	if !ok || !isEcho || echo.Identifier != 20000 || icmp.TypeCode.Type() != kind {
+		t.Errorf("%+v, %+v", icmp, echo)
 	}
 }
 

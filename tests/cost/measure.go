@@ -8,16 +8,15 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/tests/bench"
 	"github.com/conenat/conenat/tests/cost/budget"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
-
-// family is the first part of a row's name, after the contender.
-const family = "ipv4"
 
 // measure goes through all contenders, each in a lab of its own.
 func measure(ctx context.Context, conenat string, progress io.Writer) (b budget.Budget, err error) {
@@ -33,18 +32,23 @@ func measure(ctx context.Context, conenat string, progress io.Writer) (b budget.
 	}
 	b.Kernel = unix.ByteSliceToString(name.Release[:])
 	m := meter{progress: progress}
-	for _, c := range bench.Contenders(conenat) {
-		if err := m.inLab(ctx, c, m.trials); err != nil {
+	for _, m.family = range []family.Family{family.V4, family.V6} {
+		for _, c := range bench.Contenders(conenat) {
+			if err := m.inLab(ctx, c, m.trials); err != nil {
+				return b, err
+			}
+		}
+		if err := m.inLab(ctx, bench.Expiring(conenat), m.expiry); err != nil {
 			return b, err
 		}
 	}
-	err = m.inLab(ctx, bench.Expiring(conenat), m.expiry)
 	b.Rows = m.rows
-	return b, err
+	return b, nil
 }
 
 // meter collects rows.
 type meter struct {
+	family   family.Family // in which it measures
 	rows     []budget.Row
 	progress io.Writer
 }
@@ -57,10 +61,10 @@ func (m *meter) inLab(ctx context.Context, c bench.Contender, do func(context.Co
 	}
 	defer func() {
 		if err = errors.Join(err, t.Close()); err != nil {
-			err = fmt.Errorf("%s: %w", c.Name, err)
+			err = fmt.Errorf("%s, %s: %w", c.Name, m.family, err)
 		}
 	}()
-	l, err := bench.NewLab(ctx, t)
+	l, err := bench.NewLab(ctx, t, m.family)
 	if err != nil {
 		return err
 	}
@@ -71,7 +75,7 @@ func (m *meter) inLab(ctx context.Context, c bench.Contender, do func(context.Co
 }
 
 func (m *meter) add(c bench.Contender, name string, cost float64) {
-	r := budget.Row{Name: c.Name + "/" + family + "/" + name, Instructions: int64(math.Round(cost))}
+	r := budget.Row{Name: c.Name + "/" + strings.ToLower(m.family.String()) + "/" + name, Instructions: int64(math.Round(cost))}
 	fmt.Fprintf(m.progress, "cost: %7d  %s\n", r.Instructions, r.Name)
 	m.rows = append(m.rows, r)
 }
