@@ -97,6 +97,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DROPPED_ICMP_TYPE:        "dropped_icmp_type",
 	natNatReasonREASON_DROPPED_ICMP_CHECKSUM:    "dropped_icmp_checksum",
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION:  "dropped_icmp_no_session",
+	natNatReasonREASON_DROPPED_UNMAPPED:         "dropped_unmapped",
 	natNatReasonREASON_DROPPED_ROUTE_MOVED:      "dropped_route_moved",
 	natNatReasonREASON_DROPPED_TTL:              "dropped_ttl",
 	natNatReasonREASON_DROPPED_TOO_BIG:          "dropped_too_big",
@@ -224,6 +225,7 @@ const (
 	Protocols        = 3
 	Prefixes         = 4
 	TickShift        = 24
+	ZoneOutside      = 0
 	ZoneLast         = 253
 	ZoneHost         = 254
 	ZoneClaim        = 255
@@ -235,6 +237,7 @@ const (
 	ZoneMSSClamp     = 1 << 1
 	ZoneOverlaps     = 1 << 2
 	ZoneExcludes     = 1 << 3
+	ZoneNPTv6        = 1 << 4
 	Exclusions       = 4096
 	OwnerExcluded    = 1 << 0
 	OwnerFiltering   = 1 << 1

@@ -132,6 +132,7 @@ enum nat_reason {
 	REASON_DROPPED_ICMP_TYPE, /* neither query nor error */
 	REASON_DROPPED_ICMP_CHECKSUM, /* RFC 5508 REQ-3 */
 	REASON_DROPPED_ICMP_NO_SESSION, /* RFC 5508 REQ-4 */
+	REASON_DROPPED_UNMAPPED, /* RFC 6296: an address that the other prefix has none for */
 	REASON_DROPPED_ROUTE_MOVED, /* to an outside with another address */
 	REASON_DROPPED_TTL, /* would expire at the NAT, which says so */
 	REASON_DROPPED_TOO_BIG, /* DF: the NAT says so */
@@ -251,15 +252,20 @@ struct nat_zone {
 	struct nat_limits limits;
 	__u32 block; /* ports of a block of one host (RFC 7422); 0: no blocks */
 	__u16 set; /* of external addresses; 0: the outside's default pool */
-	__u16 pad2;
+	__be16 adjustment; /* ZONE_NPTV6: what makes up for the external prefix */
+	nat_addr external; /* ZONE_NPTV6: in place of prefix[0], as long as it */
 };
 
 #define ZONE_ISOLATED (1 << 0) /* hosts do not reach each other */
 #define ZONE_MSS_CLAMP (1 << 1) /* a SYN's MSS option fits the route */
 #define ZONE_OVERLAPS (1 << 2) /* another zone has some of its addresses */
 #define ZONE_EXCLUDES (1 << 3) /* destinations; of the outside: some zone */
+#define ZONE_NPTV6 (1 << 4) /* prefix translation; of the outside: some zone */
 
-/* A prefix of destinations that a network's packets reach untranslated. */
+/*
+ * A prefix of destinations that a network's packets reach untranslated; of the
+ * outside, the external prefix of the network that the value says (RFC 6296).
+ */
 struct exclusion_key {
 	__u32 prefixlen; /* 32 of the zone, and the address's */
 	__u32 zone;
@@ -686,7 +692,7 @@ _Static_assert(sizeof(struct nat_fragment) == of_family(28, 56),
 	       "nat_fragment");
 _Static_assert(sizeof(struct origin_key) == of_family(12, 40), "origin_key");
 _Static_assert(sizeof(struct nat_request) == of_family(44, 80), "nat_request");
-_Static_assert(sizeof(struct nat_zone) == of_family(160, 268), "nat_zone");
+_Static_assert(sizeof(struct nat_zone) == of_family(164, 284), "nat_zone");
 _Static_assert(sizeof(struct nat_external) == of_family(16, 40),
 	       "nat_external");
 _Static_assert(sizeof(struct owner_key) == of_family(8, 20), "owner_key");

@@ -177,6 +177,29 @@ static __always_inline bool destinations_are_excluded(void)
 	return z && z->flags & ZONE_EXCLUDES;
 }
 
+static __always_inline struct nat_external *external_at(__u32 slot)
+{
+	return bpf_map_lookup_elem(&externals, &slot);
+}
+
+/* The address that an outside's interface is known by. */
+static __always_inline struct nat_external *
+outside_external(struct __sk_buff *skb)
+{
+	struct nat_link *link = link_get(skb->ifindex);
+	struct nat_realm *realm = link ? realm_get(link->owner) : NULL;
+
+	return realm ? external_at(realm->first) : NULL;
+}
+
+/* Whether a network's hosts have another prefix outside (RFC 6296), and no bindings. */
+static __always_inline bool zone_has_nptv6(__u32 zone)
+{
+	struct nat_zone *z = NAT_FAMILY == AF_INET6 ? zone_get(zone) : NULL;
+
+	return z && z->flags & ZONE_NPTV6;
+}
+
 /* Destinations that a network's hosts reach untranslated (RFC 6888 REQ-6). */
 NAT_GLOBAL bool destination_is_excluded(__u32 zone, nat_addr_arg address)
 {

@@ -8,7 +8,7 @@
 #ifndef CONENAT_HOST_H
 #define CONENAT_HOST_H
 
-#include "hairpin.h"
+#include "nptv6.h"
 
 /* The slot by which the sweeper finds a claim of the host. */
 static __always_inline int host_slot(const struct claim_key *key,
@@ -233,7 +233,9 @@ static family_inline int host_as_inside(struct nat *n)
 		return -LOOK_AGAIN;
 	packet_key(&n->p, n->zone, &key);
 	half = session_find(&key);
-	return half ? session_forward(n, &key, half) : -LOOK_AGAIN;
+	if (half)
+		return session_forward(n, &key, half);
+	return zone_has_nptv6(n->zone) ? -REASON_PASSED_PROTOCOL : -LOOK_AGAIN;
 }
 
 #endif /* CONENAT_HOST_H */

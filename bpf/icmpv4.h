@@ -50,6 +50,7 @@ static __always_inline __u16 icmp_kind(__u8 type)
 #define ICMP_SAYS_TIME_EXCEEDED (ICMP_TIME_EXCEEDED << 8 | ICMP_EXC_TTL)
 #define ICMP_SAYS_TOO_BIG (ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED)
 #define ICMP_SAYS_NO_ROUTE (ICMP_DEST_UNREACH << 8 | ICMP_NET_UNREACH)
+#define ICMP_SAYS_BAD_FIELD (ICMP_PARAMETERPROB << 8) /* never: nptv6.h */
 
 /* What its checksum covers beside the message. */
 static __always_inline __u32 icmp_pseudo_sum(nat_addr saddr, nat_addr daddr,

@@ -22,6 +22,7 @@ enum icmp_code { /* IANA */
 	ICMPV6_ADM_PROHIBITED = 1,
 	ICMPV6_ADDR_UNREACH = 3,
 	ICMPV6_EXC_HOPLIMIT = 0, /* of ICMPV6_TIME_EXCEED */
+	ICMPV6_HDR_FIELD = 0, /* of ICMPV6_PARAMPROB */
 };
 
 /*
@@ -50,6 +51,7 @@ static __always_inline __u16 icmp_kind(__u8 type)
 #define ICMP_SAYS_TIME_EXCEEDED (ICMPV6_TIME_EXCEED << 8 | ICMPV6_EXC_HOPLIMIT)
 #define ICMP_SAYS_TOO_BIG (ICMPV6_PKT_TOOBIG << 8)
 #define ICMP_SAYS_NO_ROUTE (ICMPV6_DEST_UNREACH << 8 | ICMPV6_NOROUTE)
+#define ICMP_SAYS_BAD_FIELD (ICMPV6_PARAMPROB << 8 | ICMPV6_HDR_FIELD)
 
 /* What its checksum covers beside the message: the pseudo-header (RFC 8200 section 8.1). */
 static __always_inline __u32 icmp_pseudo_sum(nat_addr saddr, nat_addr daddr,

@@ -205,16 +205,6 @@ static __always_inline bool inbound_answers(const struct nat *n)
 	return conntrack_packet(n->skb, &n->p) == CONNTRACK_REPLY;
 }
 
-/* The address that an outside's interface is known by. */
-static __always_inline struct nat_external *
-outside_external(struct __sk_buff *skb)
-{
-	struct nat_link *link = link_get(skb->ifindex);
-	struct nat_realm *realm = link ? realm_get(link->owner) : NULL;
-
-	return realm ? external_at(realm->first) : NULL;
-}
-
 /*
  * What an excluded destination answers comes to the inside host's own address. Docker
  * (28 on) drops that in raw PREROUTING, before conntrack can tell whose it is: it takes

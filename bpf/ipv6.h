@@ -7,6 +7,7 @@
 
 #define NAT_ETHERTYPE bpf_htons(ETH_P_IPV6)
 #define IP_HEADER_MIN 40 /* bytes */
+#define IPV6_MIN_MTU 1280
 #define MAX_HEADERS (ETH_HLEN + 40 + 20) /* without extensions, and TCP */
 
 #define EXTENSIONS_MAX 6 /* that are stepped over */

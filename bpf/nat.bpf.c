@@ -10,6 +10,7 @@
 #include "host.h"
 #include "icmp.h"
 #include "inbound.h"
+#include "nptv6.h"
 #include "outbound.h"
 
 /* Types that only Go reads by name: so that the object's BTF has them. */
@@ -46,7 +47,10 @@ static __always_inline int inside_stack(const struct nat *n,
 				     -REASON_PASSED_STACK;
 }
 
-/* From inside to a known session, or one that this packet opens. */
+/*
+ * From inside to a known session, or one that this packet opens. Where hosts have another
+ * prefix, what is of no session is as any protocol without ports: for nptv6.h.
+ */
 static __always_inline int translate_inside(struct nat *n)
 {
 	struct session_half *half;
@@ -55,6 +59,8 @@ static __always_inline int translate_inside(struct nat *n)
 
 	packet_key(&n->p, n->zone, &key);
 	half = session_find(&key);
+	if (!half && zone_has_nptv6(n->zone))
+		return -REASON_PASSED_PROTOCOL;
 	if (n->stack) {
 		rc = inside_stack(n, half);
 		if (rc < 0)
@@ -111,6 +117,8 @@ out:
 /* For what opens no session: the reason, but to an excluded destination. */
 static __always_inline int unless_excluded(const struct nat *n, int rc)
 {
+	if (zone_has_nptv6(n->zone))
+		return -REASON_PASSED_PROTOCOL;
 	return destination_is_excluded(n->zone, addr_arg(n->p.daddr)) ?
 		       -REASON_PASSED_DESTINATION :
 		       rc;
@@ -123,6 +131,8 @@ static __noinline int inside_unknown(const struct nat *n, int outside)
 	struct route r = {};
 	int rc;
 
+	if (zone_has_nptv6(n->zone))
+		return -REASON_PASSED_PROTOCOL;
 	if (n->stack)
 		return -REASON_PASSED_STACK;
 	if (!zone || addr_never_routed(n->p.daddr) ||
@@ -144,6 +154,8 @@ static __noinline int inside_early(struct nat *n)
 {
 	int rc;
 
+	if (zone_has_nptv6(n->zone))
+		return -REASON_PASSED_PROTOCOL;
 	if (bpf_map_lookup_elem(&addresses, &n->p.daddr))
 		return fragment_early(n, n->stack ? -REASON_PASSED_STACK :
 						    -REASON_PASSED_LOCAL);
@@ -233,6 +245,8 @@ int nat_inside(struct __sk_buff *skb)
 	rc = packet_parse(skb, link_l3(link), &n.p);
 	if (rc == 0)
 		rc = inside_packet(&n);
+	if (rc == -REASON_PASSED_PROTOCOL && zone_has_nptv6(n.zone))
+		rc = nptv6_inside(&n);
 	return verdict(&n, rc);
 }
 
@@ -271,13 +285,26 @@ int nat_outside_ingress(struct __sk_buff *skb)
 		rc = -REASON_PASSED_UNBOUND;
 	else if (rc == 0)
 		rc = translate_outside(&n);
+	if (rc == -REASON_PASSED_UNBOUND || rc == -REASON_PASSED_PROTOCOL)
+		rc = nptv6_inbound(&n, rc);
 	return verdict(&n, rc);
 }
 
 /* The kernel forwards what comes in order by conenat, or is reassembled. */
 static __always_inline int egress_early(struct nat *n)
 {
-	return -REASON_DROPPED_FRAGMENT;
+	return zone_has_nptv6(n->zone) ? -REASON_PASSED_PROTOCOL :
+					 -REASON_DROPPED_FRAGMENT;
+}
+
+/* An error of the host's own: about a packet to an inside host, or not. */
+static __noinline int egress_error(struct nat *n)
+{
+	int rc = error_of_host(n);
+
+	return rc == -REASON_PASSED_HOST && zone_has_nptv6(n->zone) ?
+		       nptv6_host_error(n) :
+		       rc;
 }
 
 /* What is not just the host's; -LOOK_AGAIN: it is, or of a NAT of its own. */
@@ -287,7 +314,7 @@ static __always_inline int egress_forwarded(struct nat *n)
 
 	if (bpf_map_lookup_elem(&addresses, &n->p.saddr))
 		return n->p.flags & PACKET_ERROR && !n->skb->ingress_ifindex ?
-			       error_of_host(n) :
+			       egress_error(n) :
 			       -LOOK_AGAIN;
 	if (!n->skb->ingress_ifindex)
 		return packet_opens(&n->p) ? -LOOK_AGAIN : host_as_inside(n);
@@ -345,6 +372,8 @@ int nat_outside_egress(struct __sk_buff *skb)
 		rc = -REASON_PASSED_MALFORMED;
 	else if (rc == 0)
 		rc = egress_packet(&n);
+	if (rc == -REASON_PASSED_PROTOCOL && nptv6_leaves(&n))
+		rc = nptv6_outbound(&n);
 	return verdict(&n, rc);
 }
 

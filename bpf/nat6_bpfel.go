@@ -299,9 +299,10 @@ type nat6NatZone6 struct {
 		ZonePorts    uint32
 		ZoneSessions uint32
 	}
-	Block uint32
-	Set   uint16
-	Pad2  uint16
+	Block      uint32
+	Set        uint16
+	Adjustment uint16
+	External   nat6NatAddr
 }
 
 type nat6OriginKey6 struct {

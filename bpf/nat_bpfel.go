@@ -401,15 +401,16 @@ const (
 	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 42
 	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 43
 	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 44
-	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 45
-	natNatReasonREASON_DROPPED_TTL              natNatReason = 46
-	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 47
-	natNatReasonREASON_DROPPED_NO_ROUTE         natNatReason = 48
-	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 49
-	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 50
-	natNatReasonREASON_DROPPED_RACE             natNatReason = 51
-	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 52
-	natNatReasonREASON_COUNT                    natNatReason = 53
+	natNatReasonREASON_DROPPED_UNMAPPED         natNatReason = 45
+	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 46
+	natNatReasonREASON_DROPPED_TTL              natNatReason = 47
+	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 48
+	natNatReasonREASON_DROPPED_NO_ROUTE         natNatReason = 49
+	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 50
+	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 51
+	natNatReasonREASON_DROPPED_RACE             natNatReason = 52
+	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 53
+	natNatReasonREASON_COUNT                    natNatReason = 54
 )
 
 type natNatRequest4 struct {
@@ -500,9 +501,10 @@ type natNatZone4 struct {
 		ZonePorts    uint32
 		ZoneSessions uint32
 	}
-	Block uint32
-	Set   uint16
-	Pad2  uint16
+	Block      uint32
+	Set        uint16
+	Adjustment uint16
+	External   uint32
 }
 
 type natOriginKey4 struct {

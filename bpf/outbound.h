@@ -47,14 +47,14 @@ static __always_inline int outbound_exceptions(struct nat *n,
 					       const struct route *r)
 {
 	if (n->egress) /* the kernel has seen to it */
-		return outbound_may_open(&n->p);
+		return 0;
 	if (n->p.ttl <= 1)
 		return -REASON_PASSED_TTL;
 	if (n->p.flags & PACKET_DF && r->mtu && n->p.segment > r->mtu) {
 		n->p.mtu = r->mtu;
 		return -REASON_PASSED_TOO_BIG;
 	}
-	return outbound_may_open(&n->p);
+	return 0;
 }
 
 /*
@@ -89,7 +89,7 @@ static family_inline int outbound_want(const struct nat *n,
 	return 0;
 }
 
-/* Where a packet of no session leaves, if it may: route_get(). 0 or its reason. */
+/* Where a packet of no session leaves, if it does: route_get(). 0 or its reason. */
 static __noinline int outbound_route(struct nat *n)
 {
 	struct nat_zone *zone = zone_get(n->zone);
@@ -121,6 +121,8 @@ static __noinline int outbound_miss(struct nat *n)
 	int rc;
 
 	rc = outbound_route(n);
+	if (rc == 0)
+		rc = outbound_may_open(&n->p);
 	if (rc < 0)
 		return rc;
 	rc = outbound_want(n, want);

@@ -51,7 +51,7 @@ struct packet {
 	__u8 ttl;
 	__u8 seen; /* SEEN_* of a TCP segment */
 	__u8 tcp; /* its flags */
-	__u16 mtu; /* that it is too big for; else 0 */
+	__u16 mtu; /* that it is too big for; or what is wrong with it: its offset */
 };
 
 struct hdr_cursor {

@@ -20,11 +20,6 @@
 #define PAIR_GENERATION(pair) ((__u16)((pair) >> 16))
 #define PAIR_SLOT(pair) ((__u16)(pair))
 
-static __always_inline struct nat_external *external_at(__u32 slot)
-{
-	return bpf_map_lookup_elem(&externals, &slot);
-}
-
 static __always_inline struct nat_external *external_of(nat_addr address)
 {
 	struct nat_address *a = bpf_map_lookup_elem(&addresses, &address);

@@ -19,7 +19,8 @@
 /* Bytes of the whole error: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c). */
 #define REPLY_MAX of_family(576, 1280)
 #define REPLY_TTL 64
-#define REPLY_TOS 0xc0 /* internetwork control: section 4.3.2.5 */
+/* Internetwork control: section 4.3.2.5; RFC 4443 asks for nothing. */
+#define REPLY_TOS of_family(0xc0, 0)
 
 /* On each CPU, to each side; about 1,000 a second, as the kernel's own limit. */
 #define REPLIES_PER_TICK 16
@@ -68,6 +69,8 @@ NAT_GLOBAL int reply_of(__u32 zone_id, __u32 reason)
 		return ICMP_SAYS_TOO_BIG;
 	case REASON_DROPPED_NO_ROUTE:
 		return ICMP_SAYS_NO_ROUTE;
+	case REASON_DROPPED_UNMAPPED:
+		return ICMP_SAYS_BAD_FIELD;
 	}
 	return REPLY_NONE;
 }
@@ -221,9 +224,26 @@ NAT_GLOBAL bool reply_reaches(struct __sk_buff *skb, __u32 zone_id,
 }
 
 /*
- * The verdict on a packet that is to be dropped: its sender may be told. Outside,
- * it has sent to the external address; inside, the network's gateway answers.
+ * Who answers: inside, the network's gateway; outside, the address that was sent to,
+ * or for an inside host's own the one that the outside is known by.
  */
+static __always_inline nat_addr reply_from(struct __sk_buff *skb,
+					   const struct packet *p,
+					   __u32 zone_id,
+					   const struct nat_zone *zone)
+{
+	nat_addr sent_to = p->daddr;
+	struct nat_external *e;
+
+	if (zone_id != NAT_ZONE_OUTSIDE)
+		return zone->gateway;
+	if (bpf_map_lookup_elem(&addresses, &sent_to))
+		return sent_to;
+	e = outside_external(skb);
+	return e ? e->address : sent_to;
+}
+
+/* The verdict on a packet that is to be dropped: its sender may be told. */
 NAT_GLOBAL int reply(struct __sk_buff *skb, const struct packet *p,
 		     __u32 zone_id, __u32 reason, bool egress)
 {
@@ -237,8 +257,8 @@ NAT_GLOBAL int reply(struct __sk_buff *skb, const struct packet *p,
 	h.icmp.type = what >> 8;
 	h.icmp.code = what;
 	h.icmp.sequence = bpf_htons(
-		p->mtu); /* RFC 1191; the lower half of RFC 4443's */
-	from = zone_id == NAT_ZONE_OUTSIDE ? p->daddr : zone->gateway;
+		p->mtu); /* RFC 1191; the lower half of RFC 4443's, as its pointer */
+	from = reply_from(skb, p, zone_id, zone);
 	if (addr_is_any(from) || !reply_is_due(skb, p) ||
 	    !reply_is_allowed(zone_id) ||
 	    !reply_reaches(skb, zone_id, addr_arg(p->saddr)) ||

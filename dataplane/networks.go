@@ -224,8 +224,16 @@ func (f *family) putNetwork(id uint16, n Network) error {
 	if err := f.exclude(known, id, n.Exclude); err != nil {
 		return err
 	}
+	if err := f.putExternalPrefix(known, id, n.ExternalPrefix); err != nil {
+		return err
+	}
 	if err := f.putZone(known, id, zone); err != nil {
 		return fmt.Errorf("write: %w", err)
+	}
+	if zone.Flags&^known.zones[id].Flags&bpf.ZoneNPTv6 != 0 {
+		if err := f.endDynamic(id); err != nil {
+			return err
+		}
 	}
 	if zone.Set == known.zones[id].Set {
 		return nil
@@ -256,7 +264,7 @@ func (n Network) check() error {
 			return err
 		}
 	}
-	return nil
+	return n.checkMode()
 }
 
 // addresses are all that it has, and of its prefixes one each.
@@ -277,6 +285,8 @@ func (n Network) part(v ipVersion) Network {
 	n.Prefixes, n.Exclude, n.External = only(n.Prefixes, v.hasPrefix), only(n.Exclude, v.hasPrefix), only(n.External, v.has)
 	if v == ipv6 {
 		n.Address = n.Address6
+	} else {
+		n.Mode, n.ExternalPrefix = ModeNAT, netip.Prefix{}
 	}
 	n.Address6 = netip.Addr{}
 	return n
@@ -286,6 +296,7 @@ func (n Network) part(v ipVersion) Network {
 func (n Network) with(part6 Network) Network {
 	n.Prefixes, n.Exclude = slices.Concat(n.Prefixes, part6.Prefixes), slices.Concat(n.Exclude, part6.Exclude)
 	n.External, n.Address6 = slices.Concat(n.External, part6.External), part6.Address
+	n.Mode, n.ExternalPrefix = part6.Mode, part6.ExternalPrefix
 	return n
 }
 
@@ -313,6 +324,10 @@ func rawZone(n Network) (bpf.Zone, error) {
 	for i, p := range n.Prefixes {
 		zone.Prefix[i].Address = rawAddr(p.Masked().Addr())
 		zone.Prefix[i].Mask = rawMask(p)
+	}
+	if n.Mode == ModeNPTv6 {
+		zone.Flags |= bpf.ZoneNPTv6
+		zone.External, zone.Adjustment = rawAddr(n.ExternalPrefix.Addr()), adjustment(n.Prefixes[0], n.ExternalPrefix)
 	}
 	for i := range bpf.Protocols {
 		mapping, filtering := n.Mapping[i], n.Filtering[i]
@@ -409,6 +424,9 @@ func networkOf(v ipVersion, z bpf.Zone) Network {
 	n.Limits = Limits{HostPorts: z.Limits.HostPorts, HostSessions: z.Limits.HostSessions,
 		NetworkPorts: z.Limits.ZonePorts, NetworkSessions: z.Limits.ZoneSessions}
 	n.BlockSize = z.Block
+	if z.Flags&bpf.ZoneNPTv6 != 0 {
+		n.Mode, n.ExternalPrefix = ModeNPTv6, v.prefix(z.External, maskBits(z.Prefix[0].Mask))
+	}
 	return n
 }
 
@@ -455,6 +473,9 @@ func (f *family) removeNetwork(id uint16) error {
 	}
 	defer f.forgetNames()
 	if err := f.exclude(known, id, nil); err != nil {
+		return err
+	}
+	if err := f.putExternalPrefix(known, id, netip.Prefix{}); err != nil {
 		return err
 	}
 	if err := f.putZone(known, id, bpf.Zone{}); err != nil {

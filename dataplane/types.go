@@ -96,6 +96,35 @@ func ParseBehavior(s string) (Behavior, error) {
 	return 0, fmt.Errorf("unknown behaviour %q: want endpoint-independent, address-dependent or address-and-port-dependent", s)
 }
 
+// Mode is what becomes of a network's addresses outside.
+type Mode uint8
+
+// The modes.
+const (
+	ModeNAT   Mode = iota // bindings of external endpoints
+	ModeNPTv6             // another prefix (RFC 6296), in IPv6; in IPv4 as ModeNAT
+)
+
+var modeNames = [...]string{"nat", "nptv6"}
+
+// String is the name that the configuration file uses.
+func (m Mode) String() string {
+	if int(m) < len(modeNames) {
+		return modeNames[m]
+	}
+	return fmt.Sprintf("mode(%d)", uint8(m))
+}
+
+// ParseMode is the inverse of String.
+func ParseMode(s string) (Mode, error) {
+	for i, name := range modeNames {
+		if name == s {
+			return Mode(i), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown mode %q: want nat or nptv6", s)
+}
+
 // Refusal is what an inside host is told, by ICMP, when no mapping or session can be made for its packet.
 type Refusal uint8
 
@@ -171,6 +200,9 @@ type Network struct {
 	MSSClamp  bool           // a SYN's MSS option is lowered to what fits the outside route's MTU
 	Exclude   []netip.Prefix // destinations that new sessions leave for untranslated, by the kernel's way (RFC 6888 REQ-6)
 	External  []netip.Addr   // the only external addresses of its hosts, and of nobody who does not name them; sorted; empty: each outside's default pool
+	Mode      Mode
+	// ExternalPrefix is ModeNPTv6's: what its one prefix of IPv6 becomes outside, as long as it, and no other network's.
+	ExternalPrefix netip.Prefix
 }
 
 // Shown is the network's name in bindings, sessions and events.

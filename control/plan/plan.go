@@ -208,7 +208,7 @@ func put(desired, actual State) (p []Action) {
 func sameNetwork(a, b dataplane.Network) bool {
 	return a.IfIndex == b.IfIndex && bytes.Equal(a.Gateway, b.Gateway) && a.Mapping == b.Mapping &&
 		a.Filtering == b.Filtering && a.Limits == b.Limits && a.BlockSize == b.BlockSize && a.Label == b.Label && a.Isolated == b.Isolated &&
-		slices.Equal(a.External, b.External) && a.Address == b.Address && a.Address6 == b.Address6 && a.Refusal == b.Refusal && a.MSSClamp == b.MSSClamp &&
+		slices.Equal(a.External, b.External) && a.Address == b.Address && a.Address6 == b.Address6 && a.Refusal == b.Refusal && a.Mode == b.Mode && a.ExternalPrefix == b.ExternalPrefix && a.MSSClamp == b.MSSClamp &&
 		slices.Equal(inOrder(a.Prefixes, netip.Prefix.Compare), inOrder(b.Prefixes, netip.Prefix.Compare)) &&
 		slices.Equal(distinct(a.Exclude), distinct(b.Exclude))
 }

@@ -341,7 +341,7 @@ func (r *Rig) Bindings() (out []string) {
 
 // lines are those that a test expects, in the rig's family and sorted as they are there.
 func (r *Rig) lines(want []string) []string {
-	if r.Family == family.V4 {
+	if r.Family == family.V4 || len(want) == 0 {
 		return want
 	}
 	want = r.Family.Texts(want...)

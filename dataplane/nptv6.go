@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dataplane
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/conenat/conenat/bpf"
+)
+
+// longestPrefix is that of RFC 6296: what is longer leaves nothing of the subnet, and the interface identifier makes up for it.
+const longestPrefix = 64
+
+// checkMode refuses what RFC 6296 cannot map.
+func (n Network) checkMode() error {
+	switch n.Mode {
+	case ModeNAT:
+		if n.ExternalPrefix.IsValid() {
+			return fmt.Errorf("external prefix %s is for mode %s, and the network's is %s", n.ExternalPrefix, ModeNPTv6, n.Mode)
+		}
+		return nil
+	case ModeNPTv6:
+		return CheckExternalPrefix(only(n.Prefixes, ipv6.hasPrefix), n.ExternalPrefix)
+	}
+	return fmt.Errorf("unknown mode %d", n.Mode)
+}
+
+// CheckExternalPrefix says what of a network's prefixes of IPv6 cannot become the external one (ModeNPTv6).
+func CheckExternalPrefix(inside []netip.Prefix, external netip.Prefix) error {
+	switch {
+	case !external.IsValid():
+		return fmt.Errorf("mode %s: no external prefix is given", ModeNPTv6)
+	case !external.Addr().Is6() || external.Addr().Is4In6() || external != external.Masked() || external.Addr().Zone() != "":
+		return fmt.Errorf("external prefix %s: want one of IPv6, with zeros behind its bits", external)
+	case external.Bits() > longestPrefix || external.Bits() == 0:
+		return fmt.Errorf("external prefix %s: want 1 to %d bits (RFC 6296)", external, longestPrefix)
+	case len(inside) != 1:
+		return fmt.Errorf("mode %s: want just one IPv6 prefix inside for %s, not %v", ModeNPTv6, external, inside)
+	case inside[0].Bits() != external.Bits():
+		return fmt.Errorf("external prefix %s is not as long as %s, which it is to take the place of", external, inside[0])
+	case inside[0].Overlaps(external):
+		return fmt.Errorf("external prefix %s is the inside one", external)
+	}
+	return nil
+}
+
+// adjustment is what makes an address with the external prefix sum up to what it did with the internal one (RFC 6296 section
+// 3.1), in network byte order.
+func adjustment(internal, external netip.Prefix) uint16 {
+	return onesAdd(wordSum(internal.Masked().Addr()), ^wordSum(external.Addr()))
+}
+
+// wordSum is the ones' complement sum of an address's words, as they lie in memory.
+func wordSum(a netip.Addr) (sum uint16) {
+	b := a.As16()
+	for i := 0; i < len(b); i += 2 {
+		sum = onesAdd(sum, binary.NativeEndian.Uint16(b[i:]))
+	}
+	return sum
+}
+
+func onesAdd(a, b uint16) uint16 {
+	sum := uint32(a) + uint32(b)
+	return uint16(sum&0xffff + sum>>16)
+}
+
+// putExternalPrefix makes this the network's external prefix, and none where it is not valid. The table of excluded destinations
+// has it under the outside's number. Errors: ErrAddressTaken.
+func (f *family) putExternalPrefix(known names, id uint16, prefix netip.Prefix) error {
+	for key, owner := range known.exclusions {
+		if key.Zone != bpf.ZoneOutside {
+			continue
+		}
+		switch there := prefixOfKey(f.ipVersion, key); {
+		case uint16(owner) != id && prefix.IsValid() && there.Overlaps(prefix):
+			return fmt.Errorf("external prefix %s: %w: network %s has %s", prefix, ErrAddressTaken, known.zone(uint16(owner)), there)
+		case uint16(owner) == id && there != prefix:
+			if err := f.Exclusions.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("remove external prefix %s: %w", there, err)
+			}
+		}
+	}
+	if !prefix.IsValid() {
+		return nil
+	}
+	if err := f.Exclusions.Put(exclusionKey(bpf.ZoneOutside, prefix), uint32(id)); err != nil {
+		return fmt.Errorf("write external prefix %s: %w", prefix, err)
+	}
+	return nil
+}
+
+// endDynamic ends a network's bindings but the static ones, which go on beside its external prefix.
+func (f *family) endDynamic(id uint16) error {
+	return f.killAll(func(b binding) bool { return b.Zone == id && b.Flags&bpf.BindingStatic == 0 })
+}
