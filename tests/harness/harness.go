@@ -60,6 +60,9 @@ func Place(t testing.TB, top *topo.Topo, host *topo.NS, args ...string) *Conenat
 	c := &Conenat{t: t, topo: top, host: host, binary: binary, args: args,
 		StateDir: filepath.Join(bpffs, "conenat"), Socket: filepath.Join(top.Dir(), filepath.Base(bpffs)+".sock")}
 	t.Cleanup(func() {
+		if t.Failed() {
+			c.tellOfDrops()
+		}
 		c.Kill()
 		if out, code := c.Try("detach", "--state-dir", c.StateDir); code != 0 {
 			t.Errorf("detach at the test's end: exit code %d: %s", code, out)
