@@ -15,7 +15,7 @@ import (
 
 // inMachine runs `cost measure` in a machine whose clock counts instructions.
 func inMachine(ctx context.Context) (budget.Budget, error) {
-	m := bench.Machine{Flags: []string{"--accel", "icount"}, Timeout: 10 * time.Minute}
+	m := bench.Machine{Flags: []string{"--accel", "icount"}, Timeout: 30 * time.Minute}
 	text, err := m.Run(ctx, "tests/cost")
 	if err != nil {
 		return budget.Budget{}, err
