@@ -33,6 +33,8 @@ $b mkdir -p "/lib/modules/${modules##*/}" && $b mount --bind "$modules" "/lib/mo
 	fail "find the modules, $modules: is the cache on the host's root?"
 $b hostname vmtest
 $b ip link set lo up
+# A CPU in software emulation may not come to its softirqs for seconds: 1000 packets of all interfaces together are few then.
+echo 100000 >/proc/sys/net/core/netdev_max_backlog
 ulimit -n 65536
 
 $b mkfifo /run/vmtest/stdout /run/vmtest/stderr
