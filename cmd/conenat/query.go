@@ -132,10 +132,18 @@ func networksTable(w io.Writer, list []api.Network) {
 		if len(n.External) > 0 {
 			outside += " as " + list1(n.External)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, list1(n.Prefixes), list1(n.Ports), outside,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Interface, dash(n.Driver), n.State, prefixesText(n), list1(n.Ports), outside,
 			behaviorsText(n.Mapping), behaviorsText(n.Filtering),
 			ofLimit(n.Usage.Ports, n.Limits.PortsPerNetwork), ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), perHost(n.Limits, n.BlockSize))
 	}
+}
+
+// prefixesText says what they become outside, where that is no binding's matter.
+func prefixesText(n api.Network) string {
+	if n.ExternalPrefix == "" {
+		return list1(n.Prefixes)
+	}
+	return fmt.Sprintf("%s as %s (%s)", list1(n.Prefixes), n.ExternalPrefix, n.Mode)
 }
 
 // ofLimit is "12 of 100", or "12" without a limit.
@@ -207,7 +215,7 @@ func statusHead(w io.Writer, s api.Status) {
 	fmt.Fprintf(w, "bindings\t%d of %d%s\n", s.Usage.Bindings, s.Capacity.Bindings, ofIPv6(s.UsageIPv6.Bindings, s.Capacity.Bindings))
 	fmt.Fprintf(w, "sessions\t%d of %d%s\n", s.Usage.Sessions, s.Capacity.Sessions, ofIPv6(s.UsageIPv6.Sessions, s.Capacity.Sessions))
 	for _, n := range s.Networks {
-		fmt.Fprintf(w, "network\t%s: %s ports, %s sessions of %d hosts%s\n", n.Name, ofLimit(n.Usage.Ports, n.Limits.PortsPerNetwork),
+		fmt.Fprintf(w, "network\t%s%s: %s ports, %s sessions of %d hosts%s\n", n.Name, unlessNAT(n.Mode), ofLimit(n.Usage.Ports, n.Limits.PortsPerNetwork),
 			ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), n.Hosts, busiest(n))
 	}
 	fmt.Fprintf(w, "events lost\t%d\n", s.EventsLost)
@@ -230,6 +238,14 @@ func poolText(o api.Outside) string {
 		text += fmt.Sprintf(" (%d in the pool)", len(o.Pool))
 	}
 	return text
+}
+
+// unlessNAT is a mode that is not the usual one, behind a network's name.
+func unlessNAT(mode string) string {
+	if mode == "" || mode == "nat" {
+		return ""
+	}
+	return " (" + mode + ")"
 }
 
 // busiest is the host that has most, against what each may have.

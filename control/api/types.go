@@ -98,10 +98,13 @@ type Network struct {
 	MSS        string    `json:"mss"`        // the same
 	Exclude    []string  `json:"exclude"`    // destinations that are not translated
 	External   []string  `json:"external"`   // the only external addresses of its hosts; none: the outsides' pools
-	Named      []Named   `json:"named"`      // its hosts that have external addresses of their own, by address
-	Usage      Usage     `json:"usage"`
-	Hosts      []HostUse `json:"hosts"` // those that have bindings or sessions, by address
-	Outside    []string  `json:"outside"`
+	Mode       string    `json:"mode"`       // as in the configuration file; empty: it is left alone
+	// ExternalPrefix is what IPv6's prefix becomes in mode nptv6.
+	ExternalPrefix string    `json:"external_prefix,omitempty"`
+	Named          []Named   `json:"named"` // its hosts that have external addresses of their own, by address
+	Usage          Usage     `json:"usage"`
+	Hosts          []HostUse `json:"hosts"` // those that have bindings or sessions, by address
+	Outside        []string  `json:"outside"`
 }
 
 // Named is a host of a network with external addresses of its own.
@@ -136,6 +139,7 @@ type HostUse struct {
 // NetworkUse is what a network uses, in the status.
 type NetworkUse struct {
 	Name    string  `json:"name"`
+	Mode    string  `json:"mode"`
 	Limits  Limits  `json:"limits"`
 	Usage   Usage   `json:"usage"`
 	Hosts   int     `json:"hosts"`   // that use any of it

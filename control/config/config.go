@@ -49,6 +49,9 @@ type Config struct {
 type Network struct {
 	Exclude  []netip.Prefix // nil: as all
 	External []Range        // the only ones of its hosts, and its alone; nil: the outsides' pools
+	Mode     dataplane.Mode
+	// ExternalPrefix is ModeNPTv6's, and no other network's.
+	ExternalPrefix netip.Prefix
 }
 
 // Path is which way packets go between inside and outside.
@@ -154,7 +157,8 @@ func (b *builder) networks(list []NetworkValues) map[string]Network {
 		case twice:
 			b.refuse(n.Name, "network %s is given twice", n.Name.Text)
 		default:
-			out[n.Name.Text] = Network{Exclude: b.exclude(n.Exclude), External: b.external(n.External)}
+			mode, prefix := b.mode(n, out)
+			out[n.Name.Text] = Network{Exclude: b.exclude(n.Exclude), External: b.external(n.External), Mode: mode, ExternalPrefix: prefix}
 		}
 	}
 	return out

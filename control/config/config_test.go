@@ -52,6 +52,7 @@ exclude: [10.0.0.0/8, 192.0.2.7, "2001:db8::/32"]
 networks:
   - {name: web, exclude: [192.168.0.0/16]}
   - {name: docker0, exclude: []}
+  - {name: six, mode: nptv6, external_prefix: "2001:db8:1::/48"}
 forwards:
   - {protocol: udp, network: docker0, external: 198.51.100.1:53, internal: "172.17.0.2:5353"}
   - external: 198.51.100.1:8080
@@ -74,8 +75,9 @@ state_dir: /sys/fs/bpf/x/
 			PortLow: 2000, PortHigh: 3000, SessionsPerBinding: 7},
 		Capacity: dataplane.Capacity{Sessions: 1000, Bindings: 500},
 		Limits:   dataplane.Limits{HostPorts: 100, HostSessions: 200, NetworkPorts: 300}, BlockSize: 256,
-		Exclude:  prefixes("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
-		Networks: map[string]Network{"web": {Exclude: prefixes("192.168.0.0/16")}, "docker0": {Exclude: prefixes()}},
+		Exclude: prefixes("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
+		Networks: map[string]Network{"web": {Exclude: prefixes("192.168.0.0/16")}, "docker0": {Exclude: prefixes()},
+			"six": {Mode: dataplane.ModeNPTv6, ExternalPrefix: netip.MustParsePrefix("2001:db8:1::/48")}},
 		Forwards: []dataplane.Forward{
 			{Protocol: dataplane.UDP, Network: "docker0", External: netip.MustParseAddrPort("198.51.100.1:53"), Internal: netip.MustParseAddrPort("172.17.0.2:5353")},
 			{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:8080"), Internal: netip.MustParseAddrPort("172.17.0.2:80")},
@@ -194,6 +196,14 @@ func TestRefusals(t *testing.T) {
 		{"exclude_of_network", in + "networks: [{name: web, exclude: [10.0.0.0/33]}]", Layer{}, `c.yaml:2:34: "10.0.0.0/33" is no prefix`},
 		{"network_without_name", in + "networks: [{exclude: []}]", Layer{}, "networks: an entry has no name"},
 		{"network_twice", in + "networks: [{name: a}, {name: a}]", Layer{}, "c.yaml:2:30: network a is given twice"},
+		{"mode", in + "networks: [{name: a, mode: bridge}]", Layer{}, `c.yaml:2:28: unknown mode "bridge": want nat or nptv6`},
+		{"nptv6_without_prefix", in + "networks: [{name: a, mode: nptv6}]", Layer{}, "c.yaml:2:28: network a: mode nptv6 wants an external prefix beside it"},
+		{"prefix_without_nptv6", in + `networks: [{name: a, external_prefix: "2001:db8::/48"}]`, Layer{}, "network a: external prefix 2001:db8::/48 wants mode nptv6 beside it"},
+		{"prefix_of_IPv4", in + "networks: [{name: a, mode: nptv6, external_prefix: 10.0.0.0/8}]", Layer{}, `"10.0.0.0/8" is no prefix of IPv6`},
+		{"prefix_within", in + `networks: [{name: a, mode: nptv6, external_prefix: "2001:db8::1/48"}]`, Layer{}, "external prefix 2001:db8::1/48: want one of IPv6, with zeros behind its bits"},
+		{"prefix_long", in + `networks: [{name: a, mode: nptv6, external_prefix: "2001:db8::/65"}]`, Layer{}, "want 1 to 64 bits (RFC 6296)"},
+		{"prefix_twice", in + `networks: [{name: a, mode: nptv6, external_prefix: "2001:db8::/48"}, {name: b, mode: nptv6, external_prefix: "2001:db8:0:1::/64"}]`,
+			Layer{}, "external prefix 2001:db8:0:1::/64 of network b is network a's, which has 2001:db8::/48"},
 		{"mss", in + "mss: 1400", Layer{}, `c.yaml:2:6: mss "1400": want clamp or keep`},
 		{"doubled_key", in + "inside: [br1]", Layer{}, "c.yaml:2:1: "},
 		{"syntax", "inside: [br0\nx", Layer{}, "c.yaml:"},

@@ -103,9 +103,11 @@ type Limits struct {
 
 // NetworkValues are what is said of one inside network, in place of what is said of all.
 type NetworkValues struct {
-	Name     Value   `yaml:"name"`
-	Exclude  []Value `yaml:"exclude"`
-	External List    `yaml:"external"`
+	Name           Value   `yaml:"name"`
+	Exclude        []Value `yaml:"exclude"`
+	External       List    `yaml:"external"`
+	Mode           Value   `yaml:"mode"`
+	ExternalPrefix Value   `yaml:"external_prefix"`
 }
 
 // List is several values, or one in their place.
@@ -281,7 +283,7 @@ func (l *Layer) each(visit func(*Value)) {
 	}
 	for i := range l.Networks {
 		n := &l.Networks[i]
-		all = append(all, &n.Name)
+		all = append(all, &n.Name, &n.Mode, &n.ExternalPrefix)
 		for j := range n.External {
 			all = append(all, &n.External[j])
 		}

@@ -255,7 +255,10 @@ func (d *daemon) Networks() ([]api.Network, error) {
 func networkOf(n dataplane.Network, links []dataplane.Link, host hostnet.Snapshot, outside []string) api.Network {
 	shown := api.Network{Name: n.Shown(), Interface: n.Name, IfIndex: n.IfIndex, GatewayMAC: n.Gateway.String(), State: "active",
 		Prefixes: []string{}, Exclude: []string{}, External: texts(n.External), Ports: []string{}, Mapping: behaviorsOf(n.Mapping), Filtering: behaviorsOf(n.Filtering),
-		Limits: limitsOf(n.Limits), BlockSize: n.BlockSize, Refusal: n.Refusal.String(), MSS: "keep", Outside: outside}
+		Limits: limitsOf(n.Limits), BlockSize: n.BlockSize, Refusal: n.Refusal.String(), MSS: "keep", Mode: n.Mode.String(), Outside: outside}
+	if n.ExternalPrefix.IsValid() {
+		shown.ExternalPrefix = n.ExternalPrefix.String()
+	}
 	if n.MSSClamp {
 		shown.MSS = "clamp"
 	}

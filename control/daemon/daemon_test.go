@@ -109,7 +109,7 @@ func TestStatusAndNetworks(t *testing.T) {
 	want := []api.Status{{Version: "v1", PID: os.Getpid(), Kernel: "6.18.0", StateDir: "/sys/fs/bpf/test", Path: "direct", PathReasons: []string{}, Mechanism: "tcx",
 		Outsides: []api.Outside{{Name: "eth0", IfIndex: 2, Address: "198.51.100.1", State: "active", Addresses: []string{"198.51.100.1"}, Pool: []string{"198.51.100.1"}}},
 		Capacity: api.Entries{Sessions: 1024, Bindings: 512}, Counters: []api.Counter{{Name: "translated_outbound", Verdict: "translated", Packets: 7}},
-		Networks: []api.NetworkUse{{Name: "br0", Busiest: api.HostUse{Blocks: []string{}}}},
+		Networks: []api.NetworkUse{{Name: "br0", Mode: "nat", Busiest: api.HostUse{Blocks: []string{}}}},
 		Settings: api.StatusSetting{UDPTimeoutS: 300, TCPEstablishedTimeoutS: 7440, TCPPartialOpenTimeoutS: 240, TCPClosingTimeoutS: 240, ICMPTimeoutS: 60,
 			Ports: "1024-65535", SessionsPerBinding: 32768},
 		Warnings: []string{"a short timeout", "net.ipv4.ip_forward is 0: the host routes no packets; set it: sysctl -w net.ipv4.ip_forward=1"}}}
@@ -124,7 +124,7 @@ func TestStatusAndNetworks(t *testing.T) {
 	ei := api.Behaviors{UDP: name, TCP: name, ICMP: name}
 	wantNetworks := []api.Network{{Name: "br0", Interface: "br0", IfIndex: 3, Driver: "bridge", State: "active", Prefixes: []string{"172.17.0.0/16"},
 		GatewayMAC: "02:00:00:00:00:01", Ports: []string{"veth0"}, Mapping: ei, Filtering: ei, Hosts: []api.HostUse{}, Outside: []string{"eth0"},
-		Refusal: "admin-prohibited", MSS: "clamp", Exclude: []string{}, External: []string{}, Named: []api.Named{}}}
+		Refusal: "admin-prohibited", MSS: "clamp", Exclude: []string{}, External: []string{}, Mode: "nat", Named: []api.Named{}}}
 	if diff := cmp.Diff(wantNetworks, networks); diff != "" {
 		t.Error(diff)
 	}

@@ -25,7 +25,7 @@ func (d *daemon) networkUses() ([]api.NetworkUse, error) {
 	out := []api.NetworkUse{}
 	for _, n := range list {
 		u := usages[n.Name]
-		use := api.NetworkUse{Name: n.Shown(), Limits: limitsOf(n.Limits), Usage: usageOf(u), Hosts: len(u.Hosts), Busiest: api.HostUse{Blocks: []string{}}}
+		use := api.NetworkUse{Name: n.Shown(), Mode: n.Mode.String(), Limits: limitsOf(n.Limits), Usage: usageOf(u), Hosts: len(u.Hosts), Busiest: api.HostUse{Blocks: []string{}}}
 		if len(u.Hosts) > 0 {
 			use.Busiest = hostOf(busiest(u.Hosts, n.Limits))
 		}

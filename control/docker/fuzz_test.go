@@ -16,13 +16,13 @@ func FuzzLabels(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"conenat.enable", "false"}, {"conenat.filtering", "endpoint-independent"}, {"conenat.mapping", "endpoint-independent"},
 		{"conenat.filtering", "icmp=endpoint-independent, tcp=address-and-port-dependent"}, {"conenat.external", "198.51.100.1"},
-		{"com.example.team", "conenat.enable=false"}, {"conenat.", ""},
+		{"com.example.team", "conenat.enable=false"}, {"conenat.", ""}, {"conenat.mode", "nptv6"}, {"conenat.external-prefix", "2001:db8::/48"},
 	} {
 		f.Add(seed[0], seed[1])
 	}
 	f.Fuzz(func(t *testing.T, key, value string) {
 		l, problems := parseLabels("container x", map[string]string{key: value})
-		if len(problems) > 1 || len(problems) == 1 && !cmp.Equal(l, labels{}, cmp.AllowUnexported(labels{})) {
+		if len(problems) > 1 || len(problems) == 1 && !cmp.Equal(l, labels{}, cmp.AllowUnexported(labels{}), compare) {
 			t.Errorf("%q=%q: %+v and %q", key, value, l, problems)
 		}
 		if l.filtering != nil {

@@ -29,6 +29,8 @@ type labels struct {
 	exclude   []netip.Prefix // nil: no label
 	external  []config.Range // nil: no label
 	oneToOne  bool
+	mode      *dataplane.Mode
+	prefix    netip.Prefix // conenat.external-prefix
 }
 
 // LimitsOver has nil for what a label does not name.
@@ -80,7 +82,20 @@ func parseLabels(object string, all map[string]string) (l labels, problems []str
 		l.oneToOne = false
 		problems = append(problems, fmt.Sprintf("%s: ignore label conenat.one-to-one=\"true\": want one address of its own beside it: conenat.external=ADDR", object))
 	}
+	if mode := l.modeOr(dataplane.ModeNAT); l.mode != nil || l.prefix.IsValid() {
+		if err := config.CheckMode(mode, l.prefix); err != nil {
+			l.mode, l.prefix = nil, netip.Prefix{}
+			problems = append(problems, fmt.Sprintf("%s: ignore labels conenat.mode and conenat.external-prefix: %v", object, err))
+		}
+	}
 	return l, problems
+}
+
+func (l *labels) modeOr(otherwise dataplane.Mode) dataplane.Mode {
+	if l.mode == nil {
+		return otherwise
+	}
+	return *l.mode
 }
 
 // ofNetworks are the labels of limits, blocks, destinations and what hosts are told, which are a network's, for each of its containers.
@@ -102,6 +117,9 @@ func (l *labels) ofNetworks() (given []string) {
 	}
 	if l.exclude != nil {
 		given = append(given, "conenat.exclude")
+	}
+	if l.mode != nil {
+		given = append(given, "conenat.mode")
 	}
 	return given
 }
@@ -164,8 +182,20 @@ func (l *labels) parse(key, value string) error {
 			return fmt.Errorf("want true or false")
 		}
 		l.oneToOne = value == "true"
+	case "conenat.mode":
+		mode, err := dataplane.ParseMode(value)
+		if err != nil {
+			return err
+		}
+		l.mode = &mode
+	case "conenat.external-prefix":
+		prefix, err := config.ParseExternalPrefix(value)
+		if err != nil {
+			return err
+		}
+		l.prefix = prefix
 	default:
-		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external or conenat.one-to-one")
+		return fmt.Errorf("no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external, conenat.one-to-one, conenat.mode or conenat.external-prefix")
 	}
 	return nil
 }

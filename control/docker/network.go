@@ -37,13 +37,13 @@ func newNetwork(n network.Summary, mapping, filtering [3]dataplane.Behavior) (Ne
 	}
 	w.Limits, w.BlockSize = l.limits, l.blockSize
 	w.Refusal, w.MSSClamp, w.Exclude = l.refusal, l.mssClamp, l.exclude
-	w.External = l.external
+	w.External, w.Mode, w.ExternalPrefix = l.external, l.mode, l.prefix
 	if l.oneToOne {
 		problems = append(problems, fmt.Sprintf("network %s: ignore label conenat.one-to-one=\"true\": it is a container's: give it to the container", n.Name))
 	}
 	w.LeftAlone = leftAlone(n, l)
 	if w.LeftAlone == "" {
-		w.LeftAlone, w.Partly = leftAloneByFamily(n, w.Subnets)
+		w.LeftAlone, w.Partly = leftAloneByFamily(n, w.Subnets, l.modeOr(dataplane.ModeNAT))
 	}
 	return w, problems
 }
@@ -109,14 +109,15 @@ func leftAlone(n network.Summary, l labels) string {
 	return ""
 }
 
-// leftAloneByFamily is why no family of a network's addresses is translated, or why one is not.
-func leftAloneByFamily(n network.Summary, subnets []netip.Prefix) (all string, partly Partly) {
+// leftAloneByFamily is why no family of a network's addresses is translated, or why one is not. That Docker has no NAT for IPv6 and lets
+// everybody in (gateway mode routed) is no reason against another prefix, which somebody has asked for.
+func leftAloneByFamily(n network.Summary, subnets []netip.Prefix, mode dataplane.Mode) (all string, partly Partly) {
 	four := slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().Is4() })
 	six := slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	if four {
 		partly.IPv4 = gatewayMode(n, optionGateway)
 	}
-	if six {
+	if six && mode != dataplane.ModeNPTv6 {
 		partly.IPv6 = gatewayMode(n, optionGateway6)
 	}
 	switch {

@@ -79,7 +79,7 @@ func TestLabels(t *testing.T) {
 		},
 		{
 			name: "typo", key: "conenat.filterin", value: "a",
-			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external or conenat.one-to-one`,
+			problem: `container x: ignore label conenat.filterin="a": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external, conenat.one-to-one, conenat.mode or conenat.external-prefix`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -389,5 +389,27 @@ func TestExternalLabels(t *testing.T) {
 	l, problems = parseLabels("container x", map[string]string{"conenat.external": "198.51.100.2", "conenat.one-to-one": "true"})
 	if !l.oneToOne || problems != nil {
 		t.Errorf("%+v, %q", l, problems)
+	}
+}
+
+// TestModeLabels: of a network, and both or none; Docker's own mode of the gateway is no reason against another prefix then.
+func TestModeLabels(t *testing.T) {
+	both := map[string]string{"conenat.mode": "nptv6", "conenat.external-prefix": "2001:db8:1::/64"}
+	n := network.Summary{Name: "six", ID: "0123456789abcdef0123", Driver: "bridge", EnableIPv6: true, Labels: both,
+		IPAM: network.IPAM{Config: []network.IPAMConfig{{Subnet: "fd00::/64"}}}, Options: map[string]string{optionGateway6: "routed"}}
+	got, problems := newNetwork(n, base, base)
+	if got.LeftAlone != "" || got.Partly != (Partly{}) || got.Mode == nil || *got.Mode != dataplane.ModeNPTv6 || got.ExternalPrefix.String() != "2001:db8:1::/64" || problems != nil {
+		t.Errorf("%+v %q", got, problems)
+	}
+	for _, wrong := range []map[string]string{{"conenat.mode": "nptv6"}, {"conenat.external-prefix": "2001:db8:1::/64"}, {"conenat.mode": "bridge"},
+		{"conenat.mode": "nptv6", "conenat.external-prefix": "10.0.0.0/8"}, {"conenat.mode": "nat", "conenat.external-prefix": "2001:db8:1::/64"}} {
+		n.Labels = wrong
+		if got, problems := newNetwork(n, base, base); len(problems) == 0 || got.Mode != nil || got.ExternalPrefix.IsValid() || got.LeftAlone == "" {
+			t.Errorf("%v: %+v %q", wrong, got, problems)
+		}
+	}
+	l, problems := parseLabels("container x", both)
+	if given := l.ofNetworks(); len(given) != 1 || given[0] != "conenat.mode" || problems != nil {
+		t.Errorf("%q %q", given, problems)
 	}
 }

@@ -41,7 +41,10 @@ type Network struct {
 	MSSClamp  *bool                  // label conenat.mss, the same
 	Exclude   []netip.Prefix         // label conenat.exclude, the same
 	External  []config.Range         // label conenat.external; nil: the configuration's
-	Endpoints []Endpoint             // by container name
+	Mode      *dataplane.Mode        // label conenat.mode, the same
+	// ExternalPrefix is the label conenat.external-prefix, beside Mode.
+	ExternalPrefix netip.Prefix
+	Endpoints      []Endpoint // by container name
 }
 
 // Partly is why addresses of a family are not to be translated; empty: they are, or there are none.

@@ -173,6 +173,9 @@ func (t *target) inside(in inputs, want inside) {
 		}
 		n.Prefixes = was.Prefixes
 	}
+	if t.translatePrefix(&n, want); len(n.Prefixes) == 0 {
+		return
+	}
 	for _, f := range families {
 		if slices.ContainsFunc(n.Prefixes, f.hasPrefix) {
 			t.addFamily(&n, f, want, l)

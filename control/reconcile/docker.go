@@ -29,6 +29,8 @@ type inside struct {
 	blockSize uint32
 	exclude   []netip.Prefix
 	external  []config.Range
+	mode      dataplane.Mode
+	prefix    netip.Prefix // mode's external one
 	isolated  bool
 	endpoints []docker.Endpoint
 	partly    docker.Partly
@@ -78,6 +80,9 @@ const noNAT6 = "dockerd has no NAT for it (--ip6tables): its containers' address
 func (r *Reconciler) withoutRouted(s docker.Snapshot, actual plan.State) docker.Snapshot {
 	routed := func(n docker.Network) bool {
 		was, _ := findNetwork(actual, n.Interface)
+		if asked := (inputs{cfg: r.cfg}).insideOf(n, nil); asked.mode == dataplane.ModeNPTv6 {
+			return false // Docker's NAT is none of its business
+		}
 		return n.LeftAlone == "" && n.Partly.IPv6 == "" && slices.ContainsFunc(n.Subnets, isIPv6) && !slices.ContainsFunc(was.Prefixes, isIPv6)
 	}
 	if r.firewall == nil || !slices.ContainsFunc(s.Networks, routed) {
@@ -143,6 +148,9 @@ func (i *inside) configure(own config.Network) {
 	if own.External != nil {
 		i.external = own.External
 	}
+	if own.Mode != dataplane.ModeNAT {
+		i.mode, i.prefix = own.Mode, own.ExternalPrefix
+	}
 }
 
 // leftAlone is why a network of Docker's is not translated; empty: it is.
@@ -187,6 +195,9 @@ func (in inputs) insideOf(n docker.Network, others []inside) inside {
 	if n.External != nil {
 		i.external = n.External
 	}
+	if n.Mode != nil {
+		i.mode, i.prefix = *n.Mode, n.ExternalPrefix
+	}
 	return i
 }
 
@@ -222,7 +233,7 @@ func (in inputs) adoptedInsides() (list []inside) {
 		if !slices.Contains(in.cfg.Inside, n.Name) {
 			list = append(list, inside{name: n.Name, label: n.Label, mapping: n.Mapping, filtering: n.Filtering, refusal: n.Refusal,
 				mssClamp: n.MSSClamp, limits: n.Limits, blockSize: n.BlockSize, exclude: n.Exclude, external: ranges(n.External), isolated: n.Isolated,
-				adopted: true, partly: asBefore(n)})
+				mode: n.Mode, prefix: n.ExternalPrefix, adopted: true, partly: asBefore(n)})
 		}
 	}
 	return list

@@ -15,11 +15,12 @@ import (
 func TestIPv6(t *testing.T) {
 	tests := conformance{}
 	for item, next := range map[string]layers.IPProtocol{
-		"NAT66": layers.IPProtocolUDP, "NPTv6": layers.IPProtocolUDP, "too-big": layers.IPProtocolICMPv6,
+		"NAT66": layers.IPProtocolUDP, "too-big": layers.IPProtocolICMPv6,
 		"extension-headers": layers.IPProtocolIPv6HopByHop, "fragment-header": layers.IPProtocolIPv6Fragment,
 	} {
 		tests[item] = func(l *line) { untouched(l, next) }
 	}
+	tests["NPTv6"] = nptv6
 	conform(t, ipv6, tests)
 }
 
