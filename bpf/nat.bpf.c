@@ -109,7 +109,7 @@ static __always_inline int translate_outside(struct nat *n)
 	}
 	rc = session_forward(n, &key, half);
 out:
-	if (n->p.flags & PACKET_FIRST_FRAGMENT)
+	if (n->p.flags & PACKET_FIRST_FRAGMENT && !nptv6_awaits(n, rc))
 		rc = fragment_settle(n, rc);
 	return rc;
 }

@@ -110,6 +110,13 @@ NAT_GLOBAL __u32 nptv6_zone(nat_addr_arg address)
 	return zone ? *zone : NAT_ZONE_OUTSIDE;
 }
 
+/* Whether a fragment from outside is for nptv6_inbound: no other one goes by it. */
+static __always_inline bool nptv6_awaits(const struct nat *n, int rc)
+{
+	return rc == -REASON_PASSED_UNBOUND &&
+	       nptv6_zone(addr_arg(n->p.daddr)) != NAT_ZONE_OUTSIDE;
+}
+
 /* The host's own addresses stay its own, within an external prefix, too. */
 static __always_inline bool nptv6_is_hosts(const struct nat *n)
 {
@@ -400,6 +407,11 @@ static __always_inline int nptv6_inbound(const struct nat *n, int otherwise)
 }
 
 static __always_inline bool nptv6_leaves(const struct nat *n)
+{
+	return false;
+}
+
+static __always_inline bool nptv6_awaits(const struct nat *n, int rc)
 {
 	return false;
 }

@@ -177,6 +177,9 @@ func TestNPTv6Fragments(t *testing.T) {
 		for i := range slices.Backward(from) {
 			r.Send(c.hook.Program, c.hook.Dev, from[i], c.hook.Change).Check(rig.Redirect, c.reason, to[i])
 		}
+		for i := range from {
+			r.Send(c.hook.Program, c.hook.Dev, from[i], c.hook.Change).Check(rig.Redirect, c.reason, to[i])
+		}
 	}
 	r.Empty()
 }
