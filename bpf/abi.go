@@ -85,6 +85,8 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DROPPED_ISOLATED:         "dropped_isolated",
 	natNatReasonREASON_DROPPED_NO_ADDRESS:       "dropped_no_address",
 	natNatReasonREASON_DROPPED_PORT_EXHAUSTED:   "dropped_port_exhausted",
+	natNatReasonREASON_DROPPED_PROTOCOL:         "dropped_protocol",
+	natNatReasonREASON_DROPPED_REMOTE_TAKEN:     "dropped_remote_taken",
 	natNatReasonREASON_DROPPED_BINDINGS_FULL:    "dropped_bindings_full",
 	natNatReasonREASON_DROPPED_SESSIONS_FULL:    "dropped_sessions_full",
 	natNatReasonREASON_DROPPED_QUOTA:            "dropped_quota",

@@ -101,7 +101,7 @@ enum nat_reason {
 	REASON_PASSED_LOCAL, /* to the host, multicast, broadcast, nowhere */
 	REASON_PASSED_NOT_OUTSIDE, /* the route leads elsewhere */
 	REASON_PASSED_NO_ROUTE, /* the kernel answers */
-	REASON_PASSED_PROTOCOL, /* neither TCP, UDP nor ICMP */
+	REASON_PASSED_PROTOCOL, /* of none that is translated: the host's */
 	REASON_PASSED_UNBOUND, /* no bound external endpoint */
 	REASON_PASSED_HOST, /* the host's own endpoint */
 	REASON_PASSED_CONNTRACK, /* answers a connection of the kernel's way */
@@ -120,6 +120,8 @@ enum nat_reason {
 	REASON_DROPPED_ISOLATED, /* hairpin to another network's binding */
 	REASON_DROPPED_NO_ADDRESS, /* the outside has none for this host now */
 	REASON_DROPPED_PORT_EXHAUSTED,
+	REASON_DROPPED_PROTOCOL, /* of none that is translated: protocol.h */
+	REASON_DROPPED_REMOTE_TAKEN, /* without ports: another one talks to it */
 	REASON_DROPPED_BINDINGS_FULL,
 	REASON_DROPPED_SESSIONS_FULL,
 	REASON_DROPPED_QUOTA, /* sessions per binding */
@@ -385,7 +387,7 @@ struct nat_ports {
 struct session_key {
 	nat_addr saddr;
 	nat_addr daddr;
-	__be16 sport; /* ICMP query: the identifier, and 0 for dport; */
+	__be16 sport; /* 0 without ports; ICMP query: identifier, and 0 for dport; */
 	__be16 dport; /* ICMP reply: the other way round */
 	__u16 zone; /* that the packet comes from */
 	__u8 proto;

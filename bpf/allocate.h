@@ -241,6 +241,8 @@ static __always_inline int port_allocate(struct __sk_buff *skb,
 {
 	struct nat_zone *zone = NULL;
 
+	if (protocol_is_portless(want->proto))
+		return 0;
 	if (want->flags & BINDING_OWN)
 		return port_own(want);
 	if (want->zone <= NAT_ZONE_LAST && !want_is_low(want))

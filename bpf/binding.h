@@ -328,8 +328,9 @@ static __noinline int binding_publish(struct nat_binding *b, __u32 index)
 	b->flags |= BINDING_INDEXED; /* before anybody can find it */
 	event_binding(b, EVENT_BINDING_CREATED);
 	claim_key_of(b->external, b->external_port, b->proto, &external);
-	rc = bpf_map_update_elem(&claims, &external, &claim, BPF_NOEXIST);
-	if (rc < 0)
+	/* Without ports the session's reverse half is all of a claim. */
+	if (!protocol_is_portless(b->proto) &&
+	    bpf_map_update_elem(&claims, &external, &claim, BPF_NOEXIST) < 0)
 		return -REASON_DROPPED_BINDINGS_FULL;
 	rc = binding_index(b, &ref);
 	if (rc == 0)

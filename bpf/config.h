@@ -4,6 +4,7 @@
 #define CONENAT_CONFIG_H
 
 #include "maps.h"
+#include "protocol.h"
 
 /* bpf_fib_lookup knows BPF_FIB_LOOKUP_SKIP_NEIGH (Linux 6.3). */
 volatile const bool fib_skip_neigh = false;
@@ -84,29 +85,18 @@ static __always_inline bool link_is_inside(const struct nat_link *link)
 			link->kind == LINK_INSIDE_PORT);
 }
 
-/* enum nat_l4, or negative for a protocol without ports. */
-static __always_inline int l4_index(__u8 proto)
-{
-	switch (proto) {
-	case 17:
-		return NAT_L4_UDP;
-	case 6:
-		return NAT_L4_TCP;
-	case of_family(1, 58): /* and ICMPv6 */
-		return NAT_L4_ICMP;
-	}
-	return -1;
-}
-
 /*
  * Mapping behaviour (RFC 4787 section 4.1) of a network. The host's own packets
- * have none to ask: endpoint-independent.
+ * have none to ask: endpoint-independent. Without ports it is the remote that tells
+ * whose a packet is.
  */
 NAT_GLOBAL enum nat_behavior mapping_of(__u32 zone, __u8 proto)
 {
 	struct nat_zone *z = zone > NAT_ZONE_LAST ? NULL : zone_get(zone);
 	int l4 = l4_index(proto);
 
+	if (protocol_is_portless(proto))
+		return NAT_ADDRESS_DEPENDENT;
 	if (!z || l4 < 0 || l4 >= NAT_PROTOCOLS)
 		return NAT_ENDPOINT_INDEPENDENT;
 	return z->mapping[l4];

@@ -123,7 +123,7 @@ static __noinline int reorder_cut(struct nat *n, int otherwise)
 {
 	int rc;
 
-	if (n->p.flags & PACKET_LATER_FRAGMENT)
+	if (n->p.flags & (PACKET_LATER_FRAGMENT | PACKET_PART))
 		return otherwise;
 	n->p.flags |= PACKET_CUT;
 	if (n->p.flags & PACKET_FIRST_FRAGMENT)

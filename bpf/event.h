@@ -126,6 +126,7 @@ static __always_inline void event_refused(struct event_packet *p, int rc)
 {
 	switch (rc) {
 	case -REASON_DROPPED_PORT_EXHAUSTED:
+	case -REASON_DROPPED_REMOTE_TAKEN:
 		event_sampled(p, EVENT_PORT_EXHAUSTED);
 		break;
 	case -REASON_DROPPED_NO_ADDRESS:

@@ -232,6 +232,13 @@ static __noinline int hairpin_own(const struct nat *n)
 	return hairpin_admit(n, &to);
 }
 
+/* Nobody could tell two senders behind one address apart; the host gets what it is sent. */
+static __noinline int hairpin_portless(const struct nat *n)
+{
+	return own_external(n->p.daddr) ? -REASON_DROPPED_PROTOCOL :
+					  -REASON_PASSED_LOCAL;
+}
+
 /*
  * A packet of no session, from inside to an external address: the host's own,
  * or for the binding that holds the endpoint. 0: there is a session now.
@@ -241,6 +248,8 @@ static __noinline int hairpin_miss(const struct nat *n)
 	struct binding_ref to = {};
 	int rc = -REASON_PASSED_UNBOUND;
 
+	if (n->p.flags & PACKET_PORTLESS)
+		return hairpin_portless(n);
 	if (n->p.proto != PROTO_ICMP)
 		rc = hairpin_binding(n, &to);
 	else if (!(n->p.flags & PACKET_QUERY))

@@ -9,6 +9,7 @@
 #define CONENAT_HOST_H
 
 #include "nptv6.h"
+#include "sweep.h"
 
 /* The slot by which the sweeper finds a claim of the host. */
 static __always_inline int host_slot(const struct claim_key *key,
@@ -186,15 +187,71 @@ static __always_inline int host_translate(struct nat *n)
 	return session_forward(n, &key, half);
 }
 
+/*
+ * Without ports: what the host itself, or another NAT on it, says to the remote is a
+ * session of its own, for nothing else tells whose an answer is. Who was first has it,
+ * but the host comes before its containers: none of them gets what answers it.
+ */
+static __noinline int host_portless(struct nat *n)
+{
+	struct session_key key, primary;
+	struct session_half *half;
+
+	if (addr_never_routed(n->p.daddr))
+		return -REASON_PASSED_HOST;
+	n->zone = NAT_ZONE_HOST;
+	half = session_of_remote(n, &key);
+	if (!half)
+		return -LOOK_AGAIN;
+	session_reverse_key(&key, half, &primary);
+	if (primary.zone != NAT_ZONE_HOST)
+		return n->skb->ingress_ifindex ? -REASON_DROPPED_REMOTE_TAKEN :
+						 -LOOK_AGAIN;
+	half = session_find(&primary);
+	if (half && half->last_seen != n->tick)
+		half->last_seen = n->tick;
+	return -REASON_PASSED_HOST;
+}
+
+/* Ends what an inside host says to the same remote, and frees its place at once. */
+static __noinline int host_displace(const struct nat *n)
+{
+	struct session_key key, primary;
+	struct session_half *half;
+	struct session_slot *slot;
+	struct slot_ref ref;
+
+	half = session_of_remote(n, &key);
+	if (!half)
+		return 0;
+	session_reverse_key(&key, half, &primary);
+	ref.index = half->slot;
+	slot = slot_at(ref.index);
+	if (!slot)
+		return 0;
+	ref.word = slot_word(slot);
+	/* Another session's by now: the sweeper was first. */
+	if (!addr_equal(slot->key.saddr, primary.saddr) ||
+	    !addr_equal(slot->key.daddr, primary.daddr) ||
+	    slot->key.zone != primary.zone || slot->key.proto != primary.proto)
+		return 0;
+	session_close(&primary, STATE_ACTIVE);
+	slot_give(slot, &ref);
+	return 0;
+}
+
 /* A packet that the host sends outside. */
 static __noinline int host_known(struct nat *n)
 {
 	struct nat_claim *claim;
 	struct claim_key key;
 
-	if (n->p.flags & (PACKET_ERROR | PACKET_REPLY | PACKET_OTHER_ICMP |
-			  PACKET_LATER_FRAGMENT))
+	if (n->p.flags & PACKET_OTHER)
+		return other_passed(&n->p, -REASON_PASSED_HOST);
+	if (n->p.flags & (PACKET_ERROR | PACKET_REPLY | PACKET_LATER_FRAGMENT))
 		return -REASON_PASSED_HOST;
+	if (n->p.flags & PACKET_PORTLESS)
+		return host_portless(n);
 	claim_key_of(n->p.saddr, n->p.sport, n->p.proto, &key);
 	claim = bpf_map_lookup_elem(&claims, &key);
 	if (!claim)
@@ -212,9 +269,12 @@ static __always_inline int host_outbound(struct nat *n)
 
 	if (rc != -LOOK_AGAIN)
 		return rc;
+	if (n->p.flags & PACKET_PORTLESS)
+		host_displace(n);
 	rc = host_open(n);
+	/* Where there is no room to write it down, it is the host's all the same. */
 	if (rc < 0)
-		return rc;
+		return n->p.flags & PACKET_PORTLESS ? -REASON_PASSED_HOST : rc;
 	rc = host_known(n);
 	return rc == -LOOK_AGAIN ? -REASON_DROPPED_RACE : rc;
 }

@@ -29,6 +29,7 @@ struct embedded {
 	__u16 l4_check; /* offset of its checksum; 0: not there, or unused */
 	__u8 proto;
 	__u8 reply; /* ICMP: it was a reply */
+	__u8 later; /* a later fragment, of what has no ports */
 };
 
 static __always_inline int embedded_ip(struct __sk_buff *skb,
@@ -42,13 +43,14 @@ static __always_inline int embedded_ip(struct __sk_buff *skb,
 	rc = ip_load(skb, e->l3, p->l3 + p->total, &ip);
 	if (rc < 0)
 		return rc;
-	if (ip.later) /* no ports to go by */
+	if (ip.later && !protocol_is_portless(ip.proto)) /* no ports to go by */
 		return -REASON_DROPPED_ICMP_NO_SESSION;
 	e->l4 = ip.l4;
 	e->saddr = ip.saddr;
 	e->daddr = ip.daddr;
 	e->check = ip.check;
 	e->proto = ip.proto;
+	e->later = ip.later;
 	return 0;
 }
 
@@ -63,6 +65,8 @@ static __always_inline int embedded_ports(struct __sk_buff *skb,
 	__be16 ports[2];
 	__u16 kind;
 
+	if (protocol_is_portless(e->proto))
+		return 0;
 	if (e->l4 + EMBEDDED_TRANSPORT > p->l3 + p->total)
 		return -REASON_DROPPED_MALFORMED;
 	if (e->proto != PROTO_ICMP) {
@@ -95,6 +99,7 @@ static __always_inline int embedded_check(struct __sk_buff *skb,
 
 	switch (e->proto) {
 	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
 		at += __builtin_offsetof(struct udphdr, check);
 		break;
 	case IPPROTO_TCP:
@@ -104,9 +109,11 @@ static __always_inline int embedded_check(struct __sk_buff *skb,
 		at += __builtin_offsetof(struct icmphdr, checksum);
 		break;
 	default:
-		return -REASON_DROPPED_ICMP_NO_SESSION;
+		return protocol_is_portless(e->proto) ?
+			       0 :
+			       -REASON_DROPPED_ICMP_NO_SESSION;
 	}
-	if (at + sizeof(check) > p->l3 + p->total ||
+	if (e->later || at + sizeof(check) > p->l3 + p->total ||
 	    bpf_skb_load_bytes(skb, at, &check, sizeof(check)) < 0)
 		return 0;
 	if (e->proto != IPPROTO_UDP || check)
@@ -179,7 +186,7 @@ static __always_inline int embedded_recheck(const struct nat *n,
 		return -REASON_DROPPED_REWRITE;
 	from[0] = check;
 	check = csum_apply(check, diff);
-	if (!check && e->proto == IPPROTO_UDP)
+	if (!check && e->proto != IPPROTO_TCP && e->proto != PROTO_ICMP)
 		check = 0xffff;
 	to[0] = check;
 	*sum = bpf_csum_diff(from, sizeof(from), to, sizeof(to), *sum);
@@ -193,6 +200,8 @@ static __always_inline int embedded_store_ports(const struct nat *n,
 	__be16 ports[2] = { half->dport, half->sport };
 	__be16 id = e->reply ? half->sport : half->dport;
 
+	if (protocol_is_portless(e->proto))
+		return 0;
 	if (e->proto != PROTO_ICMP)
 		return embedded_store(n, e->l4, ports, sizeof(ports));
 	return embedded_store(n, e->l4 + __builtin_offsetof(struct icmphdr, id),

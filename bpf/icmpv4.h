@@ -41,7 +41,7 @@ static __always_inline __u16 icmp_kind(__u8 type)
 	case ICMP_PARAMETERPROB:
 		return PACKET_ERROR;
 	}
-	return PACKET_OTHER_ICMP;
+	return PACKET_OTHER;
 }
 
 /* What the NAT says itself: type << 8 | code. */

@@ -174,8 +174,8 @@ static __always_inline int inside_packet(struct nat *n)
 	if (n->p.flags & PACKET_ERROR)
 		return error_forward(
 			n, inside_unknown(n, -REASON_DROPPED_ICMP_NO_SESSION));
-	if (n->p.flags & PACKET_OTHER_ICMP)
-		return inside_unknown(n, -REASON_DROPPED_ICMP_TYPE);
+	if (n->p.flags & PACKET_OTHER)
+		return inside_unknown(n, other_refused(&n->p));
 	return translate_inside(n);
 }
 
@@ -281,8 +281,8 @@ int nat_outside_ingress(struct __sk_buff *skb)
 		rc = fragment_forward(&n, outside_early);
 	else if (rc == 0 && n.p.flags & PACKET_ERROR)
 		rc = error_forward(&n, -REASON_PASSED_UNBOUND);
-	else if (rc == 0 && n.p.flags & PACKET_OTHER_ICMP)
-		rc = -REASON_PASSED_UNBOUND;
+	else if (rc == 0 && n.p.flags & PACKET_OTHER)
+		rc = other_passed(&n.p, -REASON_PASSED_UNBOUND);
 	else if (rc == 0)
 		rc = translate_outside(&n);
 	if (rc == -REASON_PASSED_UNBOUND || rc == -REASON_PASSED_PROTOCOL)
@@ -329,8 +329,8 @@ static __always_inline int egress_forwarded(struct nat *n)
 	if (n->p.flags & PACKET_ERROR)
 		return error_forward(
 			n, unless_excluded(n, -REASON_DROPPED_ICMP_NO_SESSION));
-	if (n->p.flags & PACKET_OTHER_ICMP)
-		return unless_excluded(n, -REASON_DROPPED_ICMP_TYPE);
+	if (n->p.flags & PACKET_OTHER)
+		return unless_excluded(n, other_refused(&n->p));
 	return translate_inside(n);
 }
 

@@ -430,6 +430,7 @@ type nat6Sweeper6 struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	nat6MapAddresses6         = "addresses6"
+	nat6MapAnswerScratch      = "answer_scratch"
 	nat6MapBindingFree6       = "binding_free6"
 	nat6MapBindings6          = "bindings6"
 	nat6MapBlockWords6        = "block_words6"
@@ -537,6 +538,7 @@ type nat6ProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type nat6MapSpecs struct {
 	Addresses6      *ebpf.MapSpec `ebpf:"addresses6"`
+	AnswerScratch   *ebpf.MapSpec `ebpf:"answer_scratch"`
 	BindingFree6    *ebpf.MapSpec `ebpf:"binding_free6"`
 	Bindings6       *ebpf.MapSpec `ebpf:"bindings6"`
 	BlockWords6     *ebpf.MapSpec `ebpf:"block_words6"`
@@ -612,6 +614,7 @@ func (o *nat6Objects) Close() error {
 // It can be passed to loadNat6Objects or ebpf.CollectionSpec.LoadAndAssign.
 type nat6Maps struct {
 	Addresses6      *ebpf.Map `ebpf:"addresses6"`
+	AnswerScratch   *ebpf.Map `ebpf:"answer_scratch"`
 	BindingFree6    *ebpf.Map `ebpf:"binding_free6"`
 	Bindings6       *ebpf.Map `ebpf:"bindings6"`
 	BlockWords6     *ebpf.Map `ebpf:"block_words6"`
@@ -658,6 +661,7 @@ type nat6Maps struct {
 func (m *nat6Maps) Close() error {
 	return _Nat6Close(
 		m.Addresses6,
+		m.AnswerScratch,
 		m.BindingFree6,
 		m.Bindings6,
 		m.BlockWords6,

@@ -389,28 +389,30 @@ const (
 	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 30
 	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 31
 	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 32
-	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 33
-	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 34
-	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 35
-	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 36
-	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 37
-	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 38
-	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 39
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 40
-	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 41
-	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 42
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 43
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 44
-	natNatReasonREASON_DROPPED_UNMAPPED         natNatReason = 45
-	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 46
-	natNatReasonREASON_DROPPED_TTL              natNatReason = 47
-	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 48
-	natNatReasonREASON_DROPPED_NO_ROUTE         natNatReason = 49
-	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 50
-	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 51
-	natNatReasonREASON_DROPPED_RACE             natNatReason = 52
-	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 53
-	natNatReasonREASON_COUNT                    natNatReason = 54
+	natNatReasonREASON_DROPPED_PROTOCOL         natNatReason = 33
+	natNatReasonREASON_DROPPED_REMOTE_TAKEN     natNatReason = 34
+	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 35
+	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 36
+	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 37
+	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 38
+	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 39
+	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 40
+	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 41
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 42
+	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 43
+	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 44
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 45
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 46
+	natNatReasonREASON_DROPPED_UNMAPPED         natNatReason = 47
+	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 48
+	natNatReasonREASON_DROPPED_TTL              natNatReason = 49
+	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 50
+	natNatReasonREASON_DROPPED_NO_ROUTE         natNatReason = 51
+	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 52
+	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 53
+	natNatReasonREASON_DROPPED_RACE             natNatReason = 54
+	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 55
+	natNatReasonREASON_COUNT                    natNatReason = 56
 )
 
 type natNatRequest4 struct {
@@ -641,6 +643,7 @@ type natSweeper struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	natMapAddresses4         = "addresses4"
+	natMapAnswerScratch      = "answer_scratch"
 	natMapBindingFree4       = "binding_free4"
 	natMapBindings4          = "bindings4"
 	natMapBlockWords         = "block_words"
@@ -748,6 +751,7 @@ type natProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type natMapSpecs struct {
 	Addresses4      *ebpf.MapSpec `ebpf:"addresses4"`
+	AnswerScratch   *ebpf.MapSpec `ebpf:"answer_scratch"`
 	BindingFree4    *ebpf.MapSpec `ebpf:"binding_free4"`
 	Bindings4       *ebpf.MapSpec `ebpf:"bindings4"`
 	BlockWords      *ebpf.MapSpec `ebpf:"block_words"`
@@ -823,6 +827,7 @@ func (o *natObjects) Close() error {
 // It can be passed to loadNatObjects or ebpf.CollectionSpec.LoadAndAssign.
 type natMaps struct {
 	Addresses4      *ebpf.Map `ebpf:"addresses4"`
+	AnswerScratch   *ebpf.Map `ebpf:"answer_scratch"`
 	BindingFree4    *ebpf.Map `ebpf:"binding_free4"`
 	Bindings4       *ebpf.Map `ebpf:"bindings4"`
 	BlockWords      *ebpf.Map `ebpf:"block_words"`
@@ -869,6 +874,7 @@ type natMaps struct {
 func (m *natMaps) Close() error {
 	return _NatClose(
 		m.Addresses4,
+		m.AnswerScratch,
 		m.BindingFree4,
 		m.Bindings4,
 		m.BlockWords,

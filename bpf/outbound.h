@@ -123,6 +123,9 @@ static __noinline int outbound_miss(struct nat *n)
 	rc = outbound_route(n);
 	if (rc == 0)
 		rc = outbound_may_open(&n->p);
+	/* It may answer what came in by netfilter's NAT, which changes ports. */
+	if (rc == 0 && !n->egress && protocol_hides_ports(n->p.proto))
+		rc = -REASON_PASSED_STACK;
 	if (rc < 0)
 		return rc;
 	rc = outbound_want(n, want);

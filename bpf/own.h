@@ -5,8 +5,8 @@
  * binding comes about with the first packet, from either side. What the host itself
  * holds there it keeps: its claims and its connected sockets.
  *
- * TCP, UDP and ICMP queries have endpoints and so bindings; another protocol's
- * packets, once they are parsed, are that host's here, too.
+ * So is what has no ports (protocol.h), from any remote that its filtering of UDP lets
+ * in.
  */
 #ifndef CONENAT_OWN_H
 #define CONENAT_OWN_H
@@ -55,6 +55,8 @@ static __always_inline int own_obtain(const struct nat *n,
 	want->realm = e->realm;
 	want->address = a->slot;
 	want->proto = n->p.proto;
+	if (n->p.flags & PACKET_PORTLESS)
+		want->mapping = NAT_ADDRESS_DEPENDENT;
 	rc = binding_obtain(n->skb, want, ref);
 	if (rc < 0)
 		return outbound_refused(want, rc);

@@ -23,7 +23,7 @@ NAT_GLOBAL enum nat_behavior filtering_of(__u32 zone, nat_addr_arg internal,
 {
 	struct nat_owner *owner;
 	struct nat_zone *z;
-	int l4 = l4_index(proto);
+	int l4 = l4_settings(proto);
 
 	/* The host's own bindings have no network to ask: as its default. */
 	if (zone > NAT_ZONE_LAST)

@@ -28,9 +28,13 @@ struct icmphdr {
 #define PACKET_QUERY (1 << 4) /* ICMP echo or timestamp request */
 #define PACKET_REPLY (1 << 5) /* the answer to one */
 #define PACKET_ERROR (1 << 6) /* ICMP error: no ports */
-#define PACKET_OTHER_ICMP (1 << 7) /* neither query, reply nor error */
+#define PACKET_OTHER (1 << 7) /* ICMP of no such kind, or a protocol of none */
 #define PACKET_SHORT (1 << 8) /* the first one, and yet no transport header */
 #define PACKET_CUT (1 << 9) /* to be cut to the inside MTU */
+#define PACKET_PORTLESS (1 << 10) /* addresses alone are translated */
+#define PACKET_PART \
+	(1 << 11) /* of such: a fragment, which needs no other one */
+#define PACKET_TAIL (1 << 12) /* of such: and not the first one */
 
 struct packet {
 	nat_addr saddr;

@@ -63,6 +63,42 @@ static __always_inline int parse_icmp(struct hdr_cursor *cursor, void *end,
 	return 0;
 }
 
+/* Its fragments have all that it takes: they are no one else's to wait for. */
+static __always_inline void parse_part(struct packet *p)
+{
+	const __u16 fragment = PACKET_FIRST_FRAGMENT | PACKET_LATER_FRAGMENT;
+
+	if (p->flags & PACKET_LATER_FRAGMENT)
+		p->flags |= PACKET_TAIL;
+	if (p->flags & fragment)
+		p->flags |= PACKET_PART;
+	p->flags &= ~fragment;
+}
+
+/*
+ * Another protocol. How long the headers of a GSO packet's segments are, the kernel
+ * knows alone: outwards it is its way, and inwards what has come fits.
+ */
+NAT_GLOBAL int parse_portless(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return -REASON_DROPPED_MALFORMED;
+	parse_part(p);
+	if (!protocol_is_portless(p->proto)) {
+		p->flags |= PACKET_OTHER;
+		return 0;
+	}
+	p->flags |= PACKET_PORTLESS;
+	if (skb->gso_size) {
+		p->flags |= PACKET_OPTIONS;
+		packet_segment(skb, p, 0);
+	}
+	return p->proto == IPPROTO_UDPLITE && !(p->flags & PACKET_TAIL) &&
+			       !transport_fits(p, sizeof(struct udphdr)) ?
+		       -REASON_DROPPED_MALFORMED :
+		       0;
+}
+
 static __always_inline int parse_transport(struct __sk_buff *skb,
 					   struct hdr_cursor *cursor, void *end,
 					   struct packet *p)
@@ -75,7 +111,19 @@ static __always_inline int parse_transport(struct __sk_buff *skb,
 	case PROTO_ICMP:
 		return parse_icmp(cursor, end, p);
 	}
-	return -REASON_PASSED_PROTOCOL;
+	return parse_portless(skb, p);
+}
+
+/* PACKET_OTHER: why it does not leave, and why it goes on; icmp: of a message. */
+static __always_inline int other_refused(const struct packet *p)
+{
+	return p->proto == PROTO_ICMP ? -REASON_DROPPED_ICMP_TYPE :
+					-REASON_DROPPED_PROTOCOL;
+}
+
+static __always_inline int other_passed(const struct packet *p, int icmp)
+{
+	return p->proto == PROTO_ICMP ? icmp : -REASON_PASSED_PROTOCOL;
 }
 
 /*
@@ -89,10 +137,10 @@ static __always_inline bool packet_is_short(const struct packet *p)
 }
 
 /* A later fragment of IPv6 may go on with the extensions of the datagram. */
-static __always_inline int parse_later(const struct packet *p)
+static __always_inline int parse_later(struct __sk_buff *skb, struct packet *p)
 {
 	return l4_index(p->proto) < 0 && !ip_is_extension(p->proto) ?
-		       -REASON_PASSED_PROTOCOL :
+		       parse_portless(skb, p) :
 		       0;
 }
 
@@ -120,7 +168,7 @@ static __always_inline int packet_parse(struct __sk_buff *skb, __u32 l3,
 		p->flags ^= PACKET_FIRST_FRAGMENT | PACKET_LATER_FRAGMENT |
 			    PACKET_SHORT;
 	if (p->flags & PACKET_LATER_FRAGMENT)
-		return parse_later(p);
+		return parse_later(skb, p);
 	return parse_transport(skb, &cursor, end, p);
 }
 

@@ -48,6 +48,27 @@ static __always_inline bool external_admits(const struct nat_external *e,
 		 e->zone == want->zone));
 }
 
+/* What the remote's packets would be found by, from outside. */
+SCRATCH(struct session_key, answer)
+
+/*
+ * Whether somebody talks to the remote by an external address already, where nothing
+ * but the remote tells whose an answer is. Of two that ask at once, the session that
+ * is inserted first decides.
+ */
+NAT_GLOBAL bool remote_is_taken(const struct binding_want *want,
+				nat_addr_arg external)
+{
+	struct session_key *key = answer_new();
+
+	if (!want || !key || !protocol_is_portless(want->proto))
+		return false;
+	key->saddr = want->remote;
+	key->daddr = addr_of(external);
+	key->proto = want->proto;
+	return bpf_map_lookup_elem(&sessions, key);
+}
+
 struct pool_walk {
 	struct nat_set *set;
 	const struct binding_want *want;
@@ -55,6 +76,7 @@ struct pool_walk {
 	__u32 best;
 	__u16 slot; /* of the best one */
 	bool found;
+	bool taken; /* one would do, but for remote_is_taken */
 };
 
 static long pool_walk_step(__u32 index, void *data)
@@ -75,6 +97,10 @@ static long pool_walk_step(__u32 index, void *data)
 	e = a ? external_at(a->slot) : NULL;
 	if (!e || !external_admits(e, w->want))
 		return 0;
+	if (remote_is_taken(w->want, addr_arg(address))) {
+		w->taken = true;
+		return 0;
+	}
 	w->best = weight;
 	w->slot = a->slot;
 	w->found = true;
@@ -101,10 +127,13 @@ static __noinline int pool_best(const struct binding_want *want, __u32 set)
 	 * first call: a branch on a constant false would be taken out.
 	 */
 	w.found = cfg->zero;
-	if (!w.set || bpf_loop(NAT_ADDRESSES, pool_walk_step, &w, 0) < 0 ||
-	    !w.found)
+	w.taken = cfg->zero;
+	if (!w.set || bpf_loop(NAT_ADDRESSES, pool_walk_step, &w, 0) < 0)
 		return -REASON_DROPPED_NO_ADDRESS;
-	return w.slot;
+	if (w.found)
+		return w.slot;
+	return w.taken ? -REASON_DROPPED_REMOTE_TAKEN :
+			 -REASON_DROPPED_NO_ADDRESS;
 }
 
 static __always_inline __u64 pair_of(__u16 realm, __u16 set, __u16 slot,
@@ -153,7 +182,34 @@ static __always_inline __u64 *pool_pair(const struct binding_want *want)
 	return host ? pair_place(host, want->realm) : NULL;
 }
 
-/* The address of a binding that is to be. 0 or -REASON_DROPPED_NO_ADDRESS. */
+/* Whether a host's pair is where its binding is to be. */
+static __noinline bool pair_serves(__u64 pair, __u16 set,
+				   const struct binding_want *want)
+{
+	struct nat_external *e = external_at(PAIR_SLOT(pair));
+	nat_addr address;
+
+	if (!e || !pair || !pair_holds(pair, set, want))
+		return false;
+	address = e->address;
+	return !remote_is_taken(want, addr_arg(address));
+}
+
+/* A binding without ports is at an address, and the host's other ones need not be. */
+static __always_inline int pool_portless(struct binding_want *want,
+					 const struct nat_external *e)
+{
+	if (!addr_is_any(e->internal))
+		want->flags |= BINDING_OWN;
+	return remote_is_taken(want, addr_arg(want->external)) ?
+		       -REASON_DROPPED_REMOTE_TAKEN :
+		       0;
+}
+
+/*
+ * The address of a binding that is to be. 0, -REASON_DROPPED_NO_ADDRESS, or
+ * -REASON_DROPPED_REMOTE_TAKEN, for which a host leaves its pair once.
+ */
 NAT_GLOBAL int pool_choose(struct binding_want *want)
 {
 	__u64 *place, pair = 0;
@@ -168,19 +224,21 @@ NAT_GLOBAL int pool_choose(struct binding_want *want)
 	if (place)
 		pair = *place;
 	slot = PAIR_SLOT(pair);
-	if (!pair || !pair_holds(pair, set, want))
+	if (!pair_serves(pair, set, want))
 		slot = pool_best(want, set);
 	if (slot < 0)
 		return slot;
 	e = external_at(slot);
 	if (!e || !external_admits(e, want))
 		return -REASON_DROPPED_NO_ADDRESS;
+	want->external = e->address;
+	want->address = slot;
+	if (protocol_is_portless(want->proto))
+		return pool_portless(want, e);
 	/* Another CPU that was faster has chosen the same, but for a change just now. */
 	if (place && pair != pair_of(want->realm, set, slot, e))
 		__sync_val_compare_and_swap(place, pair,
 					    pair_of(want->realm, set, slot, e));
-	want->external = e->address;
-	want->address = slot;
 	if (!addr_is_any(
 		    e->internal)) { /* one port for it, and so one binding */
 		want->flags |= BINDING_OWN;

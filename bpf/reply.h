@@ -55,6 +55,8 @@ NAT_GLOBAL int reply_of(__u32 zone_id, __u32 reason)
 {
 	switch (reason) {
 	case REASON_DROPPED_PORT_EXHAUSTED:
+	case REASON_DROPPED_PROTOCOL:
+	case REASON_DROPPED_REMOTE_TAKEN:
 	case REASON_DROPPED_BINDINGS_FULL:
 	case REASON_DROPPED_SESSIONS_FULL:
 	case REASON_DROPPED_QUOTA:
@@ -79,7 +81,8 @@ NAT_GLOBAL int reply_of(__u32 zone_id, __u32 reason)
 static __always_inline bool reply_is_due(const struct __sk_buff *skb,
 					 const struct packet *p)
 {
-	return !(p->flags & (PACKET_ERROR | PACKET_LATER_FRAGMENT)) &&
+	return !(p->flags &
+		 (PACKET_ERROR | PACKET_LATER_FRAGMENT | PACKET_TAIL)) &&
 	       skb->pkt_type != PACKET_BROADCAST &&
 	       skb->pkt_type != PACKET_MULTICAST &&
 	       !addr_never_routed(p->saddr);

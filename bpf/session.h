@@ -126,10 +126,10 @@ NAT_GLOBAL enum nat_state session_state(__u8 proto, __u8 inside, __u8 outside)
 static __always_inline enum nat_timeout state_timeout(__u8 proto,
 						      enum nat_state state)
 {
-	if (proto == IPPROTO_UDP)
-		return TIMEOUT_UDP;
 	if (proto == PROTO_ICMP)
 		return TIMEOUT_ICMP;
+	if (proto != IPPROTO_TCP)
+		return TIMEOUT_UDP;
 	switch (state) {
 	case STATE_ESTABLISHED:
 	case STATE_FIN_INSIDE:
@@ -681,11 +681,16 @@ static __always_inline int session_check_port(const struct nat *n,
 	return session_port_changed(key, half, port);
 }
 
-/* What may be cut, or was: of a first fragment, the later ones are to know. */
+/*
+ * What may be cut, or was: of a first fragment, the later ones are to know. Without
+ * ports one host alone sends such to the remote: its own ID will do.
+ */
 static __always_inline int session_datagram(struct nat *n,
 					    const struct session_key *key,
 					    const struct session_half *half)
 {
+	if (n->p.flags & PACKET_PORTLESS)
+		return 0;
 	session_identify(n, half->saddr, half->daddr);
 	return n->p.flags & PACKET_FIRST_FRAGMENT ?
 		       fragment_claim(n, key, FRAGMENT_TRANSLATE) :

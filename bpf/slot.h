@@ -82,7 +82,7 @@ NAT_GLOBAL int slot_reserve(const struct session_key *key, struct slot_ref *ref)
 
 	if (!key || !ref || !cfg)
 		return -1;
-	l4 = l4_index(key->proto);
+	l4 = l4_settings(key->proto);
 	if (l4 < 0 || l4 >= NAT_PROTOCOLS)
 		return -1;
 	index = slot_take(cfg);

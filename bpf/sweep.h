@@ -41,7 +41,7 @@ static __always_inline void slot_postpone(struct session_slot *slot,
 					  __u32 deadline, __u32 tick)
 {
 	struct nat_config *cfg = config_get();
-	int l4 = l4_index(slot->key.proto);
+	int l4 = l4_settings(slot->key.proto);
 	__u32 latest;
 
 	if (!cfg || l4 < 0 || l4 >= NAT_PROTOCOLS)
@@ -64,6 +64,7 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u8 state)
 		.state = state,
 	};
 	bool self;
+	int rc;
 
 	if (!key)
 		return 0;
@@ -76,7 +77,9 @@ NAT_GLOBAL int session_close(const struct session_key *key, __u8 state)
 	event_sessions(&c, key, primary, &reverse_key, reverse);
 	session_holds(primary, reverse, &held);
 	self = primary->flags & HALF_SELF;
-	bpf_map_delete_elem(&sessions, &own);
+	rc = bpf_map_delete_elem(&sessions, &own);
+	if (rc < 0) /* another CPU was first, and gives back what it holds */
+		return 0;
 	if (!self)
 		bpf_map_delete_elem(&sessions, &reverse_key);
 	return session_release(key, &held);

@@ -85,6 +85,20 @@ static __always_inline int rewrite_icmp(struct __sk_buff *skb,
 	return p->flags & PACKET_ERROR ? 0 : rewrite_identifier(skb, p, to);
 }
 
+/* Without a transport header, or one that stays but for UDP-Lite's checksum. */
+static __always_inline int rewrite_portless(struct __sk_buff *skb,
+					    const struct packet *p,
+					    __u32 addr_diff)
+{
+	const __u16 none = PACKET_LATER_FRAGMENT | PACKET_TAIL;
+
+	if (p->flags & none || p->proto != IPPROTO_UDPLITE)
+		return 0;
+	/* RFC 3828: where UDP's is, and covers the addresses, whatever else. */
+	return rewrite_check(skb, p, __builtin_offsetof(struct udphdr, check),
+			     addr_diff, 0, BPF_F_MARK_MANGLED_0);
+}
+
 NAT_GLOBAL int rewrite_packet(struct __sk_buff *skb, const struct packet *p,
 			      const struct rewrite *to)
 {
@@ -94,8 +108,8 @@ NAT_GLOBAL int rewrite_packet(struct __sk_buff *skb, const struct packet *p,
 	if (!p || !to)
 		return -REASON_DROPPED_REWRITE;
 	addr_diff = csum_addr_diff(p->saddr, p->daddr, to->saddr, to->daddr);
-	if (p->flags & PACKET_LATER_FRAGMENT)
-		rc = 0;
+	if (p->flags & (PACKET_LATER_FRAGMENT | PACKET_PORTLESS))
+		rc = rewrite_portless(skb, p, addr_diff);
 	else if (p->proto == PROTO_ICMP)
 		rc = rewrite_icmp(skb, p, to, addr_diff);
 	else

@@ -46,10 +46,10 @@ func sessionState(proto Protocol, inside, outside uint8) uint8 {
 // lifetimeOf is how long a session in a state lives without a packet; ticks.
 func lifetimeOf(cfg *bpf.Config, proto Protocol, state uint8) uint32 {
 	switch {
-	case proto == UDP:
-		return cfg.Timeout[bpf.TimeoutUDP]
 	case proto == ICMP, proto == ICMPv6:
 		return cfg.Timeout[bpf.TimeoutICMP]
+	case proto != TCP:
+		return cfg.Timeout[bpf.TimeoutUDP]
 	case state == bpf.StateEstablished, state == bpf.StateFinInside, state == bpf.StateFinOutside:
 		return cfg.Timeout[bpf.TimeoutTCPEstablished]
 	case state == bpf.StateFinBoth, state == bpf.StateTrans:

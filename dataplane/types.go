@@ -35,25 +35,38 @@ var (
 	ErrFull = errors.New("table is full")
 )
 
-// Protocol is an IP protocol number (IANA); the "port" of ICMP and ICMPv6 is the query identifier.
+// Protocol is an IP protocol number (IANA). The "port" of ICMP and ICMPv6 is the query identifier.
 type Protocol uint8
 
-// The protocols that conenat translates.
+// The protocols that conenat translates. Of those from IPIP on addresses alone: their endpoints have port 0, and a binding is towards
+// one remote address, which nobody else has behind the same external address.
 const (
-	ICMP   Protocol = 1
-	TCP    Protocol = 6
-	UDP    Protocol = 17
-	ICMPv6 Protocol = 58
+	ICMP    Protocol = 1
+	TCP     Protocol = 6
+	UDP     Protocol = 17
+	ICMPv6  Protocol = 58
+	IPIP    Protocol = 4
+	IPv6    Protocol = 41 // in IPv4 (RFC 4213), or in IPv6
+	GRE     Protocol = 47
+	ESP     Protocol = 50
+	SCTP    Protocol = 132
+	UDPLite Protocol = 136
 )
 
-var protocolNames = map[Protocol]string{ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPv6: "icmpv6"}
+var protocolNames = map[Protocol]string{ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPv6: "icmpv6",
+	IPIP: "ipip", IPv6: "ipv6", GRE: "gre", ESP: "esp", SCTP: "sctp", UDPLite: "udplite"}
 
-// String is "tcp", "udp", "icmp", "icmpv6" or the number.
+// String is the name in small letters, as "tcp" or "gre" ("ipip" is IPv4 in IP, "ipv6" IPv6 in IP); the number of what is not translated.
 func (p Protocol) String() string {
 	if name, ok := protocolNames[p]; ok {
 		return name
 	}
 	return fmt.Sprintf("%d", uint8(p))
+}
+
+// HasPorts says whether endpoints of the protocol have ports, or identifiers.
+func (p Protocol) HasPorts() bool {
+	return p == TCP || p == UDP || p == ICMP || p == ICMPv6
 }
 
 // ParseProtocol is the inverse of String for the protocols that conenat translates.
@@ -63,7 +76,7 @@ func ParseProtocol(s string) (Protocol, error) {
 			return p, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown protocol %q: want tcp, udp, icmp or icmpv6", s)
+	return 0, fmt.Errorf("unknown protocol %q: want tcp, udp, icmp, icmpv6, ipip, ipv6, gre, esp, sctp or udplite", s)
 }
 
 // Behavior is a mapping or filtering behaviour (RFC 4787, sections 4.1 and 5).

@@ -152,9 +152,9 @@ func TestTable(t *testing.T) {
 
 	chain postrouting {
 		type nat hook postrouting priority 99; policy accept;
-		oif "lo" iif "lo" ip saddr 10.0.0.5 meta l4proto { icmp, tcp, udp } snat to ip saddr comment "SINGLE"
+		oif "lo" iif "lo" ip saddr 10.0.0.5 meta l4proto { icmp, ipencap, tcp, udp, ipv6, gre, esp, sctp, udplite } snat to ip saddr comment "SINGLE"
 		oif "lo" iif "lo" ip saddr 10.0.0.5 ip daddr 192.0.2.0/24 snat to ip saddr comment "EXCLUDED"
-		oif "lo" ip saddr 172.17.0.0/16 ip saddr != { 172.17.0.8, 172.17.0.9 } meta l4proto { icmp, tcp, udp } snat to ip saddr comment "BRIDGE"
+		oif "lo" ip saddr 172.17.0.0/16 ip saddr != { 172.17.0.8, 172.17.0.9 } meta l4proto { icmp, ipencap, tcp, udp, ipv6, gre, esp, sctp, udplite } snat to ip saddr comment "BRIDGE"
 	}
 
 	chain unclaimed {

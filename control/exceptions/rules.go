@@ -99,8 +99,15 @@ func (p part) add(conn *nftables.Conn, table *nftables.Table) ([]expr.Any, error
 		&expr.Lookup{SourceRegister: register, SetName: set.Name, SetID: set.ID, Invert: p.lookup.invert}}, nil
 }
 
+// translated are the protocols that conenat translates. What is in no list stays the host's own NAT's, if that has it; else the outside
+// interface's egress drops it.
+func translated(f family) [][]byte {
+	return [][]byte{{f.icmp}, {unix.IPPROTO_IPIP}, {unix.IPPROTO_TCP}, {unix.IPPROTO_UDP}, {unix.IPPROTO_IPV6}, {unix.IPPROTO_GRE},
+		{unix.IPPROTO_ESP}, {unix.IPPROTO_SCTP}, {unix.IPPROTO_UDPLITE}}
+}
+
 // leaving is, for each pair,
-// "oif OUTSIDE iif FROM ip saddr INSIDE ip saddr != { EXCEPT } meta l4proto { icmp, tcp, udp } snat to ip saddr", or the same of
+// "oif OUTSIDE iif FROM ip saddr INSIDE ip saddr != { EXCEPT } meta l4proto { icmp, tcp, udp, … } snat to ip saddr", or the same of
 // ip6, without "iif" where INSIDE is FROM's alone; and for each excluded destination the same with "ip daddr EXCLUDE" in place
 // of the protocols.
 func leaving(f family, pairs []Pair) (out []rule) {
@@ -116,7 +123,7 @@ func leaving(f family, pairs []Pair) (out []rule) {
 		if len(p.Except) > 0 {
 			match = append(match, part{lookup: &lookup{f.load(f.source), f.kind, keys(p.Except), true}})
 		}
-		protocols := [][]byte{{f.icmp}, {unix.IPPROTO_TCP}, {unix.IPPROTO_UDP}}
+		protocols := translated(f)
 		load := &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}
 		identity := do(f.load(f.source), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: f.proto, RegAddrMin: register})
 		out = append(out, rule{p.comment(),

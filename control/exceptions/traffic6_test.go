@@ -326,8 +326,8 @@ func TestTable6(t *testing.T) {
 
 	chain postrouting {
 		type nat hook postrouting priority 99; policy accept;
-		oif "lo" ip6 saddr fd00::/120 ip6 saddr != { fd00::8, fd00::9 } meta l4proto { tcp, udp, ipv6-icmp } snat to ip6 saddr comment "PAIR"
-		oif "lo" ip6 saddr fd01::/64 meta l4proto { tcp, udp, ipv6-icmp } snat to ip6 saddr comment "fd01::/64 by lo (1)"
+		oif "lo" ip6 saddr fd00::/120 ip6 saddr != { fd00::8, fd00::9 } meta l4proto { ipencap, tcp, udp, ipv6, gre, esp, ipv6-icmp, sctp, udplite } snat to ip6 saddr comment "PAIR"
+		oif "lo" ip6 saddr fd01::/64 meta l4proto { ipencap, tcp, udp, ipv6, gre, esp, ipv6-icmp, sctp, udplite } snat to ip6 saddr comment "fd01::/64 by lo (1)"
 	}
 
 	chain unclaimed {

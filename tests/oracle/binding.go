@@ -49,7 +49,11 @@ func find[T any](all []*T, is func(*T) bool) *T {
 
 // mappingRemote is the part of the remote endpoint that a mapping of the network depends on (RFC 4787 section 4.1).
 func (n *NAT) mappingRemote(place Place, p Protocol, remote netip.AddrPort) netip.AddrPort {
-	switch n.config.Networks[place].Mapping[p] {
+	mapping := n.config.Networks[place].Mapping[p]
+	if p == GRE { // nothing else tells whose an answer is
+		mapping = AddressDependent
+	}
+	switch mapping {
 	case AddressDependent:
 		return netip.AddrPortFrom(remote.Addr(), 0)
 	case AddressAndPortDependent:
@@ -89,6 +93,9 @@ func (n *NAT) obtain(place Place, p Protocol, internal, remote netip.AddrPort) (
 	b = &Binding{counted: true, Protocol: p, Network: place, Internal: internal, remote: n.mappingRemote(place, p, remote), lastOut: n.now}
 	if why := n.limitSessions(b); why != "" {
 		return nil, false, nil, why
+	}
+	if p == GRE {
+		return b, true, nil, n.chooseAddress(b, remote)
 	}
 	external, ok := n.address(place, internal.Addr())
 	if !ok {

@@ -21,12 +21,21 @@ const (
 // Protocol is what the NAT tells apart.
 type Protocol string
 
-// The protocols; ICMP's are queries, whose port is the identifier.
+// The protocols; ICMP's are queries, whose port is the identifier. GRE stands for all that have no ports: those of its endpoints are 0.
 const (
 	UDP  Protocol = "udp"
 	TCP  Protocol = "tcp"
 	ICMP Protocol = "icmp"
+	GRE  Protocol = "gre"
 )
+
+// settings are of which protocol a network's behaviours hold for one.
+func (p Protocol) settings() Protocol {
+	if p == GRE {
+		return UDP
+	}
+	return p
+}
 
 // Place is where a packet comes from: an inside network's name, Outside, or Host.
 type Place string
@@ -117,9 +126,9 @@ func (c Config) filtering(b *Binding) Behavior {
 	}
 	n := c.Networks[b.Network]
 	if own := n.Owners[b.Internal.Addr()].Filtering; own != nil {
-		return own[b.Protocol]
+		return own[b.Protocol.settings()]
 	}
-	return n.Filtering[b.Protocol]
+	return n.Filtering[b.Protocol.settings()]
 }
 
 // admits is whose packets may open sessions from inside: a network's own hosts', not by another one's port.

@@ -32,7 +32,7 @@ func (p Packet) datagram(place Place) datagram {
 }
 
 func (n *NAT) remember(place Place, p Packet, why Reason) {
-	if p.Piece == First {
+	if p.Piece == First && p.Protocol != GRE {
 		n.firsts[p.datagram(place)] = first{p.flow(), n.now, why}
 	}
 }

@@ -2,11 +2,17 @@
 
 package oracle
 
+import "slices"
+
 // FromHost is what becomes of a packet that the host itself sends outside from the external address. From a free port:
 // the host holds that port from now on. From one that a binding holds: it is translated like anybody's, so that the
 // binding's port stays the binding's.
 func (n *NAT) FromHost(p Packet) Result {
-	if p.Kind == Error || p.Kind == Reply || p.Kind == Other || p.Piece == Later || !n.config.isExternal(p.Src.Addr()) {
+	if p.Kind == Error || p.Kind == Reply || p.Kind == Other || p.Piece == Later && p.Protocol != GRE || !n.config.isExternal(p.Src.Addr()) {
+		return Result{Reason: PassedHost}
+	}
+	if p.Protocol == GRE {
+		n.hostTalks(p)
 		return Result{Reason: PassedHost}
 	}
 	if c := n.claimAt(p.Protocol, p.Src); c != nil {
@@ -26,6 +32,21 @@ func (n *NAT) FromHost(p Packet) Result {
 		return Result{Reason: PassedHost}
 	}
 	return n.outbound(Host, p)
+}
+
+// hostTalks: without ports, what the host says to a remote is a session of its own, and ends one that somebody inside has there.
+func (n *NAT) hostTalks(p Packet) {
+	d, ok := n.lookup(Outside, p.Protocol, p.flow().reversed())
+	if ok && d.session.Binding.Network == Host {
+		d.session.inside.last = n.now
+		return
+	}
+	if ok {
+		n.sessions = slices.DeleteFunc(n.sessions, func(s *Session) bool { return s == d.session })
+		n.bindings = slices.DeleteFunc(n.bindings, n.ended)
+		n.unpair()
+	}
+	n.outbound(Host, p)
 }
 
 func (c *claim) touch(n *NAT, k Kind) {

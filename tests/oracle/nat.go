@@ -135,9 +135,9 @@ func (n *NAT) FromInside(place Place, p Packet) Result {
 	}
 	stolen := n.config.steals(place, p)
 	switch {
-	case p.Piece == Later && stolen:
+	case p.Piece == Later && p.Protocol != GRE && stolen:
 		return Result{Reason: DroppedSpoofed}
-	case p.Piece == Later:
+	case p.Piece == Later && p.Protocol != GRE:
 		return n.laterFragment(place, p, n.insideUnknown(place, p, DroppedFragment))
 	case p.Kind == Error:
 		return n.insideError(place, p)
@@ -298,7 +298,7 @@ func (n *NAT) first(s *Session, choice *Choice, translate func() Result) Result 
 // FromOutside is what becomes of a packet that comes in by the outside interface, to the external address.
 func (n *NAT) FromOutside(p Packet) Result {
 	switch {
-	case p.Piece == Later:
+	case p.Piece == Later && p.Protocol != GRE:
 		return n.laterFragment(Outside, p, PassedUnbound)
 	case p.Kind == Error:
 		return n.outsideError(p)
@@ -314,7 +314,7 @@ func (n *NAT) outsideKnown(p Packet) Result {
 	if d, ok := n.lookup(Outside, p.Protocol, p.flow()); ok {
 		return n.translate(d, p)
 	}
-	if p.Kind == Query { // the host answers pings
+	if p.Kind == Query || p.Protocol == GRE { // the host answers pings; without ports there is no other remote
 		return Result{Reason: PassedUnbound}
 	}
 	b := n.bindingAt(p.Protocol, p.Dst)
@@ -375,7 +375,7 @@ func (n *NAT) inbound(b *Binding, p Packet) Result {
 func (n *NAT) hairpin(place Place, p Packet) Result {
 	to := n.bindingAt(p.Protocol, p.Dst)
 	switch {
-	case p.Protocol == ICMP || to == nil:
+	case p.Protocol == ICMP || p.Protocol == GRE || to == nil:
 		return Result{Reason: PassedLocal}
 	case !n.reaches(place, to):
 		return Result{Reason: DroppedIsolated}

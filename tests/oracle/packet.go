@@ -123,6 +123,7 @@ const (
 	DroppedIsolated      Reason = "dropped_isolated"
 	DroppedNoAddress     Reason = "dropped_no_address"
 	DroppedPortExhausted Reason = "dropped_port_exhausted"
+	DroppedRemoteTaken   Reason = "dropped_remote_taken"
 	DroppedBindingsFull  Reason = "dropped_bindings_full"
 	DroppedSessionsFull  Reason = "dropped_sessions_full"
 	DroppedQuota         Reason = "dropped_quota"
@@ -145,7 +146,7 @@ const (
 var Reasons = []Reason{
 	TranslatedOutbound, TranslatedInbound, TranslatedHairpin, TranslatedICMPError, TranslatedHost, TranslatedStack,
 	PassedNoLink, PassedLocal, PassedNotOutside, PassedUnbound, PassedHost, PassedTTL, PassedStack, PassedExcluded, PassedDestination,
-	DroppedSpoofed, DroppedFiltered, DroppedIsolated, DroppedNoAddress, DroppedPortExhausted, DroppedBindingsFull,
+	DroppedSpoofed, DroppedFiltered, DroppedIsolated, DroppedNoAddress, DroppedPortExhausted, DroppedRemoteTaken, DroppedBindingsFull,
 	DroppedSessionsFull, DroppedHostPorts, DroppedHostSessions, DroppedNetworkPorts, DroppedNetworkSessions, DroppedQuota, DroppedTCPNoSession, DroppedICMPType, DroppedICMPChecksum, DroppedICMPNoSession,
 	DroppedFragment, DroppedTTL, DroppedConflict,
 }

@@ -24,26 +24,57 @@ func (n *NAT) address(place Place, host netip.Addr) (netip.Addr, bool) {
 	if paired, ok := n.pairs[key]; ok {
 		return paired, true
 	}
-	var best netip.Addr
-	seed, heaviest := weight(host, n.config.Networks[place].Number), uint32(0)
-	for _, a := range n.config.External {
-		if a.BitLen() != host.BitLen() {
-			continue
-		}
-		if w := weight(a, seed); !best.IsValid() || w > heaviest {
-			best, heaviest = a, w
-		}
-	}
+	best := n.heaviest(place, host, func(netip.Addr) bool { return true })
 	if best.IsValid() && n.busy(key) {
 		n.pairs[key] = best // also where no port is left
 	}
 	return best, best.IsValid()
 }
 
+// heaviest is the external address that weighs most for a host, of those that will do; not valid: none will.
+func (n *NAT) heaviest(place Place, host netip.Addr, will func(netip.Addr) bool) (best netip.Addr) {
+	seed, heaviest := weight(host, n.config.Networks[place].Number), uint32(0)
+	for _, a := range n.config.External {
+		if a.BitLen() != host.BitLen() || !will(a) {
+			continue
+		}
+		if w := weight(a, seed); !best.IsValid() || w > heaviest {
+			best, heaviest = a, w
+		}
+	}
+	return best
+}
+
+// chooseAddress gives a binding without ports the address that its host is paired with, or another one where somebody talks to the
+// remote by that already. The host's pair is not made, nor changed.
+func (n *NAT) chooseAddress(b *Binding, remote netip.AddrPort) Reason {
+	host := b.Internal.Addr()
+	free := func(a netip.Addr) bool {
+		_, taken := n.lookup(Outside, b.Protocol, flow{remote, netip.AddrPortFrom(a, 0)})
+		return !taken
+	}
+	any := func(netip.Addr) bool { return true }
+	at, paired := n.pairs[insideHost{b.Network, host}]
+	switch {
+	case b.Network == Host:
+		at = host
+	case !paired || !free(at):
+		at = n.heaviest(b.Network, host, free)
+	}
+	switch {
+	case at.IsValid():
+		b.External = netip.AddrPortFrom(at, 0)
+		return ""
+	case n.heaviest(b.Network, host, any).IsValid():
+		return DroppedRemoteTaken
+	}
+	return DroppedNoAddress
+}
+
 // pair begins with a host's first binding that counts.
 func (n *NAT) pair(b *Binding) {
 	key := insideHost{b.Network, b.Internal.Addr()}
-	if _, ok := n.pairs[key]; !ok && b.counted && b.Network != Host {
+	if _, ok := n.pairs[key]; !ok && b.counted && b.Network != Host && b.Protocol != GRE {
 		n.pairs[key] = b.External.Addr()
 	}
 }

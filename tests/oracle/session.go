@@ -229,7 +229,7 @@ func (s *Session) State() string {
 
 func (n *NAT) lifetime(s *Session) time.Duration {
 	switch s.Binding.Protocol {
-	case UDP:
+	case UDP, GRE:
 		return n.config.UDPTimeout
 	case ICMP:
 		return n.config.ICMPTimeout

@@ -15,6 +15,7 @@ import (
 // Protocols' numbers.
 const (
 	protoICMP    = 1
+	protoIPIP    = 4
 	protoTCP     = 6
 	protoUDP     = 17
 	protoIPv6    = 41
@@ -91,6 +92,9 @@ func GRE(src, dst string, inner Spec) Spec {
 
 // SixIn4 is an IPv6 packet in one of either family (RFC 4213).
 func SixIn4(src, dst string, inner Spec) Spec { return tunnel(src, dst, protoIPv6, inner, nil) }
+
+// IPIP is an IPv4 packet in one of either family (RFC 2003, RFC 2473).
+func IPIP(src, dst string, inner Spec) Spec { return tunnel(src, dst, protoIPIP, inner, nil) }
 
 func tunnel(src, dst string, protocol layers.IPProtocol, inner Spec, header []byte) Spec {
 	return Raw(src, dst, uint8(protocol), append(header, inner.IP()...))

@@ -99,7 +99,7 @@ func TestEgress(t *testing.T) {
 	r.Egress("br1", s).Passed("not_outside") // its source is of another network
 	r.Egress("eth0", s).Passed("not_outside")
 	r.Egress("br0", UDP(rig.External+":9", rig.Peer1+":53", "x")).Passed("host") // another NAT's: its port is claimed
-	r.Egress("br0", Raw(rig.C1, rig.Peer1, 47, make([]byte, 8))).Passed("protocol")
+	r.Egress("br0", Raw(rig.C1, rig.Peer1, 51, make([]byte, 8))).Dropped("protocol")
 	r.Egress("br0", TCP(rig.C1+":9", rig.Peer1+":53", "R", "")).Dropped("tcp_no_session")
 }
 
@@ -138,15 +138,15 @@ func TestNotForTranslation(t *testing.T) {
 	r.Out(UDP(rig.C1+":2000", "198.51.100.254:53", "x"), UDP(rig.External+":2000", "198.51.100.254:53", "x")) // on the link
 }
 
-// TestOtherPackets: frames that are not for the router, and what is neither TCP, UDP nor ICMP over IPv4.
+// TestOtherPackets: frames that are not for the router, and what is of no protocol that is translated.
 func TestOtherPackets(t *testing.T) {
 	r := rig.New(t)
 	s := UDP(rig.C1+":2000", rig.Peer1+":53", "the kernel wants 40 bytes of an IPv6 packet")
 	for _, to := range []net.HardwareAddr{rig.C2MAC, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, {1, 0, 0x5e, 0, 0, 1}} {
 		r.Inside(s.With(func(s *Spec) { s.DstMAC = to })).Passed("bridged")
 	}
-	for _, proto := range []uint8{0, 2, 4, 41, 47, 50, 51, 132, 255} {
-		r.Inside(Raw(rig.C1, rig.Peer1, proto, make([]byte, 24))).Passed("protocol")
+	for _, proto := range []uint8{0, 2, 33, 51, 115, 255} {
+		r.Inside(Raw(rig.C1, rig.Peer1, proto, make([]byte, 24))).Dropped("protocol")
 		r.Outside(Raw(rig.Peer1, rig.External, proto, make([]byte, 24))).Passed("protocol")
 		r.Egress("", Raw(rig.External, rig.Peer1, proto, make([]byte, 24))).Passed("protocol")
 	}

@@ -267,7 +267,7 @@ func TestNPTv6LeavesAlone(t *testing.T) {
 	r.Inside(UDP(c1, peer, "x").Behind(HopByHop())).Passed("stack")
 	r.Outside(UDP(peer, v6(rig.External+":2000"), "x")).Passed("unbound")
 	r.Outside(UDP(peer, "[2001:db8:99::1]:2000", "x")).Passed("unbound")
-	r.Outside(Raw(v6(rig.Peer1), v6(rig.External), 50, []byte("sequence and more"))).Passed("protocol")
+	r.Outside(Raw(v6(rig.Peer1), v6(rig.External), 51, []byte("sequence and more"))).Passed("protocol")
 	r.Outside(UDP(c1, r.ext(rig.C1+":7"), "x")).Dropped("spoofed")
 	last := UDP(peer, r.ext(rig.C1+":7"), "x").With(lastHop)
 	r.Outside(last).Told("ttl", Told(v6(rig.External), 11, 0, 0, last))

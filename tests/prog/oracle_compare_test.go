@@ -104,7 +104,7 @@ func (d *duel) run(t *trip) {
 func (d *duel) mayTell(t *trip) bool {
 	switch t.want.Reason {
 	case oracle.DroppedTTL:
-	case oracle.DroppedPortExhausted, oracle.DroppedBindingsFull, oracle.DroppedSessionsFull, oracle.DroppedQuota,
+	case oracle.DroppedPortExhausted, oracle.DroppedRemoteTaken, oracle.DroppedBindingsFull, oracle.DroppedSessionsFull, oracle.DroppedQuota,
 		oracle.DroppedHostPorts, oracle.DroppedHostSessions, oracle.DroppedNetworkPorts, oracle.DroppedNetworkSessions:
 		if d.setup.refusal == dataplane.RefuseSilently || t.program == d.rig.DP.Objects().NatOutsideIngress {
 			return false
@@ -277,6 +277,9 @@ func specOf(p oracle.Packet) packets.Spec {
 
 func shortSpecOf(p oracle.Packet) packets.Spec {
 	src, dst := p.Src.String(), p.Dst.String()
+	if p.Protocol == oracle.GRE {
+		return packets.Raw(src, dst, 47, []byte("0123456789ab"))
+	}
 	switch p.Kind {
 	case oracle.Syn:
 		return packets.TCP(src, dst, "S", "")

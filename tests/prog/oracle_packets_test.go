@@ -96,7 +96,7 @@ func (d *duel) crowd() {
 		case oracle.ICMP:
 			p.Kind, p.Dst = oracle.Query, netip.AddrPortFrom(p.Dst.Addr(), 0)
 		}
-		d.fromInside(from, p)
+		d.fromInside(from, portsOf(p))
 	}
 }
 
@@ -115,7 +115,15 @@ func (d *duel) hairpin() {
 	if p.Protocol == oracle.TCP {
 		p.Kind = pick(d.T, "segment", tcpKinds)
 	}
-	d.fromInside(from, p)
+	d.fromInside(from, portsOf(p))
+}
+
+// portsOf is the packet without ports, if its protocol has none.
+func portsOf(p oracle.Packet) oracle.Packet {
+	if p.Protocol == oracle.GRE {
+		p.Src, p.Dst = netip.AddrPortFrom(p.Src.Addr(), 0), netip.AddrPortFrom(p.Dst.Addr(), 0)
+	}
+	return p
 }
 
 func (d *duel) outside() {
@@ -160,7 +168,7 @@ func (d *duel) externalEndpoint() netip.AddrPort {
 }
 
 var (
-	protocols = []oracle.Protocol{oracle.UDP, oracle.TCP, oracle.ICMP}
+	protocols = []oracle.Protocol{oracle.UDP, oracle.TCP, oracle.ICMP, oracle.UDP, oracle.TCP, oracle.GRE}
 	tcpKinds  = []oracle.Kind{oracle.Syn, oracle.Syn, oracle.SynAck, oracle.Segment, oracle.Fin, oracle.Rst}
 	icmpKinds = []oracle.Kind{oracle.Query, oracle.Query, oracle.Query, oracle.Reply, oracle.Other}
 )
@@ -183,7 +191,7 @@ func (d *duel) packet(src netip.Addr, port uint16, dst netip.AddrPort) oracle.Pa
 			p.Type = pick(d.T, "type", oracle.Others(d.isIPv6()))
 		}
 	}
-	return p
+	return portsOf(p)
 }
 
 func (d *duel) ttl() uint8 { return pick(d.T, "ttl", []uint8{64, 64, 64, 64, 2, 1}) }
@@ -257,7 +265,7 @@ func (d *duel) insideError(b *oracle.Binding, p oracle.Packet, to netip.AddrPort
 
 // orNone is an endpoint, or one that nobody has.
 func (d *duel) orNone(e netip.AddrPort) netip.AddrPort {
-	if rapid.IntRange(0, 4).Draw(d.T, "of no session") == 0 {
+	if e.Port() != 0 && rapid.IntRange(0, 4).Draw(d.T, "of no session") == 0 {
 		return netip.AddrPortFrom(e.Addr(), 7777)
 	}
 	return e
