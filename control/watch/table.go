@@ -11,10 +11,11 @@ import (
 )
 
 // No two bindings of a protocol share an external endpoint (RFC 4787 REQ-3), so it names a binding, and with
-// the remote endpoint a session.
+// the remote endpoint a session. Where protocols have no ports, the external address and the remote one name it.
 type bindingKey struct {
 	protocol dataplane.Protocol
 	external netip.AddrPort
+	remote   netip.Addr
 }
 
 type sessionKey struct {
@@ -140,10 +141,10 @@ func (t *Table) named(ev dataplane.Event) dataplane.Event {
 	if ev.Network != "" || !ev.External.IsValid() {
 		return ev
 	}
-	k := bindingKey{ev.Protocol, ev.External}
-	ev.Network = t.bindings[k].Network
+	k := keyOf(ev)
+	ev.Network = t.bindings[k.bindingKey].Network
 	if ev.Network == "" {
-		ev.Network = t.sessions[sessionKey{k, ev.Remote}].Network
+		ev.Network = t.sessions[k].Network
 	}
 	return ev
 }
@@ -214,5 +215,9 @@ func (t *Table) beginnings(truth *Table) (out []dataplane.Event) {
 }
 
 func keyOf(ev dataplane.Event) sessionKey {
-	return sessionKey{bindingKey{ev.Protocol, ev.External}, ev.Remote}
+	k := sessionKey{bindingKey{protocol: ev.Protocol, external: ev.External}, ev.Remote}
+	if !ev.Protocol.HasPorts() {
+		k.bindingKey.remote = ev.Remote.Addr()
+	}
+	return k
 }

@@ -330,3 +330,24 @@ func BenchmarkTake(b *testing.B) {
 		}
 	}
 }
+
+// TestPortlessBindingsAreToldApart: they have the external address in common, and their remotes and hosts to themselves.
+func TestPortlessBindingsAreToldApart(t *testing.T) {
+	event := func(typ dataplane.EventType, internal, remote string) dataplane.Event {
+		return dataplane.Event{Type: typ, Protocol: dataplane.GRE, Internal: netip.MustParseAddrPort(internal),
+			External: netip.MustParseAddrPort("198.51.100.1:0"), Remote: netip.MustParseAddrPort(remote)}
+	}
+	const first, second, here, there = "172.17.0.2:0", "172.17.0.3:0", "203.0.113.1:0", "203.0.113.2:0"
+	table := Replay([]dataplane.Event{
+		event(dataplane.BindingCreated, first, here), event(dataplane.SessionCreated, first, here),
+		event(dataplane.BindingCreated, second, there), event(dataplane.SessionCreated, second, there),
+		event(dataplane.SessionClosed, first, here), event(dataplane.BindingExpired, first, here),
+	})
+	bindings, sessions := table.Bindings(), table.Sessions()
+	if len(bindings) != 1 || bindings[0].Internal.String() != second || bindings[0].Sessions != 1 {
+		t.Errorf("bindings %+v, want that of %s with one session", bindings, second)
+	}
+	if len(sessions) != 1 || sessions[0].Remote.String() != there {
+		t.Errorf("sessions %+v, want that with %s", sessions, there)
+	}
+}
