@@ -13,7 +13,7 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-const gre = 47 // a protocol that conenat does not translate
+const gre = 47 // IANA
 
 // TestExcludedDestination: what is sent there arrives from the container's own address, whatever the protocol, although Docker's
 // MASQUERADE stands in its way, and is answered (RFC 6888 REQ-6); on both paths, with the rules of Dockers old and new.
