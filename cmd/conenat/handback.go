@@ -32,6 +32,7 @@ type handover struct {
 const (
 	endsHairpin = "hairpins"
 	endsPing    = "pings"
+	endsNoPorts = "without ports" // the next packet makes another one, at the host's NAT
 	endsHost    = "of the host's own"
 	endsHalf    = "half open"
 	endsRefused = "refused by the host's NAT"
@@ -82,6 +83,8 @@ func handedBack(s dataplane.Session) (why string, goes bool) {
 		return endsPing, false
 	case s.Network == dataplane.HostNetwork:
 		return endsHost, false
+	case !s.Protocol.HasPorts():
+		return endsNoPorts, false
 	}
 	switch s.State {
 	case "init-inside", "init-outside":

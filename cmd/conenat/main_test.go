@@ -307,7 +307,7 @@ func TestHandBack(t *testing.T) {
 		session(dataplane.TCP, "bridge", "established"), session(dataplane.TCP, "bridge", "fin-inside"), session(dataplane.UDP, "bridge", "active"),
 		session(dataplane.ICMP, "bridge", "active"), session(dataplane.TCP, dataplane.HostNetwork, "established"), hairpin, hairpin,
 		session(dataplane.TCP, "bridge", "init-inside"), session(dataplane.TCP, "bridge", "trans"), session(dataplane.TCP, "bridge", "fin-both"),
-		session(unix.IPPROTO_ICMPV6, "bridge", "active"),
+		session(unix.IPPROTO_ICMPV6, "bridge", "active"), session(dataplane.GRE, "bridge", "active"),
 	}
 	tests := []struct {
 		name     string
@@ -317,7 +317,7 @@ func TestHandBack(t *testing.T) {
 	}{
 		{"none", nil, 0, ""},
 		{"all", all[:3], 0, "handed back to the host's NAT: 3 connections"},
-		{"some", all, 0, "handed back to the host's NAT: 3 connections; not handed back: 1 half open, 1 of the host's own, 2 hairpins, 2 pings"},
+		{"some", all, 0, "handed back to the host's NAT: 3 connections; not handed back: 1 half open, 1 of the host's own, 1 without ports, 2 hairpins, 2 pings"},
 		{"refused", all[:3], 1, "handed back to the host's NAT: 2 connections; not handed back: 1 refused by the host's NAT; connections may end: a conflict"},
 	}
 	for _, tt := range tests {
