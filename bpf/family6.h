@@ -104,15 +104,14 @@ static __always_inline bool addr_never_routed(nat_addr a)
 }
 
 /*
- * An inside address on the kernel's way: what the packet carries, and the mark from
- * which the nft table sets the rest, so that netfilter's rules before it do not
- * know it for the inside host's.
+ * An inside address on the kernel's way: what checksums are of, and the mark from
+ * which the nft table sets its last bits, so that netfilter's rules before it do not
+ * know it for the inside host's (ip_rewrite).
  */
 static __always_inline nat_addr addr_to_mark(nat_addr inside, nat_addr external,
 					     __u32 *mark)
 {
 	*mark = inside.word[3];
-	inside.word[3] = 0;
 	return inside;
 }
 

@@ -216,6 +216,7 @@ static __noinline int inbound_excluded(struct nat *n)
 		.saddr = n->p.saddr,
 		.sport = n->p.sport,
 		.dport = n->p.dport,
+		.by_mark = true,
 	};
 	struct nat_external *e;
 	__u32 zone, mark;

@@ -16,6 +16,7 @@ struct rewrite {
 	__be16 dport;
 	nat_id id; /* 0: its own */
 	bool decrement_ttl;
+	bool by_mark; /* addr_to_mark has the destination */
 };
 
 /* The network header of a packet that an ICMP error, or the namespace, has. */

@@ -221,7 +221,8 @@ struct ip_tail {
 /*
  * BPF_F_RECOMPUTE_CSUM: what a device has summed up (CHECKSUM_COMPLETE) covers the
  * header, and no checksum in it makes up for what changes; rewrite_check sees to
- * the transport's alone.
+ * the transport's alone. What the nft table puts back from the mark is taken out
+ * without: it leaves all checksums as they are.
  */
 static __always_inline int ip_rewrite(struct __sk_buff *skb,
 				      const struct packet *p,
@@ -236,6 +237,13 @@ static __always_inline int ip_rewrite(struct __sk_buff *skb,
 
 	if (bpf_skb_store_bytes(skb, at, &tail, sizeof(tail),
 				BPF_F_RECOMPUTE_CSUM) < 0)
+		return -REASON_DROPPED_REWRITE;
+	if (!to->by_mark)
+		return 0;
+	at += __builtin_offsetof(struct ip_tail, daddr.word[3]);
+	tail.daddr.word[3] = 0;
+	if (bpf_skb_store_bytes(skb, at, &tail.daddr.word[3],
+				sizeof(tail.daddr.word[3]), 0) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return 0;
 }

@@ -470,6 +470,7 @@ static __always_inline void rewrite_for_stack(struct nat *n, struct rewrite *to)
 	__u32 mark;
 
 	to->daddr = addr_to_mark(to->daddr, n->p.daddr, &mark);
+	to->by_mark = true;
 	n->skb->mark = mark;
 }
 
