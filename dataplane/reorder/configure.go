@@ -58,13 +58,10 @@ func (n *Namespace) Configure(mtu int) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(setSysctls(sysctls), setUp("lo"), setUp(inner)); err != nil {
+		if err := errors.Join(addTables(), setSysctls(sysctls), setUp("lo"), setUp(inner)); err != nil {
 			return err
 		}
-		if err := addRoutes(link.Attrs().Index, host.Attrs().HardwareAddr, mtu); err != nil {
-			return err
-		}
-		return addTables()
+		return addRoutes(link.Attrs().Index, host.Attrs().HardwareAddr, mtu)
 	})
 	if err != nil {
 		return fmt.Errorf("configure the namespace of %s: %w", n.name, err)
@@ -155,9 +152,11 @@ func addTables() error {
 //	chain postrouting { type filter hook postrouting priority filter
 //	    meta l4proto tcp @th,152,8 set @th,152,8
 //	}
+//	chain output { type filter hook output priority filter; policy drop }
 //
 // Any expression of ct turns the defragmenter on, and conntrack with it. Writing the last byte of a TCP header puts it all into the
-// first fragment: the kernel else sends the fragments as they came, be the first one too short for it.
+// first fragment: the kernel else sends the fragments as they came, be the first one too short for it. What the namespace says for
+// itself, as IPv6 does to multicast routers, is of interest to nobody.
 func addTable(family nftables.TableFamily) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -169,6 +168,9 @@ func addTable(family nftables.TableFamily) error {
 	conn.AddTable(table)
 	before := conn.AddChain(&nftables.Chain{Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+	drop := nftables.ChainPolicyDrop
+	conn.AddChain(&nftables.Chain{Name: "output", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter, Policy: &drop})
 	after := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityFilter})
 	conn.AddRule(&nftables.Rule{Table: table, Chain: before, Exprs: []expr.Any{&expr.Notrack{}}})
