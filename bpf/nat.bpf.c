@@ -250,10 +250,14 @@ int nat_inside(struct __sk_buff *skb)
 	return verdict(&n, rc);
 }
 
-/* The same from outside: the stack path's is the host's defragmenter. */
+/*
+ * The same from outside. On the stack path the host's defragmenter does it, while the
+ * destination is the external address: in IPv6 the first one's is not any more.
+ */
 static __noinline int outside_early(struct nat *n)
 {
-	if (n->stack || !bpf_map_lookup_elem(&addresses, &n->p.daddr))
+	if (of_family(n->stack, false) ||
+	    !bpf_map_lookup_elem(&addresses, &n->p.daddr))
 		return -REASON_PASSED_UNBOUND;
 	return fragment_early(n, -REASON_PASSED_UNBOUND);
 }
