@@ -12,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sortAddresses are the addresses of global scope by their link's index, as Link has them.
+// sortAddresses are the addresses of global scope by their link's index, as Link has them. Temporary ones (RFC 8981) wait for the
+// lasting one that comes with them.
 func sortAddresses(addrs []netlink.Addr) (usable, tentative map[int][]netip.Prefix) {
 	usable, tentative = map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
-	six := map[int][]netlink.Addr{}
+	six, comes := map[int][]netlink.Addr{}, map[int]bool{}
 	for _, a := range addrs {
 		p, ok := prefix(a.IPNet)
 		switch {
@@ -24,15 +25,20 @@ func sortAddresses(addrs []netlink.Addr) (usable, tentative map[int][]netip.Pref
 			usable[a.LinkIndex] = append(usable[a.LinkIndex], p)
 		case a.Flags&unix.IFA_F_DADFAILED != 0 || a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC) == unix.IFA_F_TENTATIVE:
 			tentative[a.LinkIndex] = append(tentative[a.LinkIndex], p)
+			comes[a.LinkIndex] = comes[a.LinkIndex] || a.Flags&unix.IFA_F_DADFAILED == 0 && !temporary(a)
 		default:
 			six[a.LinkIndex] = append(six[a.LinkIndex], a)
 		}
 	}
 	for index, list := range six {
 		slices.SortFunc(list, preferIPv6)
+		to := usable
+		if comes[index] && !slices.ContainsFunc(list, lasting) {
+			to = tentative // who took one now would keep it, until it goes
+		}
 		for _, a := range list {
 			p, _ := prefix(a.IPNet)
-			usable[index] = append(usable[index], p)
+			to[index] = append(to[index], p)
 		}
 	}
 	return usable, tentative
@@ -64,6 +70,8 @@ func uniqueLocal(a netlink.Addr) bool {
 }
 
 func temporary(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TEMPORARY != 0 }
+
+func lasting(a netlink.Addr) bool { return !temporary(a) }
 
 // limited: a router or a DHCPv6 server has to renew it.
 func limited(a netlink.Addr) bool { return a.ValidLft != 0 && uint32(a.ValidLft) != math.MaxUint32 }

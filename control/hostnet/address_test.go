@@ -50,6 +50,27 @@ func TestSortAddresses(t *testing.T) {
 	}
 }
 
+// A temporary address is not taken while the lasting one is being looked at, but it is where no lasting one comes.
+func TestSortTemporaryAddresses(t *testing.T) {
+	six := func(cidr string, flags int) netlink.Addr {
+		a := address(2, cidr, unix.RT_SCOPE_UNIVERSE)
+		a.Flags = flags
+		return a
+	}
+	const lasting, temporary = "2001:db8::1/64", "2001:db8::2/64"
+	for flags, want := range map[int][]netip.Prefix{
+		unix.IFA_F_TENTATIVE:                        nil,
+		unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED: prefixes(temporary),
+		unix.IFA_F_TENTATIVE | unix.IFA_F_TEMPORARY: prefixes(temporary),
+		0: prefixes(lasting, temporary),
+	} {
+		usable, tentative := sortAddresses([]netlink.Addr{six(lasting, flags), six(temporary, unix.IFA_F_TEMPORARY)})
+		if diff := cmp.Diff(want, usable[2], compareIP); diff != "" || len(usable[2])+len(tentative[2]) != 2 {
+			t.Errorf("flags %#x: %s; tentative %s", flags, diff, tentative[2])
+		}
+	}
+}
+
 // What the kernel says of addresses of each kind.
 func TestIPv6AddressesOfTheKernel(t *testing.T) {
 	inNamespace(t)
