@@ -89,10 +89,10 @@ func (d *daemon) warnings(view reconcile.View, capacity dataplane.Capacity, usag
 	for _, f := range view.Failures {
 		out = append(out, fmt.Sprintf("%s: %v (tried %d times since %s)", f.Action, f.Err, f.Tries, f.Since.Format(time.RFC3339)))
 	}
-	if !view.Host.IPForward {
+	if !view.Host.IPForward && d.translates(netip.Addr.Is4) {
 		out = append(out, "net.ipv4.ip_forward is 0: the host routes no packets; set it: sysctl -w net.ipv4.ip_forward=1")
 	}
-	if !view.Host.IPv6Forward && d.hasIPv6() {
+	if !view.Host.IPv6Forward && d.translates(netip.Addr.Is6) {
 		out = append(out, "net.ipv6.conf.all.forwarding is 0: the host routes no IPv6 packets; set it: sysctl -w net.ipv6.conf.all.forwarding=1 "+
 			"(an uplink that has its addresses or routes from router advertisements needs accept_ra=2 then)")
 	}
@@ -110,11 +110,11 @@ func (d *daemon) warnings(view reconcile.View, capacity dataplane.Capacity, usag
 	return out
 }
 
-// hasIPv6 says whether a network's addresses of IPv6 are translated.
-func (d *daemon) hasIPv6() bool {
+// translates says whether a network's addresses of a family are translated.
+func (d *daemon) translates(of func(netip.Addr) bool) bool {
 	list, _ := d.dp.Networks() // for a warning
 	return slices.ContainsFunc(list, func(n dataplane.Network) bool {
-		return slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() })
+		return slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return of(p.Addr()) })
 	})
 }
 
