@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/conenat/conenat/tests/build"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -92,8 +93,8 @@ type Container struct {
 	ID    string
 	Name  string
 	PID   int        // in this process's PID namespace
-	Addr  netip.Addr // in the network that it was started in; the zero Addr: it has none there
-	Addr6 netip.Addr // likewise, of IPv6
+	Addr  netip.Addr // of Config.Family, in the network that it was started in; the zero Addr: it has none there
+	Addr6 netip.Addr // likewise, of IPv6 whatever the family
 	NS    *topo.NS
 	spec  Spec
 	d     *Daemon
@@ -105,7 +106,18 @@ type endpoint struct {
 	GlobalIPv6Address string `json:",omitempty"`
 }
 
-type ipam struct{ IPv4Address string }
+type ipam struct {
+	IPv4Address string
+	IPv6Address string `json:",omitempty"`
+}
+
+// fixed is an address that a container is to have.
+func (d *Daemon) fixed(addr string) *ipam {
+	if d.family == family.V4 {
+		return &ipam{IPv4Address: addr}
+	}
+	return &ipam{addr, d.family.Text(addr)}
+}
 
 // Run starts a container of ProbeImage.
 func (d *Daemon) Run(ctx context.Context, spec Spec) (*Container, error) {
@@ -127,7 +139,7 @@ func (d *Daemon) Run(ctx context.Context, spec Spec) (*Container, error) {
 }
 
 func (c *Container) create(ctx context.Context) error {
-	body, err := c.spec.body()
+	body, err := c.spec.body(c.d)
 	if err != nil {
 		return err
 	}
@@ -170,7 +182,7 @@ func (c *Container) Restart(ctx context.Context) error {
 func (c *Container) Connect(ctx context.Context, network, addr string) error {
 	body := map[string]any{"Container": c.ID}
 	if addr != "" {
-		body["EndpointConfig"] = endpoint{IPAMConfig: &ipam{addr}}
+		body["EndpointConfig"] = endpoint{IPAMConfig: c.d.fixed(addr)}
 	}
 	return c.d.api.call(ctx, "POST", "/networks/"+network+"/connect", body, nil)
 }
@@ -193,16 +205,16 @@ func (c *Container) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.Client = probe.Remote(stream)
+	c.Client = probe.Remote(stream).In(c.d.family)
 	c.d.topo.Defer("close probe of container "+c.Name, c.Client.Close)
 	return nil
 }
 
-func (s Spec) body() (map[string]any, error) {
+func (s Spec) body(d *Daemon) (map[string]any, error) {
 	exposed, bindings := map[string]any{}, map[string][]binding{}
 	for ports, external := range s.Publish {
 		for _, to := range strings.Split(external, ",") {
-			if err := publish(bindings, ports, to); err != nil {
+			if err := publish(bindings, ports, d.family.Text(to)); err != nil {
 				return nil, fmt.Errorf("publish %s to %q: %w", ports, to, err)
 			}
 		}
@@ -225,7 +237,7 @@ func (s Spec) body() (map[string]any, error) {
 		}
 	}
 	if s.Addr != "" {
-		body["NetworkingConfig"] = map[string]any{"EndpointsConfig": map[string]endpoint{s.Network: {IPAMConfig: &ipam{s.Addr}}}}
+		body["NetworkingConfig"] = map[string]any{"EndpointsConfig": map[string]endpoint{s.Network: {IPAMConfig: d.fixed(s.Addr)}}}
 	}
 	return body, nil
 }
@@ -256,7 +268,7 @@ func publish(bindings map[string][]binding, ports, to string) error {
 		return fmt.Errorf("%d ports on %d", count, hostCount)
 	}
 	for n := range count {
-		key, b := fmt.Sprintf("%d/%s", first+n, protocol), binding{HostIP: to[:i]}
+		key, b := fmt.Sprintf("%d/%s", first+n, protocol), binding{HostIP: strings.Trim(to[:i], "[]")}
 		if host != 0 {
 			b.HostPort = strconv.Itoa(host + n)
 		}
@@ -301,6 +313,9 @@ func (c *Container) Inspect(ctx context.Context) error {
 	if err = errors.Join(err, err6); err != nil {
 		return fmt.Errorf("address in network %s: %w", c.spec.Network, err)
 	}
+	if c.d.family == family.V6 {
+		c.Addr = c.Addr6
+	}
 	c.NS, err = c.d.topo.OpenNS(c.Name, fmt.Sprintf("/proc/%d/ns/net", c.PID))
 	return err
 }
@@ -340,6 +355,9 @@ func (d *Daemon) CreateNetwork(ctx context.Context, spec NetworkSpec) error {
 	maps.Copy(options, spec.Options)
 	if spec.Bridge != "" {
 		options["com.docker.network.bridge.name"] = spec.Bridge
+	}
+	if spec.IPv6 == "" && d.family == family.V6 {
+		spec.IPv6 = d.family.Text(spec.Subnet)
 	}
 	var subnets []map[string]string
 	for _, prefix := range []string{spec.Subnet, spec.IPv6} {

@@ -29,6 +29,7 @@ type Daemon struct {
 	api     *api
 	process *topo.Process
 	args    []string // dockerd and its flags
+	family  family.Family
 	mounts  *os.File // its mount namespace, which holds the sockets of the containers' shims
 	images  map[string]bool
 }
@@ -38,10 +39,13 @@ type Config struct {
 	Args []string // further flags of dockerd
 	// IPv6 gives docker0 the network that is 172.17.0.0/16's twin (tests/family), with Docker's own NAT for it.
 	IPv6 bool
+	// Family is that of the containers' probes and of Addr, and what is asked for by an address of IPv4 (subnets, fixed addresses,
+	// where ports are published) has its twin. IPv6 stands beside IPv4 then, and IPv6 is meant above, too.
+	Family family.Family
 }
 
 func (c Config) args() []string {
-	if !c.IPv6 {
+	if !c.IPv6 && c.Family != family.V6 {
 		return c.Args
 	}
 	prefix := family.V6.Text("172.17.0.0/16")
@@ -77,7 +81,7 @@ func start(ctx context.Context, t *topo.Topo, host *topo.NS, cfg Config, storage
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{Socket: filepath.Join(dir, "docker.sock"), Host: host, topo: t, dir: dir, images: map[string]bool{}}
+	d := &Daemon{Socket: filepath.Join(dir, "docker.sock"), Host: host, topo: t, dir: dir, images: map[string]bool{}, family: cfg.Family}
 	d.api = newAPI(d.Socket)
 	t.Defer("close the Docker API", d.api.close)
 	config := filepath.Join(dir, "daemon.json") // not the machine's

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/figure3"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
@@ -59,7 +60,7 @@ COMMIT
 func newCrowd(t *testing.T) *crowd {
 	t.Helper()
 	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 2})
-	c := &crowd{streams: &streams{lab: &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2)}}}
+	c := &crowd{streams: &streams{lab: bareLab(family.V4, t, f)}}
 	err := errors.Join(topo.DockerRules(t.Context(), f.Host), f.Host.AddBridge("virbr0", "192.168.122.1/16"))
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +193,7 @@ var hostSockets = []hostSocket{
 		return func() error { return l.listenAndReach(fd, port) }
 	}},
 	{"TCPConnected", func(l *lab, port uint16) func() error {
-		conn, err := l.host.DialTCP(port, at(topo.Peer1Addr, 8080))
+		conn, err := l.host.DialTCP(port, l.family.At(topo.Peer1Addr, 8080))
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -201,11 +202,11 @@ var hostSockets = []hostSocket{
 	}},
 	{"UDPBound", func(l *lab, port uint16) func() error {
 		s, peer := l.udp(l.host, port), l.udp(l.peer2, 0)
-		return func() error { return asked(peer, at(topo.HostAddr, port), s) }
+		return func() error { return asked(peer, l.family.At(topo.HostAddr, port), s) }
 	}},
 	{"UDPConnected", func(l *lab, port uint16) func() error {
 		peer := l.udp(l.peer2, 0)
-		conn, err := l.Host.DialUDP(at(topo.HostAddr, port), at(topo.Peer2Addr, peer.Port()))
+		conn, err := l.Host.DialUDP(l.family.At(topo.HostAddr, port), l.family.At(topo.Peer2Addr, peer.Port()))
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -216,14 +217,17 @@ var hostSockets = []hostSocket{
 
 // TestHostSockets: whatever socket the host has, from before conenat starts, or from after a container has sent from
 // the same port, works; and so does the container.
-func TestHostSockets(t *testing.T) {
+func TestHostSockets(t *testing.T) { family.Each(t, testHostSockets) }
+
+func testHostSockets(t *testing.T, fam family.Family) {
 	for name, path := range map[string]string{"Direct": "direct", "Stack": "stack"} {
 		t.Run(name, func(t *testing.T) {
-			f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
+			f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1, IPv6: fam == family.V6})
 			if err := topo.DockerRules(t.Context(), f.Host); err != nil {
 				t.Fatal(err)
 			}
-			l := &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2), containers: []probe.Host{probe.In(f.Containers[0])}}
+			l := bareLab(fam, t, f)
+			l.containers = []probe.Host{l.probe(f.Containers[0])}
 			l.serve(l.peer1, 8080)
 			stun, err := probe.ServeSTUN(f.Peer1, 3478)
 			if err != nil {
@@ -234,7 +238,7 @@ func TestHostSockets(t *testing.T) {
 			for i, s := range hostSockets {
 				before[i] = s.open(l, uint16(20000+i))
 			}
-			l.Conenat = harness.Start(t, f.Topo, f.Host, "--inside", "docker0", "--path", path)
+			l.Conenat = harness.StartIn(fam, t, f.Topo, f.Host, "--inside", "docker0", "--path", path)
 			for i, s := range hostSockets {
 				t.Run(s.name, func(t *testing.T) {
 					l.at(t).rivals(uint16(20000+i), func() func() error { return before[i] })
@@ -249,6 +253,7 @@ func TestHostSockets(t *testing.T) {
 // same one.
 func (l *lab) rivals(port uint16, open func() func() error) {
 	l.t.Helper()
+	at := l.family.At
 	conn, err := l.containers[0].DialTCP(port, at(topo.Peer1Addr, 8080))
 	if err != nil {
 		l.t.Fatal(err)
@@ -279,7 +284,7 @@ func (l *lab) rivals(port uint16, open func() func() error) {
 
 // reach: a client outside uses the host's service.
 func (l *lab) reach(port uint16) error {
-	conn, err := l.peer2.DialTCP(0, at(topo.HostAddr, port))
+	conn, err := l.peer2.DialTCP(0, l.family.At(topo.HostAddr, port))
 	if err != nil {
 		return err
 	}
@@ -290,8 +295,8 @@ func (l *lab) reach(port uint16) error {
 func (l *lab) bindTCP(port uint16) (fd int) {
 	l.t.Helper()
 	err := l.Host.Do(func() (err error) {
-		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
-			err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)})
+		if fd, err = unix.Socket(errorQueues[l.family].domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+			err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(l.family.Any(), port)))
 		}
 		return err
 	})
@@ -307,7 +312,7 @@ func (l *lab) listenAndReach(fd int, port uint16) error {
 	if err := unix.Listen(fd, 10); err != nil {
 		return err
 	}
-	conn, err := l.peer2.DialTCP(0, at(topo.HostAddr, port))
+	conn, err := l.peer2.DialTCP(0, l.family.At(topo.HostAddr, port))
 	if err != nil {
 		return err
 	}

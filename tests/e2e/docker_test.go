@@ -7,23 +7,25 @@ import (
 	"testing"
 
 	"github.com/conenat/conenat/tests/docker"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
 
 // dockerLab is a real dockerd with conenat in its NAT's place, and two containers.
-func dockerLab(t *testing.T, cfg topo.Figure3Config) *lab {
+func dockerLab(fam family.Family, t *testing.T, cfg topo.Figure3Config) *lab {
 	t.Helper()
+	cfg.IPv6 = fam == family.V6
 	f := topo.Figure3ForTest(t, cfg)
-	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{})
-	l := &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2)}
+	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{Family: fam})
+	l := bareLab(fam, t, f)
 	l.containers = []probe.Host{
 		d.RunForTest(t, docker.Spec{Name: "first"}),
 		d.RunForTest(t, docker.Spec{Name: "second", Publish: map[string]string{"80/tcp": ":8080"}}),
 	}
 	before := rules(t, f)
-	l.Conenat = harness.Start(t, f.Topo, f.Host, "--inside", "docker0")
+	l.Conenat = harness.StartIn(fam, t, f.Topo, f.Host, "--inside", "docker0")
 	if during := rules(t, f); during != before {
 		t.Errorf("iptables-save changed from\n%s\nto\n%s", before, during)
 	}
@@ -32,10 +34,12 @@ func dockerLab(t *testing.T, cfg topo.Figure3Config) *lab {
 
 // TestDockerTraffic: a container's TCP, UDP and ping; the host's own; the neighbours'; a port that Docker
 // publishes.
-func TestDockerTraffic(t *testing.T) {
-	for name, mtu := range map[string]int{"MTU1500": 1500, "MTU1400": 1400} {
+func TestDockerTraffic(t *testing.T) { family.Each(t, testDockerTraffic) }
+
+func testDockerTraffic(t *testing.T, fam family.Family) {
+	for name, mtu := range both(fam, map[string]int{"MTU1500": 1500, "MTU1400": 1400}, "MTU1400") {
 		t.Run(name, func(t *testing.T) {
-			l := dockerLab(t, topo.Figure3Config{UplinkMTU: mtu})
+			l := dockerLab(fam, t, topo.Figure3Config{UplinkMTU: mtu})
 			dockerTraffic(l)
 			if n := l.Counter("translated_outbound"); n < 1000 {
 				t.Errorf("conenat translated %d packets outbound", n)
@@ -48,6 +52,7 @@ func TestDockerTraffic(t *testing.T) {
 }
 
 func dockerTraffic(l *lab) {
+	at := l.family.At
 	l.serve(l.peer1, 9000)
 	conn := l.dial(l.containers[0], at(topo.Peer1Addr, 9000))
 	if _, err := conn.Download(100 * megabyte); err != nil {
@@ -57,7 +62,7 @@ func dockerTraffic(l *lab) {
 		l.t.Errorf("upload: %v", err)
 	}
 	for who, h := range map[string]probe.Host{"container": l.containers[0], "host": l.host} {
-		if r, err := probe.PingOnce(h, topo.Peer1Addr, 5); err != nil || r.Received != 5 {
+		if r, err := probe.PingOnce(h, l.family.Addr(topo.Peer1Addr), 5); err != nil || r.Received != 5 {
 			l.t.Errorf("ping from the %s: %+v, %v", who, r, err)
 		}
 	}
@@ -90,9 +95,10 @@ func (l *lab) neighbours() {
 
 // publishedByDocker: `-p 8080:80` is still Docker's, and still works.
 func (l *lab) publishedByDocker() {
+	at := l.family.At
 	l.serve(l.containers[1], 80)
 	conn := l.dial(l.peer2, at(topo.HostAddr, 8080))
-	if from, err := conn.Seen(); err != nil || from.Addr() != topo.Peer2Addr {
+	if from, err := conn.Seen(); err != nil || from.Addr() != l.family.Addr(topo.Peer2Addr) {
 		l.t.Errorf("the published service sees its client as %s, %v", from, err)
 	}
 	if _, err := conn.Download(20 * megabyte); err != nil {

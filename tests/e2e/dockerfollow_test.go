@@ -18,6 +18,7 @@ import (
 
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/dockerfake"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
@@ -29,26 +30,29 @@ type dockerHost struct {
 	docker *docker.Daemon
 }
 
+// newDockerHost is newDockerHostIn with IPv4 alone.
 func newDockerHost(t *testing.T, cfg docker.Config, args ...string) *dockerHost {
 	t.Helper()
-	h := placeDockerHost(t, cfg, args...)
+	return newDockerHostIn(family.V4, t, cfg, args...)
+}
+
+func newDockerHostIn(fam family.Family, t *testing.T, cfg docker.Config, args ...string) *dockerHost {
+	t.Helper()
+	h := placeDockerHost(fam, t, cfg, args...)
 	h.Run()
 	return h
 }
 
-// placeDockerHost is newDockerHost before conenat runs.
-func placeDockerHost(t *testing.T, cfg docker.Config, args ...string) *dockerHost {
+// placeDockerHost is newDockerHostIn before conenat runs.
+func placeDockerHost(fam family.Family, t *testing.T, cfg docker.Config, args ...string) *dockerHost {
 	t.Helper()
-	f := topo.Figure3ForTest(t, topo.Figure3Config{})
-	h := &dockerHost{docker: docker.StartForTest(t, f.Topo, f.Host, cfg), lab: followLab(t, f)}
+	f := topo.Figure3ForTest(t, topo.Figure3Config{IPv6: fam == family.V6})
+	cfg.Family = fam
+	h := &dockerHost{docker: docker.StartForTest(t, f.Topo, f.Host, cfg), lab: bareLab(fam, t, f)}
 	t.Setenv("DOCKER_HOST", "unix://"+h.docker.Socket)
 	h.Conenat = harness.Place(t, f.Topo, f.Host, append([]string{"--docker"}, args...)...)
+	h.Family = fam
 	return h
-}
-
-func followLab(t *testing.T, f *topo.Figure3) *lab {
-	t.Helper()
-	return &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2)}
 }
 
 func (h *dockerHost) at(t *testing.T) *dockerHost { return &dockerHost{h.lab.at(t), h.docker} }
@@ -65,11 +69,11 @@ func (h *dockerHost) must(err error) {
 	}
 }
 
-// static are the static bindings: "tcp 198.51.100.1:8080 = 172.17.0.2:80".
+// static are the static bindings of the lab's family: "tcp 198.51.100.1:8080 = 172.17.0.2:80".
 func (h *dockerHost) static() (list []string) {
 	h.t.Helper()
 	for _, b := range h.Bindings() {
-		if b.Static {
+		if b.Static && family.Of(netip.MustParseAddrPort(b.External).Addr()) == h.family {
 			list = append(list, b.Protocol+" "+b.External+" = "+b.Internal)
 		}
 	}
@@ -175,14 +179,17 @@ func (h *dockerHost) reaches(what string, to netip.AddrPort) {
 		return
 	}
 	defer conn.Close()
-	if from, err := conn.Seen(); err != nil || from.Addr() != topo.Peer2Addr {
+	if from, err := conn.Seen(); err != nil || from.Addr() != h.family.Addr(topo.Peer2Addr) {
 		h.t.Errorf("%s sees its client as %s, %v", what, from, err)
 	}
 }
 
 // TestDockerLive: containers, networks and ports that come and go.
-func TestDockerLive(t *testing.T) {
-	h := newDockerHost(t, docker.Config{})
+func TestDockerLive(t *testing.T) { family.Each(t, testDockerLive) }
+
+func testDockerLive(t *testing.T, fam family.Family) {
+	at := fam.At
+	h := newDockerHostIn(fam, t, docker.Config{})
 	h.publishes("nothing runs")
 	web := h.run(docker.Spec{Name: "web", Publish: map[string]string{"80/tcp": ":8080", "53/udp": ":5353"}})
 	ports := func() []string {
@@ -226,9 +233,7 @@ func TestDockerLive(t *testing.T) {
 	h.must(h.docker.RemoveNetwork(t.Context(), "backend"))
 	h.eventually("the network is gone", func() bool { _, there := h.networks()["backend"]; return !there })
 	checkReplay(h.lab)
-	if w := h.followed().Warnings; len(w) != 0 {
-		t.Errorf("warnings: %q", w)
-	}
+	h.eventually("no warnings", func() bool { return len(h.followed().Warnings) == 0 }) // the last look may still have had the bridge
 }
 
 func (h *dockerHost) cannotReach(what string, to netip.AddrPort) {
@@ -289,8 +294,11 @@ func TestDockerNetworksLeftAlone(t *testing.T) {
 
 // TestDockerMultiHomed: a container on two networks is translated, and published, where Docker has its default route,
 // and that may move.
-func TestDockerMultiHomed(t *testing.T) {
-	h := newDockerHost(t, docker.Config{})
+func TestDockerMultiHomed(t *testing.T) { family.Each(t, testDockerMultiHomed) }
+
+func testDockerMultiHomed(t *testing.T, fam family.Family) {
+	at := fam.At
+	h := newDockerHostIn(fam, t, docker.Config{})
 	h.must(h.docker.NewNetwork(t.Context(), "front", "br-front", "172.20.0.0/16"))
 	h.must(h.docker.NewNetwork(t.Context(), "back", "br-back", "172.21.0.0/16"))
 	neighbour := h.run(docker.Spec{Name: "neighbour", Network: "back", Addr: "172.21.0.9"})
@@ -332,7 +340,7 @@ func TestDockerMultiHomed(t *testing.T) {
 // dockersDNAT is where Docker's own rule takes a published port of TCP.
 func (h *dockerHost) dockersDNAT(port int) netip.AddrPort {
 	h.t.Helper()
-	out, err := h.Host.Run(h.t.Context(), "", "iptables", "-t", "nat", "-S", "DOCKER")
+	out, err := h.Host.Run(h.t.Context(), "", topo.Tables(h.family), "-t", "nat", "-S", "DOCKER")
 	h.must(err)
 	for line := range strings.Lines(out) {
 		if before, to, found := strings.Cut(strings.TrimSpace(line), "--to-destination "); found && strings.Contains(before, fmt.Sprintf("--dport %d ", port)) {
@@ -510,7 +518,7 @@ func TestDockerdStops(t *testing.T) {
 // TestDockerdComesLater: conenat waits for dockerd, and says so; meanwhile it serves the bridge that it was told of.
 func TestDockerdComesLater(t *testing.T) {
 	f := topo.Figure3ForTest(t, topo.Figure3Config{Net2Containers: 1})
-	h := &dockerHost{lab: followLab(t, f)}
+	h := &dockerHost{lab: bareLab(family.V4, t, f)}
 	t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(f.Dir(), "early.sock"))
 	h.Conenat = harness.Start(t, f.Topo, f.Host, "--docker", "--inside", "net2")
 	h.warns(filepath.Join(f.Dir(), "early.sock"), "no such file or directory", "start it, or name its socket by DOCKER_HOST")
@@ -534,7 +542,7 @@ func TestDockerdComesLater(t *testing.T) {
 // TestDockerSocketTrouble: each kind of an Engine that cannot be used is named, and what does not need it goes on.
 func TestDockerSocketTrouble(t *testing.T) {
 	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
-	h := &dockerHost{lab: followLab(t, f)}
+	h := &dockerHost{lab: bareLab(family.V4, t, f)}
 	e := dockerfake.ForTest(t)
 	h.must(e.Close())
 	t.Setenv("DOCKER_HOST", e.Host())

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
@@ -17,7 +18,10 @@ const gre = 47 // IANA
 
 // TestExcludedDestination: what is sent there arrives from the container's own address, whatever the protocol, although Docker's
 // MASQUERADE stands in its way, and is answered (RFC 6888 REQ-6); on both paths, with the rules of Dockers old and new.
-func TestExcludedDestination(t *testing.T) {
+func TestExcludedDestination(t *testing.T) { family.Each(t, testExcludedDestination) }
+
+func testExcludedDestination(t *testing.T, fam family.Family) {
+	at := fam.At
 	for _, path := range paths {
 		for name, rules := range map[string]func(*lab){
 			"Docker20": func(*lab) {},
@@ -26,7 +30,7 @@ func TestExcludedDestination(t *testing.T) {
 			},
 		} {
 			t.Run(path+"/"+name, func(t *testing.T) {
-				l := newLab(t, topo.Figure3Config{Containers: 1}, "exclude: ["+topo.Peer1Addr.String()+"]\n", "--path", path)
+				l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "exclude: ["+topo.Peer1Addr.String()+"]\n", "--path", path)
 				rules(l)
 				l.must(l.Router.AddRoute("172.17.0.0/16", topo.HostAddr.String()))
 				l.untranslated()
@@ -36,7 +40,7 @@ func TestExcludedDestination(t *testing.T) {
 					t.Errorf("another destination sees %s", from)
 				}
 				for _, b := range l.Bindings() {
-					if b.Internal != "172.17.0.2:20002" {
+					if b.Internal != fam.Text("172.17.0.2:20002") {
 						t.Errorf("a binding: %+v", b)
 					}
 				}
@@ -50,8 +54,9 @@ func TestExcludedDestination(t *testing.T) {
 
 // untranslated has the container talk with peer 1, and checks whom that sees.
 func (l *lab) untranslated() {
+	at := l.family.At
 	l.t.Helper()
-	container := netip.MustParseAddr("172.17.0.2")
+	container := netip.MustParseAddr(l.family.Text("172.17.0.2"))
 	c, peer := l.udp(l.containers[0], 20000), l.udp(l.peer1, 3478)
 	for _, text := range []string{"one", strings.Repeat("x", 1400)} {
 		l.send(c, at(topo.Peer1Addr, 3478), text)
@@ -68,11 +73,11 @@ func (l *lab) untranslated() {
 	if _, err := conn.Download(megabyte); err != nil {
 		l.t.Error(err)
 	}
-	if r, err := probe.PingOnce(l.containers[0], topo.Peer1Addr, 3); err != nil || r.Received != 3 {
+	if r, err := probe.PingOnce(l.containers[0], l.family.Addr(topo.Peer1Addr), 3); err != nil || r.Received != 3 {
 		l.t.Errorf("ping: %+v, %v", r, err)
 	}
 	there := l.raw(l.Peer1, gre)
-	l.raw(l.Containers[0], gre).mustSend(packets.Raw(container.String(), topo.Peer1Addr.String(), gre, []byte("0123456789")).Bytes())
+	l.raw(l.Containers[0], gre).mustSend(packets.Raw("172.17.0.2", topo.Peer1Addr.String(), gre, []byte("0123456789")).In(l.family).Bytes())
 	if from, _, ok := there.next(5 * time.Second); !ok || from != container {
 		l.t.Errorf("GRE is seen as %s, %v", from, ok)
 	}

@@ -19,27 +19,30 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
 
-// rawIP sends IPv4 packets as they are given, and receives those of one protocol as the kernel's defragmenter leaves them.
+// rawIP sends packets of a family as they are given, and receives those of one protocol as the kernel's defragmenter leaves them.
 type rawIP struct {
 	t        *testing.T
+	family   family.Family
 	out, in  int
 	received []byte // the last packet
 }
 
 func (l *lab) raw(ns *topo.NS, protocol int) *rawIP {
 	l.t.Helper()
-	r := &rawIP{t: l.t, received: make([]byte, 1<<16)}
+	r := &rawIP{t: l.t, family: l.family, received: make([]byte, 1<<16)}
+	domain := errorQueues[l.family].domain
 	l.must(ns.Do(func() (err error) {
-		if r.out, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
+		if r.out, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
 			return err
 		}
-		r.in, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+		r.in, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 		return err
 	}))
 	l.t.Cleanup(func() { unix.Close(r.out); unix.Close(r.in) })
@@ -49,9 +52,13 @@ func (l *lab) raw(ns *topo.NS, protocol int) *rawIP {
 
 // send sends one packet, a frame's without its link header, to where it is addressed to.
 func (r *rawIP) send(frame []byte) error {
-	to := unix.SockaddrInet4{Addr: [4]byte(frame[14+16:])}
+	addr := frame[14+16:][:4]
+	if r.family == family.V6 {
+		addr = frame[14+24:][:16]
+	}
+	to, _ := netip.AddrFromSlice(addr)
 	for {
-		err := unix.Sendto(r.out, frame[14:], 0, &to)
+		err := unix.Sendto(r.out, frame[14:], 0, sockaddr(netip.AddrPortFrom(to, 0)))
 		if !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -67,17 +74,21 @@ func (r *rawIP) mustSend(frames ...[]byte) {
 	}
 }
 
-// next is the next packet's source and what follows its IPv4 header; false: none came in time.
+// next is the next packet's source and what follows its IP header; false: none came in time.
 func (r *rawIP) next(within time.Duration) (from netip.Addr, l4 []byte, ok bool) {
 	timeout := unix.NsecToTimeval(patience.For(within).Nanoseconds())
 	if err := unix.SetsockoptTimeval(r.in, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		r.t.Error(err)
 	}
-	n, _, err := unix.Recvfrom(r.in, r.received, 0)
+	n, name, err := unix.Recvfrom(r.in, r.received, 0)
 	if err != nil {
 		return from, nil, false
 	}
-	return netip.AddrFrom4([4]byte(r.received[12:])), r.received[20:n], true
+	from, l4 = endpointOf(name).Addr(), r.received[:n]
+	if r.family == family.V4 { // the other one's sockets leave it out
+		l4 = l4[20:]
+	}
+	return from, l4, true
 }
 
 // flow is datagrams from one endpoint to another, and what comes of them.
@@ -107,7 +118,7 @@ func (f flow) arrive(t *testing.T, name string, count int, order ...int) {
 	missing := map[string]int{}
 	send := func(i int) {
 		text := f.text(name, i)
-		missing[string(f.want(text).IP()[20:])] = i
+		missing[transport(f.want(text))] = i
 		pieces := f.fragments(text)
 		for _, piece := range order {
 			f.from.mustSend(pieces[piece])
@@ -135,17 +146,38 @@ func (f flow) arrive(t *testing.T, name string, count int, order ...int) {
 	}
 }
 
+// transport is what follows a packet's IP header.
+func transport(s packets.Spec) string {
+	if s.Family() == family.V6 {
+		return string(s.IP()[40:])
+	}
+	return string(s.IP()[20:])
+}
+
 // orders of four fragments.
 var orders = map[string][]int{
 	"InOrder": {0, 1, 2, 3}, "Reversed": {3, 2, 1, 0}, "FirstLast": {1, 2, 3, 0}, "FirstSecond": {1, 0, 2, 3},
 	"LastFirst": {3, 0, 1, 2}, "Duplicated": {3, 3, 2, 2, 1, 1, 0}, "DuplicatedFirst": {0, 0, 1, 2, 2, 3},
 }
 
-var protocols = map[string]struct {
+type protocol struct {
 	number int
 	spec   func(src, dst, text string) packets.Spec
 	answer func(src, dst, text string) packets.Spec
-}{
+}
+
+// in is the same in a family.
+func (p protocol) in(f family.Family) protocol {
+	of := func(spec func(src, dst, text string) packets.Spec) func(src, dst, text string) packets.Spec {
+		return func(src, dst, text string) packets.Spec { return spec(src, dst, text).In(f) }
+	}
+	if p.number == unix.IPPROTO_ICMP && f == family.V6 {
+		p.number = unix.IPPROTO_ICMPV6
+	}
+	return protocol{p.number, of(p.spec), of(p.answer)}
+}
+
+var protocols = map[string]protocol{
 	"UDP": {unix.IPPROTO_UDP, packets.UDP, packets.UDP},
 	"TCP": {unix.IPPROTO_TCP, segment, segment},
 	"ICMP": {unix.IPPROTO_ICMP, func(src, dst, text string) packets.Spec { return query(packets.Ping(src, dst), text) },
@@ -167,9 +199,9 @@ const (
 )
 
 // directions of a protocol: out, in, and between two containers by way of their external endpoints.
-func (l *lab) directions(protocol string) map[string]flow {
+func (l *lab) directions(name string) map[string]flow {
 	l.t.Helper()
-	p := protocols[protocol]
+	p := protocols[name].in(l.family)
 	c1, c2, peer := l.raw(l.Containers[0], p.number), l.raw(l.Containers[1], p.number), l.raw(l.Peer1, p.number)
 	one := p.spec(inner, far, "opens the session").With(func(s *packets.Spec) { s.ID = 9999 })
 	c1.mustSend(one.Bytes())
@@ -179,7 +211,7 @@ func (l *lab) directions(protocol string) map[string]flow {
 		"In": {peer, c1, func(text string) packets.Spec { return p.answer(far, outer, text) },
 			func(text string) packets.Spec { return p.answer(far, inner, text) }, new(uint16)},
 	}
-	if protocol == "UDP" {
+	if name == "UDP" {
 		c2.mustSend(p.spec(innerPeer, far, "opens the binding").With(func(s *packets.Spec) { s.ID = 9998 }).Bytes())
 		flows["Hairpin"] = flow{c1, c2, func(text string) packets.Spec { return p.spec(inner, outerPeer, text) },
 			func(text string) packets.Spec { return p.spec(outer, innerPeer, text) }, new(uint16)}
@@ -203,10 +235,12 @@ func (l *lab) allOrders(t *testing.T, count int) {
 }
 
 // TestFragments: in every order, of every protocol, in every direction, by each kind of hook and path.
-func TestFragments(t *testing.T) {
-	for name, args := range map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}, "Stack": {"--path", "stack"}} {
+func TestFragments(t *testing.T) { family.Each(t, testFragments) }
+
+func testFragments(t *testing.T, fam family.Family) {
+	for name, args := range both(fam, map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}, "Stack": {"--path", "stack"}}, "TCX", "Stack") {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 2}, "", args...)
+			l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, "", args...)
 			l.acceptInbound(name == "Stack")
 			l.allOrders(t, 20)
 		})
@@ -244,8 +278,10 @@ func TestFragmentsOverTun(t *testing.T) {
 }
 
 // TestFragmentsReversed: of 500 datagrams each arrives.
-func TestFragmentsReversed(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2}, "")
+func TestFragmentsReversed(t *testing.T) { family.Each(t, testFragmentsReversed) }
+
+func testFragmentsReversed(t *testing.T, fam family.Family) {
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, "")
 	for direction, f := range l.directions("UDP") {
 		f.arrive(t, direction, 500, 3, 2, 1, 0)
 	}
@@ -376,7 +412,7 @@ func TestFragmentsShort(t *testing.T) {
 			if !ok {
 				t.Fatalf("%s: it is missing", direction)
 			}
-			if bytes.Equal(l4, f.want(text).IP()[20:]) {
+			if string(l4) == transport(f.want(text)) {
 				break
 			}
 		}

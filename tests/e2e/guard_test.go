@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
@@ -256,7 +257,7 @@ func (g *guardLab) published() {
 // TestGuardAfterTakeover: connections that began under Docker's own NAT, of containers and of a published port's
 // clients, go on through the takeover and through the turns of the path after it.
 func TestGuardAfterTakeover(t *testing.T) {
-	g := placeGuardLab(t, topo.Figure3Config{})
+	g := placeGuardLab(family.V4, t, topo.Figure3Config{})
 	g.serve(g.peer1, 9000)
 	g.serve(g.second, 80)
 	old := g.openFlows(30000)
@@ -439,7 +440,7 @@ func TestGuardBesideAWriter(t *testing.T) {
 func TestGuardOverridden(t *testing.T) {
 	rule := "-A DOCKER-USER -s 203.0.113.2/32 -j DROP"
 	t.Run("Direct", func(t *testing.T) {
-		g := placeGuardLab(t, topo.Figure3Config{}, "--path", "direct")
+		g := placeGuardLab(family.V4, t, topo.Figure3Config{}, "--path", "direct")
 		g.rule("-I", "DOCKER-USER", "-s", topo.Peer2Addr.String(), "-j", "DROP")
 		g.Run()
 		p := g.path()

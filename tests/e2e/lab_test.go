@@ -49,7 +49,7 @@ func newLab(t *testing.T, cfg topo.Figure3Config, config string, args ...string)
 func newLabIn(fam family.Family, t *testing.T, cfg topo.Figure3Config, config string, args ...string) *lab {
 	t.Helper()
 	cfg.IPv6 = fam == family.V6
-	l := &lab{Figure3: topo.Figure3ForTest(t, cfg), t: t, family: fam}
+	l := bareLab(fam, t, topo.Figure3ForTest(t, cfg))
 	if err := topo.DockerRules(t.Context(), l.Host); err != nil {
 		t.Fatal(err)
 	}
@@ -62,10 +62,17 @@ func newLabIn(fam family.Family, t *testing.T, cfg topo.Figure3Config, config st
 		args = append(args, "--config", file)
 	}
 	l.Conenat = harness.StartIn(fam, t, l.Topo, l.Host, args...)
-	l.host, l.peer1, l.peer2 = l.probe(l.Host), l.probe(l.Peer1), l.probe(l.Peer2)
 	for _, c := range append(l.Containers, l.Net2...) {
 		l.containers = append(l.containers, l.probe(c))
 	}
+	return l
+}
+
+// bareLab is a lab without conenat, and without containers.
+func bareLab(fam family.Family, t *testing.T, f *topo.Figure3) *lab {
+	t.Helper()
+	l := &lab{Figure3: f, t: t, family: fam}
+	l.host, l.peer1, l.peer2 = l.probe(f.Host), l.probe(f.Peer1), l.probe(f.Peer2)
 	return l
 }
 
@@ -130,6 +137,22 @@ func (l *lab) bindingOf(protocol, internal string) (harness.Binding, bool) {
 		}
 	}
 	return harness.Binding{}, false
+}
+
+// both are the cases of a table that run in a family. In IPv6 those are enough that differ in what the family has a part in.
+func both[T any](fam family.Family, cases map[string]T, names ...string) map[string]T {
+	if fam == family.V4 {
+		return cases
+	}
+	chosen := map[string]T{}
+	for _, name := range names {
+		c, there := cases[name]
+		if !there {
+			panic("no case " + name)
+		}
+		chosen[name] = c
+	}
+	return chosen
 }
 
 func at(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }

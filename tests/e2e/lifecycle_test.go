@@ -194,8 +194,11 @@ func keepSending(s probe.Socket, to netip.AddrPort) (stop func()) {
 }
 
 // TestDetach: nothing is left, and Docker's NAT translates as before.
-func TestDetach(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, "")
+func TestDetach(t *testing.T) { family.Each(t, testDetach) }
+
+func testDetach(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "")
 	peer, c := l.udp(l.peer1, 3478), l.udp(l.containers[0], 20000)
 	l.send(c, at(topo.Peer1Addr, 3478), "conenat")
 	l.receives(peer, "conenat")
@@ -207,7 +210,7 @@ func TestDetach(t *testing.T) {
 		t.Errorf("%s: %s", what, out)
 	}
 	l.send(c, at(topo.Peer1Addr, 3478), "docker")
-	if from := l.receives(peer, "docker"); from.Addr() != topo.HostAddr {
+	if from := l.receives(peer, "docker"); from.Addr() != fam.Addr(topo.HostAddr) {
 		t.Errorf("after detach the container is seen as %s", from)
 	}
 	if flows := conntracked(l, 3478); flows != 1 {
@@ -249,7 +252,7 @@ func conntracked(l *lab, port uint16) (n int) {
 		l.t.Fatal(err)
 	}
 	for _, f := range flows {
-		if f.Dst.Port() == port && f.Src.Addr() != topo.HostAddr {
+		if f.Dst.Port() == port && f.Src.Addr() != l.family.Addr(topo.HostAddr) {
 			n++
 		}
 	}

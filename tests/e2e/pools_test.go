@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/tests/docker"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -19,7 +20,7 @@ import (
 // extra is the n-th address of the host's beside the first one.
 func extra(n int) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, byte(10 + n)}) }
 
-// pool are the outside's addresses.
+// pool are the outside's addresses of the lab's family.
 func (l *lab) pool() (list []netip.Addr) {
 	l.t.Helper()
 	var status []struct {
@@ -30,18 +31,14 @@ func (l *lab) pool() (list []netip.Addr) {
 	if err := json.Unmarshal([]byte(l.Client("status", "-o", "json")), &status); err != nil {
 		l.t.Fatal(err)
 	}
-	return status[0].Outsides[0].Addresses
+	return slices.DeleteFunc(status[0].Outsides[0].Addresses, func(a netip.Addr) bool { return family.Of(a) != l.family })
 }
 
 // addExtra gives the host n addresses more, and waits until conenat has them.
 func (l *lab) addExtra(n int) {
 	l.t.Helper()
-	var commands strings.Builder
 	for i := range n {
-		fmt.Fprintf(&commands, "address add %s/24 dev eth0\n", extra(i))
-	}
-	if err := l.Host.IP(l.t.Context(), commands.String()); err != nil {
-		l.t.Fatal(err)
+		l.must(l.Host.AddAddr("eth0", extra(i).String()+"/24"))
 	}
 	l.eventually("the pool has them", func() bool { return len(l.pool()) == n+1 })
 }
@@ -54,7 +51,10 @@ type service struct {
 
 // TestServicesOnOwnAddresses: 20 containers on port 25565, and 75 on ports 80 and 443, each at an external address of its own, all
 // of them reached at once.
-func TestServicesOnOwnAddresses(t *testing.T) {
+func TestServicesOnOwnAddresses(t *testing.T) { family.Each(t, testServicesOnOwnAddresses) }
+
+func testServicesOnOwnAddresses(t *testing.T, fam family.Family) {
+	at := fam.At
 	const games, webs = 20, 75
 	var services []service
 	for i := range games + webs {
@@ -68,7 +68,7 @@ func TestServicesOnOwnAddresses(t *testing.T) {
 	for _, s := range services {
 		config += fmt.Sprintf("- {external: %q, internal: \"172.17.0.%d:%d\"}\n", at(extra(s.container), s.port), 2+s.container, s.port)
 	}
-	l := newLab(t, topo.Figure3Config{Containers: games + webs}, config)
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: games + webs}, config)
 	l.addExtra(games + webs)
 	l.eventually("all are forwarded", func() bool { return len(l.Bindings()) == len(services) })
 	var conns []probe.Conn
@@ -86,7 +86,7 @@ func TestServicesOnOwnAddresses(t *testing.T) {
 		sessions[fmt.Sprint(b.Internal, " ", b.External)] = b.Sessions
 	}
 	for _, s := range services {
-		key := fmt.Sprintf("172.17.0.%d:%d %s", 2+s.container, s.port, at(extra(s.container), s.port))
+		key := fmt.Sprint(fam.Text(fmt.Sprintf("172.17.0.%d:%d ", 2+s.container, s.port)), at(extra(s.container), s.port))
 		if sessions[key] != 1 {
 			t.Errorf("binding %s has %d sessions, want 1", key, sessions[key])
 		}
@@ -96,9 +96,12 @@ func TestServicesOnOwnAddresses(t *testing.T) {
 
 // TestAddressChange: under 200 flows an address goes and another one comes: flows at other addresses lose nothing, those that lived
 // there end with their events, and go on from another address.
-func TestAddressChange(t *testing.T) {
+func TestAddressChange(t *testing.T) { family.Each(t, testAddressChange) }
+
+func testAddressChange(t *testing.T, fam family.Family) {
+	at := fam.At
 	const containers, each = 20, 10
-	l := newLab(t, topo.Figure3Config{Containers: containers}, "external: 198.51.100.0/24\n")
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: containers}, "external: 198.51.100.0/24\n")
 	l.addExtra(4)
 	server, err := probe.ServeStreams(l.Peer1, 0)
 	if err != nil {
@@ -124,15 +127,15 @@ func TestAddressChange(t *testing.T) {
 			t.Errorf("container %d is seen as %s and %s", i/each, was[i], was[i/each*each])
 		}
 	}
-	gone := was[slices.IndexFunc(was, func(a netip.Addr) bool { return a != topo.HostAddr })]
-	if err := l.Host.DeleteAddr("eth0", gone.String()+"/24"); err != nil {
+	gone := was[slices.IndexFunc(was, func(a netip.Addr) bool { return a != fam.Addr(topo.HostAddr) })]
+	if err := l.Host.DeleteAddr("eth0", netip.PrefixFrom(gone, fam.Prefix(netip.MustParsePrefix("198.51.100.0/24")).Bits()).String()); err != nil {
 		t.Fatal(err)
 	}
 	l.eventually("it is not in the pool any more", func() bool { return !slices.Contains(l.pool(), gone) })
 	if err := l.Host.AddAddr("eth0", extra(9).String()+"/24"); err != nil {
 		t.Fatal(err)
 	}
-	l.eventually("another one is", func() bool { return slices.Contains(l.pool(), extra(9)) })
+	l.eventually("another one is", func() bool { return slices.Contains(l.pool(), fam.Addr(extra(9))) })
 	moved := 0
 	for i, s := range streams {
 		if was[i] == gone {
@@ -162,17 +165,20 @@ func TestAddressChange(t *testing.T) {
 
 // TestDockerLabelExternal: a container is seen as the address of its label alone, and one that has all of an address is reached on
 // every port of it, and by ping; nobody else gets either.
-func TestDockerLabelExternal(t *testing.T) {
-	h := placeDockerHost(t, docker.Config{})
+func TestDockerLabelExternal(t *testing.T) { family.Each(t, testDockerLabelExternal) }
+
+func testDockerLabelExternal(t *testing.T, fam family.Family) {
+	at := fam.At
+	h := placeDockerHost(fam, t, docker.Config{})
 	pinned, own := extra(0), extra(1)
 	for _, a := range []netip.Addr{pinned, own} {
 		h.must(h.Host.AddAddr("eth0", a.String()+"/24"))
 	}
 	h.Run()
 	plain := h.run(docker.Spec{Name: "plain"})
-	web := h.run(docker.Spec{Name: "web", Labels: map[string]string{"conenat.external": pinned.String()},
+	web := h.run(docker.Spec{Name: "web", Labels: map[string]string{"conenat.external": fam.Addr(pinned).String()},
 		Publish: map[string]string{"80/tcp": ":8080"}})
-	all := h.run(docker.Spec{Name: "all", Labels: map[string]string{"conenat.external": own.String(), "conenat.one-to-one": "true"}})
+	all := h.run(docker.Spec{Name: "all", Labels: map[string]string{"conenat.external": fam.Addr(own).String(), "conenat.one-to-one": "true"}})
 	for _, c := range []*docker.Container{plain, web, all} {
 		h.eventually("it is known", func() bool { return strings.Contains(h.Log(), "put container "+c.Addr.String()) })
 	}
@@ -182,7 +188,7 @@ func TestDockerLabelExternal(t *testing.T) {
 		c    *docker.Container
 		port uint16
 		want netip.Addr
-	}{{plain, 20000, topo.HostAddr}, {web, 20000, pinned}, {all, 20000, own}, {all, 53, own}} {
+	}{{plain, 20000, fam.Addr(topo.HostAddr)}, {web, 20000, pinned}, {all, 20000, own}, {all, 53, own}} {
 		if got := h.heard(h.udp(tt.c, tt.port), at(topo.Peer1Addr, 3478), peer); got != at(tt.want, tt.port) {
 			t.Errorf("%s is seen as %s, want %s", tt.c.Name, got, at(tt.want, tt.port))
 		}
@@ -199,7 +205,7 @@ func TestDockerLabelExternal(t *testing.T) {
 		t.Error(err)
 	}
 	before := h.Counter("translated_inbound")
-	if r, err := probe.PingOnce(h.peer1, own, 3); err != nil || r.Received != 3 || h.Counter("translated_inbound") < before+3 {
+	if r, err := probe.PingOnce(h.peer1, fam.Addr(own), 3); err != nil || r.Received != 3 || h.Counter("translated_inbound") < before+3 {
 		t.Errorf("ping: %+v, %v", r, err)
 	}
 	h.must(h.Host.DeleteAddr("eth0", pinned.String()+"/24"))
@@ -208,7 +214,7 @@ func TestDockerLabelExternal(t *testing.T) {
 		h.send(h.udp(web, 0), at(topo.Peer1Addr, 3478), "as whom?")
 		return h.Counter("dropped_no_address") > dropped
 	})
-	h.warns("container web: no outside interface has the external address " + pinned.String())
+	h.warns("container web: no outside interface has the external address " + fam.Addr(pinned).String())
 	h.eventually("the other one goes on", func() bool {
 		h.send(socket, at(topo.Peer1Addr, 3478), "on")
 		p, err := peer.Receive(100 * time.Millisecond)

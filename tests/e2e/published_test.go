@@ -15,6 +15,7 @@ import (
 
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/dockerfake"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
@@ -25,20 +26,23 @@ import (
 var secondAddress = netip.MustParseAddr("198.51.100.9")
 
 // TestPublished: all ways to published ports, with and without Docker's proxy, on the default and a user's network.
-func TestPublished(t *testing.T) {
-	tests := []struct {
-		name, network, path string
-		proxy               bool
+func TestPublished(t *testing.T) { family.Each(t, testPublished) }
+
+func testPublished(t *testing.T, fam family.Family) {
+	tests := map[string]struct {
+		network, path string
+		proxy         bool
 	}{
-		{"ProxyDefaultDirect", "bridge", "direct", true},
-		{"ProxyUserStack", "user", "stack", true},
-		{"NoProxyUserDirect", "user", "direct", false},
-		{"NoProxyDefaultStack", "bridge", "stack", false},
+		"ProxyDefaultDirect":  {"bridge", "direct", true},
+		"ProxyUserStack":      {"user", "stack", true},
+		"NoProxyUserDirect":   {"user", "direct", false},
+		"NoProxyDefaultStack": {"bridge", "stack", false},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			h := newDockerHost(t, docker.Config{Args: []string{fmt.Sprintf("--userland-proxy=%t", tt.proxy)}}, "--path", tt.path)
+	for name, tt := range both(fam, tests, "ProxyUserStack", "NoProxyUserDirect") {
+		t.Run(name, func(t *testing.T) {
+			h := newDockerHostIn(fam, t, docker.Config{Args: []string{fmt.Sprintf("--userland-proxy=%t", tt.proxy)}}, "--path", tt.path)
 			p := h.publishAll(tt.network)
+			p.loopback = tt.proxy || fam == family.V4
 			p.fromOutside()
 			if n := conntracked(p.lab, 8080) + conntracked(p.lab, 5353); n != 0 && tt.path == "direct" {
 				t.Errorf("conntrack has %d entries of what came from outside", n)
@@ -67,9 +71,11 @@ type publishers struct {
 	near, far    *docker.Container // in its network, and in another one
 	tcpAt, udpAt netip.AddrPort    // published
 	service      probe.Socket      // the container's udp/53
+	loopback     bool              // Docker takes what is sent to its ports there: in IPv6, its proxy alone does
 }
 
 func (h *dockerHost) publishAll(network string) *publishers {
+	at := h.family.At
 	h.t.Helper()
 	h.must(h.docker.NewNetwork(h.t.Context(), "user", "br-user", "172.21.0.0/16"))
 	h.must(h.Host.AddAddr("eth0", secondAddress.String()+"/24"))
@@ -104,6 +110,7 @@ func (p *publishers) asks(who string, client probe.Socket, want netip.AddrPort) 
 }
 
 func (p *publishers) fromOutside() {
+	at := p.family.At
 	p.t.Helper()
 	p.reaches("tcp", p.tcpAt)
 	p.asks("a peer", p.udp(p.peer2, 6000), at(topo.Peer2Addr, 6000))
@@ -124,19 +131,24 @@ func (p *publishers) fromOutside() {
 // addresses: what is published on one address is there alone, on the loopback not outside at all, and on an address
 // that conenat does not translate with by Docker.
 func (p *publishers) addresses() {
+	at := p.family.At
 	p.t.Helper()
 	p.reaches("tcp, on the external address", at(topo.HostAddr, 8081))
 	p.cannotReach("tcp, published on the other address", at(secondAddress, 8081))
 	p.reaches("tcp, on the second address", at(secondAddress, 8083))
 	p.cannotReach("tcp, published on the second address", at(topo.HostAddr, 8083))
 	p.cannotReach("tcp, published on the loopback", at(topo.HostAddr, 8082))
-	if err := p.dial(p.host, netip.MustParseAddrPort("127.0.0.1:8082")).Echo("loopback"); err != nil {
+	if !p.loopback {
+		return
+	}
+	if err := p.dial(p.host, netip.MustParseAddrPort(p.family.Text("127.0.0.1:8082"))).Echo("loopback"); err != nil {
 		p.t.Errorf("the host by the loopback: %v", err)
 	}
 }
 
 // hairpin: a container reaches published ports by the external address, and the service sees its external endpoint.
 func (p *publishers) hairpin(c *docker.Container) {
+	at := p.family.At
 	p.t.Helper()
 	conn, err := c.DialTCP(0, p.tcpAt)
 	if err != nil {
@@ -144,7 +156,7 @@ func (p *publishers) hairpin(c *docker.Container) {
 		return
 	}
 	defer conn.Close()
-	if from, err := conn.Seen(); err != nil || from.Addr() != topo.HostAddr {
+	if from, err := conn.Seen(); err != nil || from.Addr() != p.family.Addr(topo.HostAddr) {
 		p.t.Errorf("%s is seen as %s, %v", c.Name, from, err)
 	}
 	if _, err := conn.Download(2 * megabyte); err != nil {
@@ -173,8 +185,12 @@ func (p *publishers) betweenNetworks(proxy bool) {
 // fromHost: the host's own clients, by its addresses and the loopback, as Docker has it.
 func (p *publishers) fromHost() {
 	p.t.Helper()
-	for _, to := range []string{"198.51.100.1:8080", "127.0.0.1:8080", "172.17.0.1:8080", "172.20.0.1:8080", "198.51.100.9:8080", "198.51.100.9:8083", "198.51.100.1:8081"} {
-		conn, err := p.host.DialTCP(0, netip.MustParseAddrPort(to))
+	ofTCP, ofUDP := []string{"198.51.100.1:8080", "172.17.0.1:8080", "172.20.0.1:8080", "198.51.100.9:8080", "198.51.100.9:8083", "198.51.100.1:8081"}, []string{"198.51.100.1:5353"}
+	if p.loopback {
+		ofTCP, ofUDP = append(ofTCP, "127.0.0.1:8080"), append(ofUDP, "127.0.0.1:5353")
+	}
+	for _, to := range ofTCP {
+		conn, err := p.host.DialTCP(0, netip.MustParseAddrPort(p.family.Text(to)))
 		if err != nil {
 			p.t.Errorf("the host to %s: %v", to, err)
 			continue
@@ -184,10 +200,10 @@ func (p *publishers) fromHost() {
 		}
 		conn.Close()
 	}
-	for _, to := range []string{"198.51.100.1:5353", "127.0.0.1:5353"} {
+	for _, to := range ofUDP {
 		client := p.udp(p.host, 0)
-		from := p.heard(client, netip.MustParseAddrPort(to), p.service)
-		if answered := p.heard(p.service, from, client); answered.String() != to {
+		from := p.heard(client, netip.MustParseAddrPort(p.family.Text(to)), p.service)
+		if answered := p.heard(p.service, from, client); answered.String() != p.family.Text(to) {
 			p.t.Errorf("the host asks %s and is answered from %s", to, answered)
 		}
 	}
@@ -196,9 +212,10 @@ func (p *publishers) fromHost() {
 // ownPackets: what the service sends by itself leaves as the published port, also to whom it has never heard of, and
 // who answers gets in.
 func (p *publishers) ownPackets() {
+	at := p.family.At
 	p.t.Helper()
 	for i, h := range []probe.Host{p.peer1, p.peer2} {
-		peer, addr := p.udp(h, 6100), []netip.Addr{topo.Peer1Addr, topo.Peer2Addr}[i]
+		peer, addr := p.udp(h, 6100), []netip.Addr{p.family.Addr(topo.Peer1Addr), p.family.Addr(topo.Peer2Addr)}[i]
 		if from := p.heard(p.service, at(addr, 6100), peer); from != p.udpAt {
 			p.t.Errorf("the service's own packet comes from %s", from)
 		}
@@ -212,7 +229,7 @@ func (p *publishers) ownPackets() {
 func TestPublishedManyPorts(t *testing.T) {
 	const count = 10000
 	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 1})
-	h := &dockerHost{lab: followLab(t, f)}
+	h := &dockerHost{lab: bareLab(family.V4, t, f)}
 	e := dockerfake.ForTest(t)
 	t.Setenv("DOCKER_HOST", e.Host())
 	h.Conenat = harness.Start(t, f.Topo, f.Host, "--docker")
@@ -324,12 +341,15 @@ func (h *dockerHost) reachedBy(service probe.Socket, client netip.AddrPort, bega
 }
 
 // TestDockerIsolation: between networks, and within one whose containers may not talk, only published ports are reached.
-func TestDockerIsolation(t *testing.T) {
-	h := newDockerHost(t, docker.Config{Args: []string{"--icc=false"}})
-	h.must(h.Host.Sysctl("net.bridge.bridge-nf-call-iptables=1"))
-	h.must(h.docker.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "strict", Bridge: "br-strict",
+func TestDockerIsolation(t *testing.T) { family.Each(t, testDockerIsolation) }
+
+func testDockerIsolation(t *testing.T, fam family.Family) {
+	at := fam.At
+	h := newDockerHostIn(fam, t, docker.Config{Args: []string{"--icc=false"}})
+	h.must(h.Host.Sysctl("net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1"))
+	h.must(h.docker.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "strict", Bridge: "br-strict", Subnet: "172.20.0.0/16",
 		Options: map[string]string{"com.docker.network.bridge.enable_icc": "false"}}))
-	h.must(h.docker.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "open", Bridge: "br-open"}))
+	h.must(h.docker.CreateNetwork(t.Context(), docker.NetworkSpec{Name: "open", Bridge: "br-open", Subnet: "172.21.0.0/16"}))
 	for i, network := range []string{"bridge", "strict", "open"} {
 		t.Run(network, func(t *testing.T) {
 			h := h.at(t)
@@ -353,7 +373,7 @@ func TestDockerIsolation(t *testing.T) {
 func (h *dockerHost) isolated(c, target *docker.Container, open bool, socket probe.Socket, mapped netip.AddrPort, published uint16) {
 	h.t.Helper()
 	dropped, sender := h.Counter("dropped_isolated"), h.udp(c, 0)
-	h.send(sender, at(target.Addr, 20000), c.Name)
+	h.send(sender, h.family.At(target.Addr, 20000), c.Name)
 	if open {
 		h.receives(socket, c.Name)
 	} else {
@@ -366,7 +386,7 @@ func (h *dockerHost) isolated(c, target *docker.Container, open bool, socket pro
 		h.eventually("it is dropped", func() bool { return h.Counter("dropped_isolated") > dropped })
 		h.receivesNothing(socket, 20*time.Millisecond)
 	}
-	if err := h.dial(c, at(topo.HostAddr, published)).Echo("published"); err != nil {
+	if err := h.dial(c, h.family.At(topo.HostAddr, published)).Echo("published"); err != nil {
 		h.t.Errorf("%s by the published port: %v", c.Name, err)
 	}
 }
@@ -396,10 +416,12 @@ func TestDockerWithoutMasquerade(t *testing.T) {
 }
 
 // TestDockerRulesUnchanged: with conenat, Docker's rules are at every step what they are without.
-func TestDockerRulesUnchanged(t *testing.T) {
+func TestDockerRulesUnchanged(t *testing.T) { family.Each(t, testDockerRulesUnchanged) }
+
+func testDockerRulesUnchanged(t *testing.T, fam family.Family) {
 	for _, path := range []string{"direct", "stack"} {
 		t.Run(path, func(t *testing.T) {
-			h := placeDockerHost(t, docker.Config{}, "--path", path)
+			h := placeDockerHost(fam, t, docker.Config{}, "--path", path)
 			h.must(h.docker.NewNetwork(t.Context(), "user", "br-user", "172.20.0.0/16"))
 			without := h.dockerSteps(func(string) {})
 			h.Run()
@@ -420,7 +442,8 @@ func TestDockerRulesUnchanged(t *testing.T) {
 // dockerSteps are the rules after each step of a container's life, in which a client talks to it once its port is bound.
 func (h *dockerHost) dockerSteps(wait func(bound string)) (steps []string) {
 	h.t.Helper()
-	port := binding("tcp", at(topo.HostAddr, 8080), netip.MustParseAddr("172.20.0.5"), 80)
+	at := h.family.At
+	port := binding("tcp", at(topo.HostAddr, 8080), h.family.Addr(netip.MustParseAddr("172.20.0.5")), 80)
 	save := func() { steps = append(steps, rules(h.t, h.Figure3)) }
 	save()
 	c := h.run(docker.Spec{Network: "user", Addr: "172.20.0.5", Publish: map[string]string{"80/tcp": ":8080"}})

@@ -31,25 +31,32 @@ type guardLab struct {
 	first, second *docker.Container
 }
 
+// newGuardLab is newGuardLabIn with IPv4 alone.
 func newGuardLab(t *testing.T, cfg topo.Figure3Config, args ...string) *guardLab {
 	t.Helper()
-	g := placeGuardLab(t, cfg, args...)
+	return newGuardLabIn(family.V4, t, cfg, args...)
+}
+
+func newGuardLabIn(fam family.Family, t *testing.T, cfg topo.Figure3Config, args ...string) *guardLab {
+	t.Helper()
+	g := placeGuardLab(fam, t, cfg, args...)
 	g.Run()
 	return g
 }
 
-// placeGuardLab is newGuardLab before conenat runs.
-func placeGuardLab(t *testing.T, cfg topo.Figure3Config, args ...string) *guardLab {
+// placeGuardLab is newGuardLabIn before conenat runs.
+func placeGuardLab(fam family.Family, t *testing.T, cfg topo.Figure3Config, args ...string) *guardLab {
 	t.Helper()
+	cfg.IPv6 = fam == family.V6
 	f := topo.Figure3ForTest(t, cfg)
-	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{})
-	g := &guardLab{docker: d,
-		lab: &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2)}}
+	d := docker.StartForTest(t, f.Topo, f.Host, docker.Config{Family: fam})
+	g := &guardLab{docker: d, lab: bareLab(fam, t, f)}
 	g.first = d.RunForTest(t, docker.Spec{Name: "first"})
 	g.second = d.RunForTest(t, docker.Spec{Name: "second", Publish: map[string]string{"80/tcp": ":8080", "53/udp": ":5353"}})
 	g.containers = []probe.Host{g.first, g.second}
 	t.Setenv("DOCKER_HOST", "unix://"+d.Socket)
 	g.Conenat = harness.Place(t, f.Topo, f.Host, append([]string{"--docker"}, args...)...)
+	g.Family = fam
 	return g
 }
 
@@ -67,19 +74,20 @@ func (l *lab) onStack() {
 }
 
 // TestStackTraffic: all that the direct path carries, by the kernel's way.
-func TestStackTraffic(t *testing.T) {
-	tests := []struct {
-		name string
+func TestStackTraffic(t *testing.T) { family.Each(t, testStackTraffic) }
+
+func testStackTraffic(t *testing.T, fam family.Family) {
+	tests := map[string]struct {
 		mtu  int
 		args []string
 	}{
-		{"TCX", 1500, nil},
-		{"Clsact", 1500, []string{"--disable-feature", "tcx"}},
-		{"MTU1400", 1400, nil},
+		"TCX":     {1500, nil},
+		"Clsact":  {1500, []string{"--disable-feature", "tcx"}},
+		"MTU1400": {1400, nil},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			g := newGuardLab(t, topo.Figure3Config{UplinkMTU: tt.mtu}, append(tt.args, "--path", "stack")...)
+	for name, tt := range both(fam, tests, "MTU1400") {
+		t.Run(name, func(t *testing.T) {
+			g := newGuardLabIn(fam, t, topo.Figure3Config{UplinkMTU: tt.mtu}, append(tt.args, "--path", "stack")...)
 			dockerTraffic(g.lab)
 			g.publishedUDP()
 			g.hairpinToPublished()
@@ -93,6 +101,7 @@ func TestStackTraffic(t *testing.T) {
 
 // publishedUDP: the service sees the client, and answers from the published port, also to who was never there.
 func (l *lab) publishedUDP() {
+	at := l.family.At
 	l.t.Helper()
 	service, client := l.udp(l.containers[1], 53), l.udp(l.peer2, 6000)
 	l.send(client, at(topo.HostAddr, 5353), "question")
@@ -112,6 +121,7 @@ func (l *lab) publishedUDP() {
 }
 
 func (l *lab) hairpinToPublished() {
+	at := l.family.At
 	l.t.Helper()
 	for who, h := range map[string]probe.Host{"a neighbour": l.containers[0], "itself": l.containers[1], "the host": l.host} {
 		conn, err := h.DialTCP(0, at(topo.HostAddr, 8080))
@@ -128,6 +138,7 @@ func (l *lab) hairpinToPublished() {
 
 // fragmentsBothWays: 8 KB datagrams, which every link has to fragment.
 func (l *lab) fragmentsBothWays() {
+	at := l.family.At
 	l.t.Helper()
 	c, peer := l.udp(l.containers[0], 24000), l.udp(l.peer1, 24001)
 	text := strings.Repeat("fragment", 1000)
@@ -141,7 +152,7 @@ func (l *lab) fragmentsBothWays() {
 		return from
 	}
 	mapped := deliver(c, at(topo.Peer1Addr, 24001), peer)
-	if mapped.Addr() != topo.HostAddr {
+	if mapped.Addr() != l.family.Addr(topo.HostAddr) {
 		l.t.Errorf("the datagram comes from %s", mapped)
 	}
 	if from := deliver(peer, mapped, c); from != at(topo.Peer1Addr, 24001) {
@@ -177,9 +188,11 @@ func (l *lab) errorsReachTheirSenders(container *topo.NS) {
 }
 
 // TestStackFigure3: one endpoint for every peer, in every order, on the stack path, too.
-func TestStackFigure3(t *testing.T) {
-	g := newGuardLab(t, topo.Figure3Config{SymmetricPeer: true}, "--path", "stack")
-	experiment, err := figure3.On(g.Figure3, g.first)
+func TestStackFigure3(t *testing.T) { family.Each(t, testStackFigure3) }
+
+func testStackFigure3(t *testing.T, fam family.Family) {
+	g := newGuardLabIn(fam, t, topo.Figure3Config{SymmetricPeer: true}, "--path", "stack")
+	experiment, err := figure3.OnFamily(fam, g.Figure3, g.first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,31 +208,39 @@ func (l *lab) staysCone(experiment figure3.Experiment) {
 		l.t.Run(order.String(), func(t *testing.T) { manyPorts(t, experiment, order) })
 	}
 	l.t.Run("SymmetricCaller", func(t *testing.T) {
-		call, err := experiment.Call(t.Context(), probe.In(l.Peer3), 0)
+		call, err := experiment.Call(t.Context(), l.probe(l.Peer3), 0)
 		if err != nil || call.CameFrom.IsValid() {
 			t.Errorf("past the host's FORWARD chain: %+v, %v", call, err)
 		}
-		l.at(t).rule("-I", "DOCKER-USER", "-i", "eth0", "-o", "docker0", "-p", "udp", "-j", "ACCEPT")
-		call, err = experiment.Call(t.Context(), probe.In(l.Peer3), 0)
+		l.at(t).rule("-I", l.operators(), "-i", "eth0", "-o", "docker0", "-p", "udp", "-j", "ACCEPT")
+		call, err = experiment.Call(t.Context(), l.probe(l.Peer3), 0)
 		if err != nil || !call.Connected() || call.CameFrom == call.Announced {
 			t.Errorf("%+v, %v", call, err)
 		}
 	})
 }
 
-// rule changes the host's rules by iptables.
+// rule changes the host's rules by the family's iptables.
 func (l *lab) rule(args ...string) {
 	l.t.Helper()
-	if _, err := l.Host.Run(l.t.Context(), "", "iptables", args...); err != nil {
+	if _, err := l.Host.Run(l.t.Context(), "", topo.Tables(l.family), l.family.Texts(args...)...); err != nil {
 		l.t.Fatal(err)
 	}
 }
 
+// operators is the chain of an operator's own rules. Docker 20.10 makes none in IPv6.
+func (l *lab) operators() string {
+	if l.family == family.V6 {
+		return "FORWARD"
+	}
+	return "DOCKER-USER"
+}
+
 // docker28Lab is Figure 3 with the rules of Docker 28, and an Engine's word for the ports that the second container
 // publishes, which are newGuardLab's.
-func docker28Lab(t *testing.T, args ...string) *lab {
+func docker28Lab(fam family.Family, t *testing.T, args ...string) *lab {
 	t.Helper()
-	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 2, SymmetricPeer: true})
+	f := topo.Figure3ForTest(t, topo.Figure3Config{Containers: 2, SymmetricPeer: true, IPv6: fam == family.V6})
 	first, second := netip.MustParseAddr("172.17.0.2"), netip.MustParseAddr("172.17.0.3")
 	err := topo.Docker28Rules(t.Context(), f.Host, []netip.Addr{first, second},
 		topo.Published{Protocol: "tcp", HostPort: 8080, Container: second, ContainerPort: 80},
@@ -227,14 +248,29 @@ func docker28Lab(t *testing.T, args ...string) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2),
-		containers: []probe.Host{probe.In(f.Containers[0]), probe.In(f.Containers[1])}}
+	l := bareLab(fam, t, f)
+	l.containers = []probe.Host{l.probe(f.Containers[0]), l.probe(f.Containers[1])}
 	engine := dockerfake.ForTest(t)
-	engine.Run(dockerfake.Container{Name: "first", PID: idle(t, f, 0), Places: []dockerfake.Place{{Network: "bridge", Address: first.String()}}})
-	engine.Run(dockerfake.Container{Name: "second", PID: idle(t, f, 1), Places: []dockerfake.Place{{Network: "bridge", Address: second.String()}},
-		Ports: append(dockerfake.Ports("tcp", 8080, 80, 1), dockerfake.Ports("udp", 5353, 53, 1)...)})
+	ports := append(dockerfake.Ports("tcp", 8080, 80, 1), dockerfake.Ports("udp", 5353, 53, 1)...)
+	place := func(a netip.Addr) []dockerfake.Place {
+		return []dockerfake.Place{{Network: "bridge", Address: a.String()}}
+	}
+	if fam == family.V6 {
+		engine.RemoveNetwork("bridge")
+		engine.AddNetwork(dockerfake.Network{Name: "bridge", Subnet: "172.17.0.0/16", Gateway: "172.17.0.1",
+			Subnet6: fam.Text("172.17.0.0/16"), Gateway6: fam.Text("172.17.0.1"),
+			Options: map[string]string{"com.docker.network.bridge.default_bridge": "true", "com.docker.network.bridge.name": "docker0"}})
+		place = func(a netip.Addr) []dockerfake.Place {
+			return []dockerfake.Place{{Network: "bridge", Address: a.String(), Address6: fam.Addr(a).String()}}
+		}
+		for i := range ports {
+			ports[i].Host = "::"
+		}
+	}
+	engine.Run(dockerfake.Container{Name: "first", PID: idle(t, f, 0), Places: place(first)})
+	engine.Run(dockerfake.Container{Name: "second", PID: idle(t, f, 1), Places: place(second), Ports: ports})
 	t.Setenv("DOCKER_HOST", engine.Host())
-	l.Conenat = harness.Start(t, f.Topo, f.Host, append([]string{"--docker"}, args...)...)
+	l.Conenat = harness.StartIn(fam, t, f.Topo, f.Host, append([]string{"--docker"}, args...)...)
 	return l
 }
 
@@ -250,13 +286,15 @@ func idle(t *testing.T, f *topo.Figure3, container int) int {
 
 // TestStackDocker28: with the rules that Docker 28 and later write, which drop what is addressed to a container from
 // outside in the raw table: that stays so, and all the rest works.
-func TestStackDocker28(t *testing.T) {
-	for name, args := range map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}} {
+func TestStackDocker28(t *testing.T) { family.Each(t, testStackDocker28) }
+
+func testStackDocker28(t *testing.T, fam family.Family) {
+	for name, args := range both(fam, map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}}, "TCX") {
 		t.Run(name, func(t *testing.T) {
-			l := docker28Lab(t, append(args, "--path", "stack")...)
+			l := docker28Lab(fam, t, append(args, "--path", "stack")...)
 			before := rules(t, l.Figure3)
 			l.docker28Traffic()
-			experiment, err := figure3.On(l.Figure3, l.containers[0])
+			experiment, err := figure3.OnFamily(fam, l.Figure3, l.containers[0])
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -269,17 +307,18 @@ func TestStackDocker28(t *testing.T) {
 		})
 	}
 	t.Run("GuardDecides", func(t *testing.T) {
-		l := docker28Lab(t)
+		l := docker28Lab(fam, t)
 		if p := l.path(); p.Path != "direct" {
 			t.Errorf("with no rules but Docker's, path %+v", p)
 		}
-		l.rule("-I", "DOCKER-USER", "-s", "203.0.113.99", "-j", "DROP")
+		l.rule("-I", l.operators(), "-s", "203.0.113.99", "-j", "DROP")
 		l.takes("stack")
 		l.docker28Traffic()
 	})
 }
 
 func (l *lab) docker28Traffic() {
+	at := l.family.At
 	l.t.Helper()
 	l.serve(l.peer1, 9000)
 	conn := l.dial(l.containers[0], at(topo.Peer1Addr, 9000))
@@ -289,7 +328,7 @@ func (l *lab) docker28Traffic() {
 		l.t.Error(err)
 	}
 	for who, h := range map[string]probe.Host{"container": l.containers[0], "host": l.host} {
-		if r, err := probe.PingOnce(h, topo.Peer1Addr, 5); err != nil || r.Received != 5 {
+		if r, err := probe.PingOnce(h, l.family.Addr(topo.Peer1Addr), 5); err != nil || r.Received != 5 {
 			l.t.Errorf("ping from the %s: %+v, %v", who, r, err)
 		}
 	}
@@ -304,12 +343,13 @@ func (l *lab) docker28Traffic() {
 
 // directAccessIsDropped: a client that is routed to the container's own address gets nowhere.
 func (l *lab) directAccessIsDropped() {
+	at := l.family.At
 	l.t.Helper()
 	if err := l.Router.AddRoute("172.17.0.0/16", topo.HostAddr.String()); err != nil {
 		l.t.Fatal(err)
 	}
 	service, client := l.udp(l.containers[1], 53), l.udp(l.peer2, 6002)
-	l.send(client, at(netip.MustParseAddr("172.17.0.3"), 53), "direct")
+	l.send(client, at(netip.MustParseAddr(l.family.Text("172.17.0.3")), 53), "direct")
 	l.send(client, at(topo.HostAddr, 5353), "published")
 	if from := l.receives(service, "published"); from != at(topo.Peer2Addr, 6002) {
 		l.t.Errorf("seen as %s", from)
@@ -317,16 +357,18 @@ func (l *lab) directAccessIsDropped() {
 }
 
 // TestStackKillAndAdopt: on the stack path, too, traffic needs no daemon, and a new one disturbs nothing.
-func TestStackKillAndAdopt(t *testing.T) {
+func TestStackKillAndAdopt(t *testing.T) { family.Each(t, testStackKillAndAdopt) }
+
+func testStackKillAndAdopt(t *testing.T, fam family.Family) {
 	tests := map[string][]string{
 		"TCX":    {"--path", "stack"},
 		"Clsact": {"--path", "stack", "--disable-feature", "tcx"},
 		"Auto":   nil, // the rule below decides, for each daemon anew
 	}
-	for name, args := range tests {
+	for name, args := range both(fam, tests, "Auto") {
 		t.Run(name, func(t *testing.T) {
-			l := newLab(t, topo.Figure3Config{Containers: 2}, "", args...)
-			l.rule("-I", "DOCKER-USER", "-s", "203.0.113.99", "-j", "DROP")
+			l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, "", args...)
+			l.rule("-I", l.operators(), "-s", "203.0.113.99", "-j", "DROP")
 			l.takes("stack")
 			killAndAdopt(l)
 			l.onStack()
@@ -363,8 +405,11 @@ func testStackExpiry(t *testing.T, fam family.Family) {
 }
 
 // TestStackDetach: nothing is left, and Docker's NAT has what begins then, and what was there before.
-func TestStackDetach(t *testing.T) {
-	g := newGuardLab(t, topo.Figure3Config{}, "--path", "stack")
+func TestStackDetach(t *testing.T) { family.Each(t, testStackDetach) }
+
+func testStackDetach(t *testing.T, fam family.Family) {
+	at := fam.At
+	g := newGuardLabIn(fam, t, topo.Figure3Config{}, "--path", "stack")
 	before := rules(t, g.Figure3)
 	peer, c := g.udp(g.peer1, 3478), g.udp(g.first, 20000)
 	g.send(c, at(topo.Peer1Addr, 3478), "conenat")
@@ -377,7 +422,7 @@ func TestStackDetach(t *testing.T) {
 		t.Errorf("iptables-save (-during +after):\n%s", diff)
 	}
 	g.send(c, at(topo.Peer1Addr, 3478), "docker")
-	if from := g.receives(peer, "docker"); from.Addr() != topo.HostAddr {
+	if from := g.receives(peer, "docker"); from.Addr() != fam.Addr(topo.HostAddr) {
 		t.Errorf("after detach, the socket of before is seen as %s", from)
 	}
 	fresh := g.udp(g.first, 20001)
@@ -392,8 +437,11 @@ func TestStackDetach(t *testing.T) {
 }
 
 // TestStackSmallBridgeMTU: who sends to a container more than its bridge takes is told so by the host, and by how much.
-func TestStackSmallBridgeMTU(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 1}, "", "--path", "stack")
+func TestStackSmallBridgeMTU(t *testing.T) { family.Each(t, testStackSmallBridgeMTU) }
+
+func testStackSmallBridgeMTU(t *testing.T, fam family.Family) {
+	at := fam.At
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "", "--path", "stack")
 	for _, end := range []struct {
 		ns   *topo.NS
 		link string
@@ -402,10 +450,10 @@ func TestStackSmallBridgeMTU(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l.rule("-I", "DOCKER-USER", "-i", "eth0", "-o", "docker0", "-p", "udp", "-j", "ACCEPT")
+	l.rule("-I", l.operators(), "-i", "eth0", "-o", "docker0", "-p", "udp", "-j", "ACCEPT")
 	l.Client("forward", "add", "--protocol", "udp", "198.51.100.1:5353", "172.17.0.2:53")
 	got, err := provoke(l.Peer2, 25006, at(topo.HostAddr, 5353), 64, 1400)
-	if want := (icmpError{3, 4, topo.HostAddr, at(topo.HostAddr, 5353)}); err != nil || got != want {
+	if want := (icmpError{3, 4, topo.HostAddr, at(topo.HostAddr, 5353)}).in(fam); err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 	l.serve(l.peer1, 9000)
@@ -417,7 +465,7 @@ func TestStackSmallBridgeMTU(t *testing.T) {
 // TestStackStartsUnderLoad: a client's connections to a published port, one after the other, all succeed while conenat
 // starts on the stack path, ends, and is adopted; and after it was taken away.
 func TestStackStartsUnderLoad(t *testing.T) {
-	g := placeGuardLab(t, topo.Figure3Config{}, "--path", "stack")
+	g := placeGuardLab(family.V4, t, topo.Figure3Config{}, "--path", "stack")
 	g.serve(g.second, 80)
 	var clients sync.WaitGroup
 	stop, made := make(chan struct{}), atomic.Int64{}
@@ -463,6 +511,7 @@ func TestStackStartsUnderLoad(t *testing.T) {
 
 // visit is a connection of peer 2's to the published port, from its beginning to its end.
 func (g *guardLab) visit() error {
+	at := g.family.At
 	conn, err := g.peer2.DialTCP(0, at(topo.HostAddr, 8080))
 	if err != nil {
 		return err

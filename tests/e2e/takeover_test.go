@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/tests/docker"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
@@ -44,13 +45,14 @@ var streamPorts = map[string]string{"80/tcp": ":8080", "80/udp": ":8080"}
 
 // dockerWithStreams is a real dockerd with two containers, and no conenat yet. Each has half of the streams, from the
 // same ports and to the same peer, so that masquerade has to change those of the second one.
-func dockerWithStreams(t *testing.T, cfg docker.Config, half, clients int) *streams {
+func dockerWithStreams(fam family.Family, t *testing.T, cfg docker.Config, half, clients int) *streams {
 	t.Helper()
-	f := topo.Figure3ForTest(t, topo.Figure3Config{})
+	f := topo.Figure3ForTest(t, topo.Figure3Config{IPv6: fam == family.V6})
+	at := fam.At
+	cfg.Family = fam
 	d := docker.StartForTest(t, f.Topo, f.Host, cfg)
 	t.Setenv("DOCKER_HOST", "unix://"+d.Socket)
-	s := &streams{lab: &lab{Figure3: f, t: t, host: probe.In(f.Host), peer1: probe.In(f.Peer1), peer2: probe.In(f.Peer2)},
-		places: map[any]*docker.Container{}}
+	s := &streams{lab: bareLab(fam, t, f), places: map[any]*docker.Container{}}
 	s.containers = []*docker.Container{
 		d.RunForTest(t, docker.Spec{Name: "first", Idle: true}),
 		d.RunForTest(t, docker.Spec{Name: "second", Idle: true, Publish: streamPorts}),
@@ -71,6 +73,7 @@ func dockerWithStreams(t *testing.T, cfg docker.Config, half, clients int) *stre
 }
 
 func (s *streams) start(c *docker.Container, i uint16) {
+	at := s.family.At
 	tcp := s.dialStream(c.NS, tcpBase+i, at(topo.Peer1Addr, serverPort))
 	udp := s.datagrams(c.NS, udpBase+i, at(topo.Peer1Addr, serverPort))
 	s.tcp, s.udp = append(s.tcp, tcp), append(s.udp, udp)
@@ -158,6 +161,7 @@ func (s *streams) portsChanged(want int) {
 
 // known: conenat shows each stream as a session, with the external endpoint that the peer sees.
 func (s *streams) known() {
+	at := s.family.At
 	s.t.Helper()
 	external := map[string]string{}
 	for _, one := range s.Sessions() {
@@ -186,6 +190,7 @@ func (s *streams) known() {
 
 // newRemote: another remote sees each UDP socket by the endpoint that the first one sees.
 func (s *streams) newRemote() {
+	at := s.family.At
 	s.t.Helper()
 	for _, stream := range s.udp {
 		seen, err := stream.Ask(at(topo.Peer2Addr, otherPort))
@@ -237,7 +242,7 @@ func (s *streams) finish(mayLose int) {
 // TestTakeoverOfNetworkKnownLater: a daemon that cannot ask Docker yet holds its connections for another NAT's, and leaves
 // their ports alone; the next one knows the network, and takes them over all the same.
 func TestTakeoverOfNetworkKnownLater(t *testing.T) {
-	s := dockerWithStreams(t, docker.Config{}, 5, 0)
+	s := dockerWithStreams(family.V4, t, docker.Config{}, 5, 0)
 	engine := os.Getenv("DOCKER_HOST")
 	t.Setenv("DOCKER_HOST", "unix://"+filepath.Join(s.Dir(), "nobody.sock"))
 	s.Conenat = harness.Start(t, s.Topo, s.Host, "--docker")
@@ -255,8 +260,10 @@ func TestTakeoverOfNetworkKnownLater(t *testing.T) {
 
 // TestTakeover: what lives in Docker's NAT, on ports that masquerade had to change and on a published one, goes on in
 // conenat: not a byte and (with TCX) not a datagram is lost, and no external endpoint changes.
-func TestTakeover(t *testing.T) {
-	for name, c := range map[string]struct {
+func TestTakeover(t *testing.T) { family.Each(t, testTakeover) }
+
+func testTakeover(t *testing.T, fam family.Family) {
+	for name, c := range both(fam, map[string]struct {
 		cfg           docker.Config
 		args          []string
 		half, clients int
@@ -264,9 +271,9 @@ func TestTakeover(t *testing.T) {
 		"Direct":  {half: patience.Load(100), clients: 10},
 		"Stack":   {args: []string{"--path", "stack"}, half: patience.Load(100), clients: 10},
 		"NoProxy": {cfg: docker.Config{Args: []string{"--userland-proxy=false"}}, half: 10, clients: 10},
-	} {
+	}, "Direct", "Stack") {
 		t.Run(name, func(t *testing.T) {
-			s := dockerWithStreams(t, c.cfg, c.half, c.clients)
+			s := dockerWithStreams(fam, t, c.cfg, c.half, c.clients)
 			before := rules(t, s.Figure3)
 			s.Conenat = harness.Start(t, s.Topo, s.Host, append([]string{"--docker"}, c.args...)...)
 			s.excused = excuseClsact(t, slices.Concat(s.udp, s.inboundUDP))
@@ -286,10 +293,13 @@ func TestTakeover(t *testing.T) {
 
 // TestDetachHandsBack: what lives in conenat, on whichever path, goes on in Docker's NAT by the same external endpoints;
 // detach says how much that is, and what ends.
-func TestDetachHandsBack(t *testing.T) {
+func TestDetachHandsBack(t *testing.T) { family.Each(t, testDetachHandsBack) }
+
+func testDetachHandsBack(t *testing.T, fam family.Family) {
+	at := fam.At
 	for name, args := range map[string][]string{"Direct": nil, "Stack": {"--path", "stack"}} {
 		t.Run(name, func(t *testing.T) {
-			s := dockerWithStreams(t, docker.Config{}, 15, 5) // in Docker's NAT before conenat
+			s := dockerWithStreams(fam, t, docker.Config{}, 15, 5) // in Docker's NAT before conenat
 			s.Conenat = harness.Start(t, s.Topo, s.Host, append([]string{"--docker"}, args...)...)
 			s.excused = excuseClsact(t, slices.Concat(s.udp, s.inboundUDP))
 			for i := range uint16(15) { // born in conenat

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf/link"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
@@ -22,7 +23,9 @@ import (
 )
 
 // TestUplinkMTU: the uplink's MTU is smaller than the bridge's, and gets smaller still while packets flow.
-func TestUplinkMTU(t *testing.T) {
+func TestUplinkMTU(t *testing.T) { family.Each(t, testUplinkMTU) }
+
+func testUplinkMTU(t *testing.T, fam family.Family) {
 	tests := []struct {
 		name, path, routes string
 		uplink             topo.UplinkConfig // none: eth0 itself
@@ -34,7 +37,7 @@ func TestUplinkMTU(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			l := placeUplinkLab(t, topo.Figure3Config{UplinkMTU: 1400}, tt.uplink, tt.routes, "--path", tt.path)
+			l := placeUplinkLab(t, topo.Figure3Config{UplinkMTU: 1400, IPv6: fam == family.V6}, tt.uplink, tt.routes, "--path", tt.path)
 			l.Run()
 			uplink := l.first
 			if l.second != nil {
@@ -53,13 +56,14 @@ func TestUplinkMTU(t *testing.T) {
 // MTU; what may be, arrives in fragments; and a connection carries bulk.
 func (l *uplinkLab) hasMTU(uplink *topo.Uplink, mtu int, port uint16) {
 	l.t.Helper()
-	const headers = 28 // IPv4's and UDP's
+	headers := map[family.Family]int{family.V4: 28, family.V6: 48}[l.family] // the address family's and UDP's
+	at := l.family.At
 	closed := at(topo.Peer1Addr, 9)
-	want := icmpError{3, 4, topo.GatewayAddr, closed}
+	want := icmpError{3, 4, topo.GatewayAddr, closed}.in(l.family)
 	if got, err := provoke(l.Containers[0], int(port), closed, 64, mtu+10-headers); err != nil || got != want {
 		l.t.Errorf("MTU %d: %+v, %v; want %+v", mtu, got, err, want)
 	}
-	route, err := l.Containers[0].Run(l.t.Context(), "", "ip", "route", "get", topo.Peer1Addr.String())
+	route, err := l.Containers[0].Run(l.t.Context(), "", "ip", "route", "get", closed.Addr().String())
 	if err != nil || !strings.Contains(route, fmt.Sprintf("mtu %d", mtu)) {
 		l.t.Errorf("the container's route: %s, %v; want MTU %d", route, err, mtu)
 	}
@@ -84,10 +88,12 @@ func (l *uplinkLab) hasMTU(uplink *topo.Uplink, mtu int, port uint16) {
 }
 
 // TestUplinkMadeAnew: the uplink is deleted and comes back, with another index and the same address, under load.
-func TestUplinkMadeAnew(t *testing.T) {
+func TestUplinkMadeAnew(t *testing.T) { family.Each(t, testUplinkMadeAnew) }
+
+func testUplinkMadeAnew(t *testing.T, fam family.Family) {
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := newUplinkLab(t, topo.UplinkConfig{}, "", "--path", path)
+			l := newUplinkLabIn(fam, t, topo.UplinkConfig{}, "", "--path", path)
 			l.publish(topo.HostAddr, "172.17.0.2")
 			live := l.live()
 			l.must(l.first.Delete())
@@ -98,7 +104,7 @@ func TestUplinkMadeAnew(t *testing.T) {
 			l.must(l.first.Restore())
 			live.goesOn()
 			l.reaches(topo.HostAddr, l.near)
-			l.nothingEnded(topo.HostAddr)
+			l.nothingEnded(fam.Addr(topo.HostAddr))
 			if w := l.status().Warnings; len(w) > 0 {
 				t.Errorf("warnings: %q", w)
 			}
@@ -117,6 +123,7 @@ type live struct {
 
 func (l *uplinkLab) live() *live {
 	l.t.Helper()
+	at := l.family.At
 	v := &live{l: l, socket: l.udp(l.near, 20000), peer: l.udp(l.peer1, 3478)}
 	l.send(v.socket, at(topo.Peer1Addr, 3478), "first")
 	v.mapped = l.receives(v.peer, "first")
@@ -133,7 +140,7 @@ func (l *uplinkLab) live() *live {
 func (v *live) goesOn() {
 	v.l.t.Helper()
 	v.l.eventually("datagrams arrive again, and are answered", func() bool {
-		v.l.send(v.socket, at(topo.Peer1Addr, 3478), "on")
+		v.l.send(v.socket, v.l.family.At(topo.Peer1Addr, 3478), "on")
 		for {
 			p, err := v.peer.Receive(100 * time.Millisecond)
 			if err == nil && p.From != v.mapped {
@@ -159,7 +166,7 @@ func (v *live) goesOn() {
 func (l *lab) ended(addr netip.Addr) (list []harness.Event) {
 	l.t.Helper()
 	for _, e := range l.Events() {
-		if e.Type == "binding.expired" && strings.HasPrefix(e.External, addr.String()+":") && e.Protocol != "icmp" {
+		if e.Type == "binding.expired" && netip.MustParseAddrPort(e.External).Addr() == l.family.Addr(addr) && !strings.HasPrefix(e.Protocol, "icmp") {
 			list = append(list, e)
 		}
 	}
@@ -339,20 +346,22 @@ func (l *lab) cpu() time.Duration {
 }
 
 // TestAddressFlaps: the external address goes and comes back, as a DHCP client's does. Bindings live on.
-func TestAddressFlaps(t *testing.T) {
+func TestAddressFlaps(t *testing.T) { family.Each(t, testAddressFlaps) }
+
+func testAddressFlaps(t *testing.T, fam family.Family) {
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			l := newUplinkLab(t, topo.UplinkConfig{}, "", "--path", path)
+			l := newUplinkLabIn(fam, t, topo.UplinkConfig{}, "", "--path", path)
 			v := l.live()
 			for range 2 {
 				l.must(l.Host.DeleteAddr("eth0", topo.HostAddr.String()+"/24"))
 				l.eventually("the daemon sees it gone", func() bool { return strings.HasPrefix(l.outside("eth0"), "no-address") })
 				l.must(l.Host.AddAddr("eth0", topo.HostAddr.String()+"/24"))
-				l.must(l.Host.AddRoute("default", topo.RouterAddr.String()))
+				l.ip("route replace default via 198.51.100.254\n") // IPv6's has stayed
 				v.goesOn()
-				l.isOutside("eth0", topo.HostAddr)
+				l.isOutside("eth0", fam.Addr(topo.HostAddr))
 			}
-			l.nothingEnded(topo.HostAddr)
+			l.nothingEnded(fam.Addr(topo.HostAddr))
 			checkReplay(l.lab)
 		})
 	}
@@ -436,7 +445,7 @@ func TestManyPorts(t *testing.T) {
 func TestDockerUplinks(t *testing.T) {
 	for _, path := range paths {
 		t.Run(path, func(t *testing.T) {
-			g := placeGuardLab(t, topo.Figure3Config{}, "--path", path)
+			g := placeGuardLab(family.V4, t, topo.Figure3Config{}, "--path", path)
 			second, err := g.AddUplink(topo.UplinkConfig{Name: "eth1", OwnRouter: true})
 			g.must(err)
 			g.must(g.Host.Sysctl("net.ipv4.fib_multipath_hash_policy=1"))

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,12 +117,16 @@ func (l *lab) status() api.Status {
 	return list[0]
 }
 
-// outside is what status says of an outside interface: its state, and its external address.
+// outside is what status says of an outside interface: its state, and its first external address of the family.
 func (l *lab) outside(name string) string {
 	l.t.Helper()
 	for _, o := range l.status().Outsides {
 		if o.Name == name {
-			return o.State + " " + o.Address
+			i := slices.IndexFunc(o.Addresses, func(a string) bool { return family.Of(netip.MustParseAddr(a)) == l.family })
+			if i < 0 {
+				return o.State + " "
+			}
+			return o.State + " " + o.Addresses[i]
 		}
 	}
 	return ""

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/probe"
@@ -40,9 +42,9 @@ type zones struct {
 }
 
 // newZones makes the bridges in one order, and names them to the daemon in that or the other one.
-func newZones(t *testing.T, mtu int, swapped bool, args ...string) *zones {
+func newZones(fam family.Family, t *testing.T, mtu int, swapped bool, args ...string) *zones {
 	t.Helper()
-	z := &zones{lab: &lab{Figure3: topo.Figure3ForTest(t, topo.Figure3Config{UplinkMTU: mtu}), t: t}}
+	z := &zones{lab: bareLab(fam, t, topo.Figure3ForTest(t, topo.Figure3Config{UplinkMTU: mtu, IPv6: fam == family.V6}))}
 	z.must(z.Host.Forward())
 	bridges := []string{"za", "zb"}
 	for _, bridge := range bridges {
@@ -52,19 +54,19 @@ func newZones(t *testing.T, mtu int, swapped bool, args ...string) *zones {
 		z.must(z.Link(topo.End{NS: z.Host, Name: "veth-" + bridge, Master: bridge},
 			topo.End{NS: ns, Name: "eth0", Addr: zoneHost.String() + zonePrefix}, 0))
 		z.must(ns.AddRoute("default", zoneGateway.String()))
-		z.of = append(z.of, zone{bridge, ns, probe.In(ns)})
+		z.of = append(z.of, zone{bridge, ns, z.probe(ns)})
 	}
 	if swapped {
 		slices.Reverse(bridges)
 		slices.Reverse(z.of)
 	}
-	z.Conenat = harness.Start(t, z.Topo, z.Host, append([]string{"--inside", bridges[0], "--inside", bridges[1]}, args...)...)
-	z.host, z.peer1, z.peer2 = probe.In(z.Host), probe.In(z.Peer1), probe.In(z.Peer2)
+	z.Conenat = harness.StartIn(fam, t, z.Topo, z.Host, append([]string{"--inside", bridges[0], "--inside", bridges[1]}, args...)...)
 	return z
 }
 
 // external is the external port of a zone's binding of an internal port.
 func (z *zones) external(protocol, bridge string, port uint16) (external uint16) {
+	at := z.family.At
 	z.t.Helper()
 	for _, b := range z.Bindings() {
 		if b.Protocol == protocol && b.Network == bridge && b.Internal == at(zoneHost, port).String() {
@@ -76,14 +78,20 @@ func (z *zones) external(protocol, bridge string, port uint16) (external uint16)
 }
 
 // TestOverlappingZones: hosts with one address in two networks, at once, whichever comes first.
-func TestOverlappingZones(t *testing.T) {
+func TestOverlappingZones(t *testing.T) { family.Each(t, testOverlappingZones) }
+
+func testOverlappingZones(t *testing.T, fam family.Family) {
 	for _, swapped := range []bool{false, true} {
 		t.Run(fmt.Sprintf("swapped_%v", swapped), func(t *testing.T) {
-			z := newZones(t, 1400, swapped)
-			for name, test := range map[string]func(*zones){
+			z := newZones(fam, t, 1400, swapped)
+			tests := map[string]func(*zones){
 				"UDP": (*zones).datagrams, "TCP": (*zones).connections, "Ping": (*zones).pings, "Errors": (*zones).errors,
 				"Fragments": (*zones).fragments, "Forwards": (*zones).forwards, "Kernel": (*zones).kernelsWay,
-			} { // in any order
+			}
+			if fam == family.V6 { // of whose packets the kernel fragments none
+				delete(tests, "Kernel")
+			}
+			for name, test := range tests { // in any order
 				t.Run(name, func(t *testing.T) { test(&zones{z.at(t), z.of}) })
 			}
 		})
@@ -92,6 +100,7 @@ func TestOverlappingZones(t *testing.T) {
 
 // datagrams: the same port to the same destination; bindings, sessions and events tell the networks apart.
 func (z *zones) datagrams() {
+	at := z.family.At
 	const port = 20000
 	peer, there := z.udp(z.peer1, 3478), at(topo.Peer1Addr, 3478)
 	var sockets []probe.Socket
@@ -126,6 +135,7 @@ func (z *zones) datagrams() {
 
 // connections: from one local port to one server, and each carries its own.
 func (z *zones) connections() {
+	at := z.family.At
 	server := at(topo.Peer1Addr, z.serve(z.peer1, 8080).Port())
 	for _, one := range z.of {
 		conn, err := one.DialTCP(20002, server)
@@ -147,7 +157,7 @@ func (z *zones) connections() {
 func (z *zones) pings() {
 	var running []probe.Pinger
 	for _, one := range z.of {
-		p, err := one.Ping(probe.PingSpec{To: topo.Peer1Addr, ID: 777, Count: 5})
+		p, err := one.Ping(probe.PingSpec{To: z.family.Addr(topo.Peer1Addr), ID: 777, Count: 5})
 		z.must(err)
 		running = append(running, p)
 	}
@@ -160,14 +170,15 @@ func (z *zones) pings() {
 
 // errors: each hears from its gateway of what it has sent itself, and the other one nothing.
 func (z *zones) errors() {
+	at := z.family.At
 	to := at(topo.Peer2Addr, 9)
 	for i, one := range z.of {
 		got, err := provoke(one.ns, 30001, to, 1, 32)
-		if want := (icmpError{11, 0, zoneGateway, to}); err != nil || got != want {
+		if want := (icmpError{11, 0, zoneGateway, to}).in(z.family); err != nil || got != want {
 			z.t.Errorf("%s, TTL: %+v, %v; want %+v", one.bridge, got, err, want)
 		}
 		got, err = provoke(one.ns, 30001, to, 64, 1450)
-		if want := (icmpError{3, 4, zoneGateway, to}); err != nil || got != want {
+		if want := (icmpError{3, 4, zoneGateway, to}).in(z.family); err != nil || got != want {
 			z.t.Errorf("%s, MTU: %+v, %v; want %+v", one.bridge, got, err, want)
 		}
 		if mtu := pathMTU(z.t, one.ns, to); mtu != 1400 {
@@ -179,52 +190,72 @@ func (z *zones) errors() {
 			}
 		}
 		got, err = provoke(one.ns, 30003, at(topo.Peer1Addr, 9), 64, 32) // nobody listens there
-		if want := (icmpError{3, 3, topo.Peer1Addr, at(topo.Peer1Addr, 9)}); err != nil || got != want {
+		if want := (icmpError{3, 3, topo.Peer1Addr, at(topo.Peer1Addr, 9)}).in(z.family); err != nil || got != want {
 			z.t.Errorf("%s, from the peer: %+v, %v; want %+v", one.bridge, got, err, want)
 		}
 	}
 }
 
-// fragments: of datagrams with the same addresses, ports and identification, sent at once, none gets a piece of the other's.
+// fragmentPort is the one that the zones' fragmented datagrams come from.
+const fragmentPort = 20004
+
+// fragments: of datagrams with the same addresses, ports and identification, sent at once, none gets a piece of the other's. In IPv6
+// they go one after the other, and in order: out of it, what has the same addresses within 30 s is one network's alone (origin_put), and
+// their identification stays as it is.
 func (z *zones) fragments() {
-	const port = 20004
-	source := at(zoneHost, port).String()
+	source, there := z.family.At(zoneHost, fragmentPort).String(), z.family.Text(far)
 	peer, out := z.raw(z.Peer1, unix.IPPROTO_UDP), map[string]*rawIP{}
 	for _, one := range z.of {
 		out[one.bridge] = z.raw(one.ns, unix.IPPROTO_UDP)
-		out[one.bridge].mustSend(packets.UDP(source, far, "opens").With(func(s *packets.Spec) { s.ID = 9999 }).Bytes())
+		out[one.bridge].mustSend(packets.UDP(source, there, "opens").With(func(s *packets.Spec) { s.ID = 9999 }).Bytes())
 	}
 	z.eventually("both have a binding", func() bool {
 		return len(slices.DeleteFunc(z.Bindings(), func(b harness.Binding) bool { return b.Internal != source })) == len(z.of)
 	})
 	for name, order := range orders {
-		id := uint16(len(name))
-		missing := map[string]string{}
-		pieces := map[string][][]byte{}
+		if z.family == family.V4 {
+			z.datagramsOf(peer, out, name, order, z.of...)
+			continue
+		}
+		if name != "InOrder" {
+			continue
+		}
 		for _, one := range z.of {
-			text := one.bridge + name + strings.Repeat("0123456789abcdef", 3*fragmentSize/16)
-			pieces[one.bridge] = packets.UDP(source, far, text).With(func(s *packets.Spec) { s.ID = id }).Fragments(fragmentSize)
-			seen := at(topo.HostAddr, z.external("udp", one.bridge, port)).String()
-			missing[string(packets.UDP(seen, far, text).IP()[20:])] = one.bridge
+			z.datagramsOf(peer, out, name, order, one)
 		}
-		for _, piece := range order {
-			for _, one := range z.of {
-				out[one.bridge].mustSend(pieces[one.bridge][piece])
-			}
+	}
+}
+
+// datagramsOf sends a datagram's fragments from each of some zones, and waits for the datagrams.
+func (z *zones) datagramsOf(peer *rawIP, out map[string]*rawIP, name string, order []int, from ...zone) {
+	z.t.Helper()
+	source, there := z.family.At(zoneHost, fragmentPort).String(), z.family.Text(far)
+	missing := map[string]string{}
+	pieces := map[string][][]byte{}
+	for _, one := range from {
+		text := one.bridge + name + strings.Repeat("0123456789abcdef", 3*fragmentSize/16)
+		pieces[one.bridge] = packets.UDP(source, there, text).With(func(s *packets.Spec) { s.ID = uint16(len(name)) }).Fragments(fragmentSize)
+		seen := z.family.At(topo.HostAddr, z.external("udp", one.bridge, fragmentPort)).String()
+		missing[transport(packets.UDP(seen, there, text))] = one.bridge
+	}
+	for _, piece := range order {
+		for _, one := range from {
+			out[one.bridge].mustSend(pieces[one.bridge][piece])
 		}
-		for len(missing) > 0 {
-			_, l4, ok := peer.next(5 * time.Second)
-			if !ok {
-				z.t.Errorf("in order %v the datagrams of %v are missing", order, missing)
-				break
-			}
-			delete(missing, string(l4))
+	}
+	for len(missing) > 0 {
+		_, l4, ok := peer.next(5 * time.Second)
+		if !ok {
+			z.t.Errorf("in order %v the datagrams of %q are missing", order, slices.Sorted(maps.Values(missing)))
+			break
 		}
+		delete(missing, string(l4))
 	}
 }
 
 // forwards: one to each, from outside and by hairpin from the other; which one has to be said.
 func (z *zones) forwards() {
+	at := z.family.At
 	if out, code := z.Try("forward", "add", "--socket", z.Socket, at(topo.HostAddr, 9000).String(), at(zoneHost, 9000).String()); code != 1 ||
 		!strings.Contains(out, "name the network") {
 		z.t.Errorf("exit code %d: %s", code, out)
@@ -253,6 +284,7 @@ func (z *zones) forwards() {
 
 // kernelsWay: what the kernel has to fragment on its way out comes back to whom it is from.
 func (z *zones) kernelsWay() {
+	at := z.family.At
 	peer := z.udp(z.peer1, 3480)
 	for _, one := range z.of {
 		z.must(one.ns.Sysctl("net.ipv4.ip_no_pmtu_disc=1")) // no DF; while it is set, no error's MTU is taken either
@@ -265,8 +297,11 @@ func (z *zones) kernelsWay() {
 }
 
 // TestOverlappingZoneGoes: the other one's flows go on without a loss.
-func TestOverlappingZoneGoes(t *testing.T) {
-	z := newZones(t, 0, false)
+func TestOverlappingZoneGoes(t *testing.T) { family.Each(t, testOverlappingZoneGoes) }
+
+func testOverlappingZoneGoes(t *testing.T, fam family.Family) {
+	at := fam.At
+	z := newZones(fam, t, 0, false)
 	server, err := probe.ServeStreams(z.Peer1, 0)
 	z.must(err)
 	defer server.Close()
@@ -299,8 +334,11 @@ func TestOverlappingZoneGoes(t *testing.T) {
 
 // TestOverlappingZonesOnTheStack: there the kernel's routing says where an inside address is: the network that it leads to is
 // translated, and the other one left alone, which is said.
-func TestOverlappingZonesOnTheStack(t *testing.T) {
-	z := newZones(t, 0, false, "--path", "stack")
+func TestOverlappingZonesOnTheStack(t *testing.T) { family.Each(t, testOverlappingZonesOnTheStack) }
+
+func testOverlappingZonesOnTheStack(t *testing.T, fam family.Family) {
+	at := fam.At
+	z := newZones(fam, t, 0, false, "--path", "stack")
 	peer := z.udp(z.peer1, 3478)
 	s := z.udp(z.of[0].Host, 20000)
 	z.send(s, at(topo.Peer1Addr, 3478), "by the stack")
@@ -319,7 +357,7 @@ func TestOverlappingZonesOnTheStack(t *testing.T) {
 // TestOverlappingZonesStrict: with a strict rp_filter the host does not answer ARP where its routing finds the sender elsewhere;
 // status says so, and what helps.
 func TestOverlappingZonesStrict(t *testing.T) {
-	z := newZones(t, 0, false)
+	z := newZones(family.V4, t, 0, false)
 	z.Stop()
 	z.must(z.Host.Sysctl("net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.za.rp_filter=1", "net.ipv4.conf.zb.rp_filter=1"))
 	z.RunWith("--inside", "za", "--inside", "zb")
