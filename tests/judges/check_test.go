@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -29,12 +30,12 @@ type checked struct {
 }
 
 // askCheck runs `conenat check`, and lets it look for twice the lifetime.
-func askCheck(ctx context.Context, ns *topo.NS) (found checked, err error) {
+func askCheck(ctx context.Context, fam family.Family, ns *topo.NS) (found checked, err error) {
 	binary, err := harness.Binary()
 	if err != nil {
 		return found, err
 	}
-	out, err := ns.Run(ctx, "", binary, "check", "--server", server.String(), "-o", "json", "--lifetime", (2 * lifetime).String())
+	out, err := ns.Run(ctx, "", binary, "check", "--server", fam.Endpoint(server).String(), "-o", "json", "--lifetime", (2 * lifetime).String())
 	if err != nil {
 		return found, fmt.Errorf("%w\n%s", err, out)
 	}

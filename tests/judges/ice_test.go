@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/ice"
 	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/topo"
@@ -58,8 +59,10 @@ type met struct {
 }
 
 // TestICE: pion's agents connect, by STUN alone, where the NATs' behaviours let them, and nowhere else.
-func TestICE(t *testing.T) {
-	w := newWorld(t)
+func TestICE(t *testing.T) { family.Each(t, testICE) }
+
+func testICE(t *testing.T, fam family.Family) {
+	w := newWorld(fam, t)
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	places := [2]map[behavior]*topo.NS{}
@@ -89,8 +92,10 @@ func TestICE(t *testing.T) {
 }
 
 // TestICEHairpin: two agents behind one NAT meet by their external endpoints, having no other (RFC 4787, REQ-9).
-func TestICEHairpin(t *testing.T) {
-	w := newWorld(t)
+func TestICEHairpin(t *testing.T) { family.Each(t, testICEHairpin) }
+
+func testICEHairpin(t *testing.T, fam family.Family) {
+	w := newWorld(fam, t)
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	for _, filtering := range behaviors {
@@ -112,7 +117,7 @@ func TestICEHairpin(t *testing.T) {
 // meet lets two agents look for each other.
 func (w *world) meet(ctx context.Context, places [2]*topo.NS, reflexiveOnly bool) chan met {
 	heard := make(chan met, 1)
-	o := ice.Options{Server: server, ReflexiveOnly: reflexiveOnly, GiveUp: patience.For(giveUp)}
+	o := ice.Options{Server: w.family.Endpoint(server), ReflexiveOnly: reflexiveOnly, GiveUp: patience.For(giveUp)}
 	go func() {
 		var m met
 		m.outcomes, m.err = ice.Pair(ctx, w.Topo, places, o)

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/conenat/conenat/tests/family"
 )
 
 // verdicts are what the judges found of one NAT.
@@ -22,8 +24,10 @@ type verdicts struct {
 
 // TestJudges: every configuration of mapping and filtering is told for what it is by coturn and by pion, and `conenat check`
 // agrees with them.
-func TestJudges(t *testing.T) {
-	w := newWorld(t)
+func TestJudges(t *testing.T) { family.Each(t, testJudges) }
+
+func testJudges(t *testing.T, fam family.Family) {
+	w := newWorld(fam, t)
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
 	type trial struct {
@@ -36,27 +40,29 @@ func TestJudges(t *testing.T) {
 			n := w.nat(behavior{mapping, filtering}, quick) // all are judged at the same time, each from when it is there
 			heard := make(chan verdicts, 1)
 			trials = append(trials, trial{n.behavior, heard})
-			go func() { heard <- judge(ctx, n) }()
+			go func() { heard <- judge(ctx, fam, n) }()
 		}
 	}
 	for _, trial := range trials {
-		t.Run(trial.String(), func(t *testing.T) { (<-trial.heard).compare(t, trial.behavior) })
+		t.Run(trial.String(), func(t *testing.T) { (<-trial.heard).compare(t, fam, trial.behavior) })
 	}
 }
 
 // judge asks all judges at the same time.
-func judge(ctx context.Context, n *nat) (v verdicts) {
+func judge(ctx context.Context, fam family.Family, n *nat) (v verdicts) {
 	inside := n.containers[0]
 	asked := []func() error{
-		func() (err error) { v.coturn, err = askCoturn(ctx, inside); return err },
-		func() (err error) { v.pion, err = askPion(ctx, inside); return err },
-		func() (err error) { v.check, err = askCheck(ctx, inside); return err },
+		func() (err error) { v.coturn, err = askCoturn(ctx, fam, inside); return err },
+		func() (err error) { v.check, err = askCheck(ctx, fam, inside); return err },
+	}
+	if fam == family.V4 { // stun-nat-behaviour has no other sockets
+		asked = append(asked, func() (err error) { v.pion, err = askPion(ctx, inside); return err })
 	}
 	v.err = together(len(asked), func(i int) error { return asked[i]() })
 	return v
 }
 
-func (v verdicts) compare(t *testing.T, b behavior) {
+func (v verdicts) compare(t *testing.T, fam family.Family, b behavior) {
 	t.Helper()
 	if v.err != nil {
 		t.Fatal(v.err)
@@ -66,7 +72,7 @@ func (v verdicts) compare(t *testing.T, b behavior) {
 	if diff := cmp.Diff(want, v.coturn); diff != "" {
 		t.Errorf("coturn (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(behaviour{b.mapping, b.filtering}, v.pion); diff != "" {
+	if diff := cmp.Diff(behaviour{b.mapping, b.filtering}, v.pion); diff != "" && fam == family.V4 {
 		t.Errorf("pion (-want +got):\n%s", diff)
 	}
 	v.check.agrees(t, v.coturn, stable(b))

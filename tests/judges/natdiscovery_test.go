@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -19,8 +20,8 @@ const (
 )
 
 // natdiscovery runs coturn's judge with some of its options.
-func natdiscovery(ctx context.Context, ns *topo.NS, options ...string) (string, error) {
-	return ns.Run(ctx, "", "turnutils_natdiscovery", append(options, primaryAddr)...)
+func natdiscovery(ctx context.Context, fam family.Family, ns *topo.NS, options ...string) (string, error) {
+	return ns.Run(ctx, "", "turnutils_natdiscovery", fam.Texts(append(options, primaryAddr)...)...)
 }
 
 // coturn is what turnutils_natdiscovery found.
@@ -34,7 +35,7 @@ type coturn struct {
 }
 
 // askCoturn asks everything at the same time, each by a process and ports of its own; no answer waits for another one.
-func askCoturn(ctx context.Context, ns *topo.NS) (found coturn, err error) {
+func askCoturn(ctx context.Context, fam family.Family, ns *topo.NS) (found coturn, err error) {
 	questions := []struct {
 		options string
 		read    func(out string) error
@@ -51,7 +52,7 @@ func askCoturn(ctx context.Context, ns *topo.NS) (found coturn, err error) {
 	}
 	outputs := make([]string, len(questions))
 	err = together(len(questions), func(i int) (err error) {
-		outputs[i], err = natdiscovery(ctx, ns, strings.Fields(questions[i].options)...)
+		outputs[i], err = natdiscovery(ctx, fam, ns, strings.Fields(questions[i].options)...)
 		return err
 	})
 	if err != nil {
@@ -130,10 +131,20 @@ func collides(to *bool) func(string) error {
 // reflexive are the external endpoints, in the order of the answers.
 func reflexive(out string) []netip.AddrPort { return endpoints(out, "UDP reflexive addr: ") }
 
+// endpoint reads ADDR:PORT, without brackets in IPv6, too.
+func endpoint(text string) (netip.AddrPort, error) {
+	colon := max(strings.LastIndexByte(text, ':'), 0)
+	addr, err := netip.ParseAddr(text[:colon])
+	if err != nil || addr.Is4() {
+		return netip.ParseAddrPort(text)
+	}
+	return netip.ParseAddrPort("[" + text[:colon] + "]" + text[colon:])
+}
+
 func endpoints(out, before string) (list []netip.AddrPort) {
 	for line := range strings.Lines(out) {
 		if _, text, ok := strings.Cut(line, before); ok {
-			if endpoint, err := netip.ParseAddrPort(strings.TrimSpace(text)); err == nil {
+			if endpoint, err := endpoint(strings.TrimSpace(text)); err == nil {
 				list = append(list, endpoint)
 			}
 		}

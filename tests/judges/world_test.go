@@ -14,6 +14,7 @@ import (
 
 	"github.com/pion/stun/v2"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
 	"github.com/conenat/conenat/tests/ice"
 	"github.com/conenat/conenat/tests/patience"
@@ -21,7 +22,10 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-func TestMain(m *testing.M) { os.Exit(topo.Main(m)) }
+func TestMain(m *testing.M) {
+	family.Tested = []family.Family{family.V4, family.V6}
+	os.Exit(topo.Main(m))
+}
 
 // bound is on all that a test asks.
 var bound = patience.For(2 * time.Minute)
@@ -45,14 +49,18 @@ var server = netip.MustParseAddrPort(fmt.Sprintf("%s:%d", primaryAddr, stunPort)
 type world struct {
 	*topo.Topo
 	t       *testing.T
+	family  family.Family // that the judges ask in
 	outside *topo.NS
 	hosts   int // beside the server
 }
 
 // newWorld starts coturn's server, too.
-func newWorld(t *testing.T) *world {
+func newWorld(fam family.Family, t *testing.T) *world {
 	t.Helper()
-	w := &world{Topo: topo.ForTest(t), t: t}
+	w := &world{Topo: topo.ForTest(t), t: t, family: fam}
+	if fam == family.V6 {
+		w.EnableIPv6()
+	}
 	require.Installed(t, "turnserver")
 	// Compiled before anything is timed.
 	for _, program := range []func() (string, error){harness.Binary, pionJudge, ice.Binary} {
@@ -80,7 +88,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// host is a namespace in the outside network, and its address there.
+// host is a namespace in the outside network, and its address there, in the family.
 func (w *world) host(name string) (*topo.NS, netip.Addr) {
 	w.t.Helper()
 	w.hosts++
@@ -97,12 +105,12 @@ func (w *world) host(name string) (*topo.NS, netip.Addr) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return ns, addr
+	return ns, w.family.Addr(addr)
 }
 
 // startServer starts turnserver and waits until all four endpoints answer: it logs nothing when it is ready.
 func (w *world) startServer() error {
-	cmd := w.outside.Command(context.Background(), "turnserver", "-n", "--stun-only", "-L", primaryAddr, "-L", alternateAddr,
+	cmd := w.outside.Command(context.Background(), "turnserver", "-n", "--stun-only", "-L", w.family.Text(primaryAddr), "-L", w.family.Text(alternateAddr),
 		"--listening-port", fmt.Sprint(stunPort), "--no-tls", "--no-dtls", "--no-cli", "--log-file", "stdout", "--simple-log",
 		"--pidfile", filepath.Join(w.Dir(), "turnserver.pid"), "--userdb", filepath.Join(w.Dir(), "turndb"))
 	if _, err := w.Start("turnserver", cmd); err != nil {
@@ -110,7 +118,7 @@ func (w *world) startServer() error {
 	}
 	for _, addr := range []string{primaryAddr, alternateAddr} {
 		for port := range 2 {
-			endpoint := netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(stunPort+port))
+			endpoint := w.family.At(netip.MustParseAddr(addr), uint16(stunPort+port))
 			answers := func() (bool, error) {
 				err := w.ask(endpoint)
 				return err == nil, err
@@ -188,7 +196,7 @@ func (w *world) nat(b behavior, config string) *nat {
 	file := filepath.Join(w.Dir(), name+".yaml")
 	for _, step := range []func() error{
 		func() error { return host.AddBridge("docker0", "172.17.0.1/16") },
-		func() error { return host.Sysctl("net.ipv4.ip_forward=1") },
+		host.Forward,
 		func() error { return w.container(n, host, name+"-c1", containerAddr) },
 		func() error { return w.container(n, host, name+"-c2", "172.17.0.3") },
 		func() error { return n.containers[0].AddAddr("eth0", otherAddr+"/16") },
@@ -199,7 +207,7 @@ func (w *world) nat(b behavior, config string) *nat {
 			w.t.Fatal(err)
 		}
 	}
-	c := harness.Start(w.t, w.Topo, host, "--config", file, "--inside", "docker0", "--mapping", b.mapping, "--filtering", b.filtering)
+	c := harness.StartIn(w.family, w.t, w.Topo, host, "--config", file, "--inside", "docker0", "--mapping", b.mapping, "--filtering", b.filtering)
 	w.t.Cleanup(func() {
 		if w.t.Failed() {
 			w.t.Logf("%v:\n%s", b, c.Client("status"))
