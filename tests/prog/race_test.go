@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
 	. "github.com/conenat/conenat/tests/packets"
@@ -39,6 +41,8 @@ func TestRaces(t *testing.T) {
 		"BothDirections":         {[]rig.Option{rig.WithFiltering(dataplane.EndpointIndependent)}, bothDirections},
 		"Hairpins":               {nil, hairpins},
 		"HostAndContainer":       {[]rig.Option{rig.WithPorts(40000, 40007)}, hostAndContainer},
+		"PortlessSameRemotes":    {nil, sameRemotes},
+		"PortlessHostComesFirst": {nil, hostComesFirst},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := rig.New(t, append(c.options, rig.WithRealClock(), rig.WithSettings(rig.ShortTimeouts))...)
@@ -107,6 +111,21 @@ func hostAndContainer(o *bpf.Objects) []rig.Hammer {
 		return rig.FromContainer(UDP(endpointOf(rig.C1, 40000+i%11), endpointOf(rig.Peer2, 1+i%3), "x"))
 	})}
 	return []rig.Hammer{host, container}
+}
+
+// tunnels sends from one address to many remotes.
+func tunnels(program *ebpf.Program, dev, from string) rig.Hammer {
+	return rig.Hammer{Program: program, Dev: dev, Frame: frames(500, func(i int) Spec {
+		return rig.FromContainer(ESP(from, fmt.Sprintf("203.0.113.%d", 1+i%97), uint32(i), 8))
+	})}
+}
+
+func sameRemotes(o *bpf.Objects) []rig.Hammer {
+	return []rig.Hammer{tunnels(o.NatInside, "p1", rig.C1), tunnels(o.NatInside, "p2", rig.C2)}
+}
+
+func hostComesFirst(o *bpf.Objects) []rig.Hammer {
+	return []rig.Hammer{tunnels(o.NatOutsideEgress, "eth0", rig.External), tunnels(o.NatInside, "p1", rig.C1)}
 }
 
 // TestKillUnderFire: forwards that come and go while packets open sessions through them. The tables are

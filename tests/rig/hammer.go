@@ -148,14 +148,18 @@ func (r *Rig) Drained() {
 	r.Empty()
 }
 
-// uniqueOwners: each external endpoint is of one binding, and so is each internal one towards a remote.
+// uniqueOwners: each external endpoint is of one binding, without ports towards a remote, and so is each internal one towards a remote.
 func (r *Rig) uniqueOwners() {
 	r.T.Helper()
 	r.Must("bindings", func() error {
 		seen := map[string]bool{}
 		all, err := r.DP.Bindings()
 		for _, b := range all {
-			for _, key := range []string{fmt.Sprint(b.Protocol, " external ", b.External), fmt.Sprint(b.Protocol, b.Network, " internal ", b.Internal, b.Remote)} {
+			external := fmt.Sprint(b.Protocol, " external ", b.External)
+			if !b.Protocol.HasPorts() {
+				external += fmt.Sprint(" towards ", b.Remote)
+			}
+			for _, key := range []string{external, fmt.Sprint(b.Protocol, b.Network, " internal ", b.Internal, b.Remote)} {
 				if seen[key] {
 					r.T.Errorf("%s has two bindings", key)
 				}

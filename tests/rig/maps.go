@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/conenat/conenat/bpf"
+	"github.com/conenat/conenat/dataplane"
 )
 
 // Consistent checks what must hold between the maps at any time.
@@ -62,7 +63,7 @@ func checkFamily(t *bpf.Tables, networks map[uint32]usage) error {
 			errs = append(errs, fmt.Errorf("session %+v: halves of slots %d and %d", key, half.Slot, otherHalf.Slot))
 		}
 	}
-	return errors.Join(append(errs, checkClaims(t, references), checkInternals(t), checkSlots(t), checkPermissions(t),
+	return errors.Join(append(errs, checkClaims(t, references), checkPortless(t, references), checkInternals(t), checkSlots(t), checkPermissions(t),
 		checkUsage(t, networks), checkBlocks(t))...)
 }
 
@@ -161,6 +162,21 @@ func checkClaims(t *bpf.Tables, references map[uint32]int) error {
 		errs = append(errs, fmt.Errorf("%d ports are marked, %d are claimed and %d held", marked, len(claims), held))
 	}
 	return errors.Join(append(errs, err1, err2)...)
+}
+
+// checkPortless: bindings without ports, which have no claims, are held by their sessions.
+func checkPortless(t *bpf.Tables, references map[uint32]int) error {
+	var errs []error
+	all, err := t.Bindings.Elements(t.Bindings.Map().MaxEntries())
+	if err != nil {
+		return fmt.Errorf("read the bindings: %w", err)
+	}
+	for i, b := range all {
+		if !dataplane.Protocol(b.Proto).HasPorts() && int(uint32(b.Word)) != references[uint32(i)] {
+			errs = append(errs, fmt.Errorf("binding %+v has %d references, its sessions are %d", b, uint32(b.Word), references[uint32(i)]))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // checkInternals: the index by internal endpoint leads to a binding that lives and has just that key.
