@@ -3,6 +3,7 @@
 package fuzz
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -21,10 +22,21 @@ func TestMain(m *testing.M) { rig.Main(m) }
 const shortest, longest = rig.L4, 2000
 
 // newRig has a port forward, beside what open makes anew each time.
-func newRig(f *testing.F) *rig.Rig {
-	r := rig.New(f)
+func newRig(f *testing.F, fam family.Family) *rig.Rig {
+	r := rig.New(f, rig.In(fam))
 	r.Forward("br0", dataplane.TCP, rig.External+":8080", rig.C1+":80")
 	return r
+}
+
+// newRigs gives the rig for a frame: of its own family, if that is one.
+func newRigs(f *testing.F) func(frame []byte) *rig.Rig {
+	v4, v6 := newRig(f, family.V4), newRig(f, family.V6)
+	return func(frame []byte) *rig.Rig {
+		if len(frame) > l3 && bytes.Equal(frame[l3-2:l3], []byte{0x86, 0xdd}) {
+			return v6
+		}
+		return v4
+	}
 }
 
 // open lets all expire that the last input has left, and opens a few sessions: of each protocol, and a hairpin's receiver.
@@ -66,8 +78,9 @@ func FuzzInside(f *testing.F) {
 			f.Add(frame, uint8(0))
 		}
 	}
-	r := newRig(f)
+	rigs := newRigs(f)
 	f.Fuzz(func(t *testing.T, frame []byte, dev uint8) {
+		r := rigs(frame)
 		open(r, t)
 		judge(r, rig.Hook{Name: "Inside", Program: r.DP.Objects().NatInside, Dev: insideDevs[int(dev)%len(insideDevs)]}, frame)
 	})
@@ -89,8 +102,9 @@ func FuzzOutside(f *testing.F) {
 			f.Add(frame)
 		}
 	}
-	r := newRig(f)
+	rigs := newRigs(f)
 	f.Fuzz(func(t *testing.T, frame []byte) {
+		r := rigs(frame)
 		open(r, t)
 		judge(r, rig.Hook{Name: "Outside", Program: r.DP.Objects().NatOutsideIngress, Dev: "eth0"}, frame)
 	})
@@ -111,8 +125,9 @@ func FuzzEgress(f *testing.F) {
 			f.Add(frame, uint8(i%len(forwarders)))
 		}
 	}
-	r := newRig(f)
+	rigs := newRigs(f)
 	f.Fuzz(func(t *testing.T, frame []byte, from uint8) {
+		r := rigs(frame)
 		open(r, t)
 		by := forwarders[int(from)%len(forwarders)]
 		judge(r, rig.Hook{Name: "Egress", Program: r.DP.Objects().NatOutsideEgress, Dev: "eth0",
@@ -120,26 +135,25 @@ func FuzzEgress(f *testing.F) {
 	})
 }
 
-// FuzzControl is for the daemon's requests.
+// FuzzControl is for the daemon's requests, of either family.
 func FuzzControl(f *testing.F) {
-	r := newRig(f)
-	for command := range uint8(bpf.CommandIndex + 2) {
-		in, ext, remote := Endpoint(rig.C1+":2000"), Endpoint(rig.External+":2000"), Endpoint(rig.Peer1+":53")
-		request, err := r.Maps().Requests.Encode(bpf.Request{Command: command, Proto: uint8(dataplane.UDP), Zone: 1,
-			Internal: bpf.AddrOf(in.Addr()), InternalPort: 0xd007, External: bpf.AddrOf(ext.Addr()), ExternalPort: 0xd107,
-			Remote: bpf.AddrOf(remote.Addr()), RemotePort: 0x3500, Flags: command & 3, Seen: 1})
-		if err != nil {
-			f.Fatal(err)
+	v4, v6 := newRig(f, family.V4), newRig(f, family.V6)
+	for _, r := range []*rig.Rig{v4, v6} {
+		for command := range uint8(bpf.CommandIndex + 2) {
+			f.Add(request(f, r, command), r == v6)
 		}
-		f.Add(request)
 	}
-	f.Fuzz(func(t *testing.T, request []byte) {
+	f.Fuzz(func(t *testing.T, request []byte, six bool) {
 		if len(request) < shortest || len(request) > longest {
 			return
 		}
+		r, program := v4, v4.DP.Objects().NatControl
+		if six {
+			r, program = v6, v6.DP.Objects6().NatControl
+		}
 		open(r, t)
 		r.Must("request", func() error {
-			answer, err := r.DP.Objects().NatControl.Run(&ebpf.RunOptions{Data: request, DataOut: make([]byte, len(request)+256)})
+			answer, err := program.Run(&ebpf.RunOptions{Data: request, DataOut: make([]byte, len(request)+256)})
 			if err == nil && answer > uint32(bpf.AnswerFailed) {
 				t.Errorf("answer %d", answer)
 			}
@@ -155,4 +169,16 @@ func FuzzControl(f *testing.F) {
 			return err
 		})
 	})
+}
+
+// request is one that the daemon might make.
+func request(f *testing.F, r *rig.Rig, command uint8) []byte {
+	in, ext, remote := r.Address(rig.C1+":2000"), r.Address(rig.External+":2000"), r.Address(rig.Peer1+":53")
+	request, err := r.Maps().Requests.Encode(bpf.Request{Command: command, Proto: uint8(dataplane.UDP), Zone: 1,
+		Internal: bpf.AddrOf(in), InternalPort: 0xd007, External: bpf.AddrOf(ext), ExternalPort: 0xd107,
+		Remote: bpf.AddrOf(remote), RemotePort: 0x3500, Flags: command & 3, Seen: 1})
+	if err != nil {
+		f.Fatal(err)
+	}
+	return request
 }

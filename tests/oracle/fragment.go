@@ -9,7 +9,7 @@ import (
 
 // Fragments (RFC 4787 REQ-14): the first one of a datagram has the ports; those that come after it go its way.
 
-// datagram is what all fragments of one have in common (RFC 791 section 2.3).
+// datagram is what all fragments of one have in common (RFC 791 section 2.3): in IPv6 not the protocol (RFC 8200 section 4.5).
 type datagram struct {
 	place    Place
 	protocol Protocol
@@ -19,21 +19,26 @@ type datagram struct {
 
 // first is what became of a first fragment.
 type first struct {
-	flow flow
-	at   time.Duration
-	why  Reason
+	protocol Protocol
+	flow     flow
+	at       time.Duration
+	why      Reason
 }
 
 // fragmentTime is how long the later ones may take: the kernel's own.
 const fragmentTime = 30 * time.Second
 
 func (p Packet) datagram(place Place) datagram {
-	return datagram{place, p.Protocol, p.Src.Addr(), p.Dst.Addr(), p.ID}
+	d := datagram{place, p.Protocol, p.Src.Addr(), p.Dst.Addr(), p.ID}
+	if d.src.Is6() {
+		d.protocol = ""
+	}
+	return d
 }
 
 func (n *NAT) remember(place Place, p Packet, why Reason) {
 	if p.Piece == First && p.Protocol != GRE {
-		n.firsts[p.datagram(place)] = first{p.flow(), n.now, why}
+		n.firsts[p.datagram(place)] = first{p.Protocol, p.flow(), n.now, why}
 	}
 }
 
@@ -48,7 +53,7 @@ func (n *NAT) laterFragment(place Place, p Packet, unknown Reason) Result {
 	case !f.why.Translated():
 		return Result{Reason: PassedStack}
 	}
-	d, ok := n.lookup(place, p.Protocol, f.flow)
+	d, ok := n.lookup(place, f.protocol, f.flow)
 	if !ok {
 		return Result{Reason: DroppedFragment}
 	}

@@ -131,21 +131,25 @@ func (q *quote) trafficClass() uint8 {
 }
 
 func (q *quote) error(src, dst string, kind, code uint8, rest uint32) Spec {
-	s := icmp(src, dst, kind, code, rest, q.bytes())
-	s.quote = q
-	return s
+	return icmp(src, dst, kind, code, rest, q.bytes()).With(func(s *Spec) { s.quote = q })
 }
 
 // ICMPError is an ICMP error message that embeds the packet that it is about, as long as given: the IP header and at least 8
 // bytes. The length is as if the header were IPv4's.
 func ICMPError(src, dst string, kind, code uint8, about Spec, embed int) Spec {
-	return (&quote{about: about, most: embed}).error(src, dst, kind, code, 1400)
+	return (&quote{about: about.settled(), most: embed}).error(src, dst, kind, code, 1400)
+}
+
+// ICMPv6Error is ICMPError by IPv6's own type and code.
+func ICMPv6Error(src, dst string, kind, code uint8, about Spec, embed int) Spec {
+	q := &quote{about: about.settled(), most: embed}
+	return ICMPv6(src, dst, kind, code, 1400, q.bytes()).With(func(s *Spec) { s.quote = q })
 }
 
 // Told is the ICMP error by which the NAT itself tells the sender of a packet that it was dropped: as much of it as 576 bytes
 // hold (RFC 1812 section 4.3.2.3), or 1280 in IPv6. mtu is the next hop's, of Fragmentation Needed; from is the NAT's address.
 func Told(from string, kind, code uint8, mtu uint16, about Spec) Spec {
-	q := &quote{about: about, most: 548, told: true}
+	q := &quote{about: about.settled(), most: 548, told: true}
 	s := q.error(from, Endpoint(about.Src).Addr().String(), kind, code, uint32(mtu))
 	s.TOS, s.DF = q.trafficClass(), true
 	return s

@@ -64,10 +64,24 @@ func Endpoint(s string) netip.AddrPort {
 // Family is the packet's.
 func (s Spec) Family() family.Family { return family.Of(Endpoint(s.Src).Addr()) }
 
+// settled is the packet in IPv6 where one of its addresses is that already.
+func (s Spec) settled() Spec {
+	if s.is(family.V4) {
+		return s
+	}
+	return s.In(family.V6)
+}
+
+// is says whether both addresses are of a family.
+func (s Spec) is(f family.Family) bool {
+	return s.Family() == f && family.Of(Endpoint(s.Dst).Addr()) == f
+}
+
 // In is the same packet in a family: between the same places, and about the same packet, if it is an ICMP error. What is asked for
 // IPv4 alone (options, timestamps) cannot be built in IPv6. A payload that was quoted and then changed cannot follow: say In first.
+// One address may be the family's already, as one that a test has read.
 func (s Spec) In(f family.Family) Spec {
-	if s.Family() == f {
+	if s.is(f) {
 		return s
 	}
 	if s.quote != nil {

@@ -102,7 +102,7 @@ func testHostMeetsBinding(t *testing.T, fam family.Family) {
 			}
 			r.Outside(answer).Translated("translated_host", known)
 			r.Outside(answer.With(lastHop)).Translated("translated_host", known.With(lastHop)) // it is for the host
-			if got := strings.Join(r.Bindings(), "\n"); !strings.Contains(got, fam.Text(proto+" host "+rig.External+":6000 "+ext+" 1")) {
+			if got := strings.Join(r.Bindings(), "\n"); !strings.Contains(got, r.Protocol(proto)+fam.Text(" host "+rig.External+":6000 "+ext+" 1")) {
 				t.Errorf("bindings %s", got)
 			}
 			r.Consistent()
@@ -179,7 +179,7 @@ func TestReserveHost(t *testing.T) { family.Each(t, testReserveHost) }
 func testReserveHost(t *testing.T, fam family.Family) {
 	r := rig.New(t, rig.In(fam))
 	for range 2 {
-		r.Must("reserve", func() error { return r.DP.ReserveHost(dataplane.UDP, Endpoint(rig.External+":6000")) })
+		r.Must("reserve", func() error { return r.DP.ReserveHost(dataplane.UDP, r.Endpoint(rig.External+":6000")) })
 	}
 	if got := r.Opened("udp", rig.C1+":6000"); got == 6000 {
 		t.Error("a reserved port was given away")

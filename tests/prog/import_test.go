@@ -120,8 +120,8 @@ func testPublishOverHost(t *testing.T, fam family.Family) {
 	r.Egress("br0", UDP(rig.External+":80", rig.Peer1+":9", "x").With(routed)).Passed("host")
 	r.Refused(dataplane.ErrPortTaken, dataplane.UDP, "br0", rig.External+":80", rig.C1+":80")
 	r.Must("publish", func() error {
-		_, err := r.DP.AddForward(dataplane.Forward{Protocol: dataplane.UDP, External: Endpoint(rig.External + ":80"),
-			Internal: Endpoint(rig.C1 + ":80"), OverHostSocket: true, Published: true})
+		_, err := r.DP.AddForward(dataplane.Forward{Protocol: dataplane.UDP, External: r.Endpoint(rig.External + ":80"),
+			Internal: r.Endpoint(rig.C1 + ":80"), OverHostSocket: true, Published: true})
 		return err
 	})
 	r.In(UDP(rig.Peer1+":9", rig.External+":80", "x"), UDP(rig.Peer1+":9", rig.C1+":80", "x"))
@@ -207,8 +207,8 @@ func testPublishIntoAFullTable(t *testing.T, fam family.Family) {
 	r.Forget()
 	for _, port := range []string{":2000", ":3000"} {
 		err := r.Do(func() error {
-			_, err := r.DP.AddForward(dataplane.Forward{Protocol: dataplane.TCP, External: Endpoint(rig.External + port),
-				Internal: Endpoint(rig.C2 + ":80"), OverHostSocket: true, Published: true})
+			_, err := r.DP.AddForward(dataplane.Forward{Protocol: dataplane.TCP, External: r.Endpoint(rig.External + port),
+				Internal: r.Endpoint(rig.C2 + ":80"), OverHostSocket: true, Published: true})
 			return err
 		})
 		if !errors.Is(err, dataplane.ErrFull) {
@@ -288,7 +288,7 @@ func TestReservationRenewed(t *testing.T) { family.Each(t, testReservationRenewe
 func testReservationRenewed(t *testing.T, fam family.Family) {
 	r := rig.New(t, rig.In(fam))
 	for range 3 {
-		r.Must("reserve", func() error { return r.DP.ReserveHost(dataplane.UDP, Endpoint(rig.External+":6000")) })
+		r.Must("reserve", func() error { return r.DP.ReserveHost(dataplane.UDP, r.Endpoint(rig.External+":6000")) })
 		r.Wait(200 * 1e9)
 	}
 	if got := r.Opened("udp", rig.C1+":6000"); got == 6000 {
@@ -302,7 +302,7 @@ func TestImportOverReservation(t *testing.T) { family.Each(t, testImportOverRese
 
 func testImportOverReservation(t *testing.T, fam family.Family) {
 	r := rig.New(t, rig.In(fam))
-	other, socket := Endpoint(rig.External+":6000"), Endpoint(rig.External+":6001")
+	other, socket := r.Endpoint(rig.External+":6000"), r.Endpoint(rig.External+":6001")
 	r.Must("reserve", func() error {
 		return errors.Join(r.DP.ReserveForwarded(dataplane.UDP, other), r.DP.ReserveHost(dataplane.UDP, socket),
 			r.DP.ReserveForwarded(dataplane.UDP, socket))

@@ -57,7 +57,11 @@ func used(r *rig.Rig) (all string, hosts map[string]string) {
 func wantUsed(r *rig.Rig, all string, hosts map[string]string) {
 	r.T.Helper()
 	got, gotHosts := used(r)
-	if diff := gocmp.Diff(hosts, gotHosts); got != all || diff != "" {
+	want := map[string]string{}
+	for host, use := range hosts {
+		want[r.Family.Text(host)] = use
+	}
+	if diff := gocmp.Diff(want, gotHosts); got != all || diff != "" {
 		r.T.Errorf("the network uses %q, want %q; its hosts (-want +got):\n%s", got, all, diff)
 	}
 	r.Consistent()

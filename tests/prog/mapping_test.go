@@ -44,7 +44,7 @@ func mapped(r *rig.Rig, proto, internal, remote string) string {
 	if proto == "icmp" {
 		remote = Endpoint(remote).Addr().String() + ":0"
 	}
-	internal, remote = r.Family.Text(internal), r.Family.Text(remote)
+	proto, internal, remote = r.Protocol(proto), r.Family.Text(internal), r.Family.Text(remote)
 	for _, s := range r.Sessions() {
 		if f := strings.Fields(s); f[0] == proto && f[1] == internal && f[3] == remote {
 			return f[2]
@@ -70,8 +70,11 @@ func mappings(r *rig.Rig) (out []string) {
 		all, err := r.DP.Bindings()
 		for _, b := range all {
 			remote := "*"
-			if b.Remote.IsValid() {
-				remote = strings.TrimSuffix(b.Remote.String(), ":0")
+			switch {
+			case b.Remote.IsValid() && b.Remote.Port() == 0:
+				remote = b.Remote.Addr().String()
+			case b.Remote.IsValid():
+				remote = b.Remote.String()
 			}
 			out = append(out, fmt.Sprintf("%s %s %s %d", b.Internal, b.External, remote, b.Sessions))
 		}
@@ -268,7 +271,7 @@ func testMappingStatic(t *testing.T, fam family.Family) {
 			r.Forward("br0", dataplane.UDP, published, internal)
 			r.Forward("br0", dataplane.UDP, rig.External+":8081", internal)
 			for _, remote := range []string{rig.Peer1 + ":2", rig.Peer1 + ":3", rig.Peer2 + ":2"} {
-				if got := sends(r, "udp", internal, remote); got != published {
+				if got := sends(r, "udp", internal, remote); got != fam.Text(published) {
 					t.Errorf("towards %s from %s, want %s", remote, got, published)
 				}
 				r.In(UDP(remote, published, "x"), UDP(remote, internal, "x"))

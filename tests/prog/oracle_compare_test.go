@@ -89,14 +89,24 @@ func (d *duel) run(t *trip) {
 	}
 	frame := in
 	if t.want.Reason.Translated() {
-		frame = rig.Renumbered(in, t.frame(t.want.Translated()), t.out)
+		frame = rig.Renumbered(in, t.wanted(), t.out)
 	}
 	if !bytes.Equal(t.out, frame) {
 		d.Fatalf("%s: %v: %s (-oracle +dataplane):\n%s", t.dev, t.packet, t.want.Reason, gocmp.Diff(packets.Dump(frame), packets.Dump(t.out)))
 	}
-	if inside := t.want.Inside; inside.Is4() && after.Mark != binary.NativeEndian.Uint32(inside.AsSlice()) {
-		d.Fatalf("%s: %v: mark %x, want that of %s", t.dev, t.packet, after.Mark, inside)
+	if inside := t.want.Inside.AsSlice(); inside != nil && after.Mark != binary.NativeEndian.Uint32(inside[len(inside)-4:]) {
+		d.Fatalf("%s: %v: mark %x, want that of %s", t.dev, t.packet, after.Mark, t.want.Inside)
 	}
+}
+
+// wanted is the translated frame. Of IPv6, one that goes in by the kernel has the inside address but for what the mark has of it.
+func (t *trip) wanted() []byte {
+	p, inside := t.want.Translated(), t.want.Inside
+	if !inside.Is6() {
+		return t.frame(p)
+	}
+	p.Dst = netip.AddrPortFrom(inside, p.Dst.Port())
+	return rig.ShortOfMark(t.frame(p))
 }
 
 // mayTell says whether a packet may have become an ICMP error to its sender: what a router tells, and refusals where the network
@@ -197,7 +207,7 @@ func (d *duel) newPort(p oracle.Packet) uint16 {
 	all, err := d.rig.DP.Bindings()
 	d.must("bindings", err)
 	for _, b := range all {
-		if b.Internal == p.Src && !known[b.Protocol.String()+b.External.String()] {
+		if b.Internal == p.Src && !known[fmt.Sprint(protocolOf(b.Protocol), b.External)] {
 			return b.External.Port()
 		}
 	}
@@ -345,14 +355,22 @@ func (d *duel) tables() (bindings, sessions []string) {
 	them, err2 := d.rig.DP.Sessions()
 	d.must("read the tables", errors.Join(err1, err2))
 	for _, b := range all {
-		bindings = append(bindings, bindingLine(oracle.Protocol(b.Protocol.String()), oracle.Place(b.Network), b.Internal, b.External, b.Remote, b.Sessions, b.Static))
+		bindings = append(bindings, bindingLine(protocolOf(b.Protocol), oracle.Place(b.Network), b.Internal, b.External, b.Remote, b.Sessions, b.Static))
 	}
 	for _, s := range them {
-		sessions = append(sessions, fmt.Sprintf("%s %s %s %s %s", s.Protocol, s.Internal, s.External, s.Remote, s.State))
+		sessions = append(sessions, fmt.Sprintf("%s %s %s %s %s", protocolOf(s.Protocol), s.Internal, s.External, s.Remote, s.State))
 	}
 	slices.Sort(bindings)
 	slices.Sort(sessions)
 	return bindings, sessions
+}
+
+// protocolOf is the oracle's word: it has one ICMP, of the family that it is in.
+func protocolOf(p dataplane.Protocol) oracle.Protocol {
+	if p == dataplane.ICMPv6 {
+		return oracle.ICMP
+	}
+	return oracle.Protocol(p.String())
 }
 
 func bindingLine(p oracle.Protocol, network oracle.Place, internal, external, towards netip.AddrPort, sessions int, static bool) string {

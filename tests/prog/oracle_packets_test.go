@@ -37,6 +37,7 @@ type places struct {
 	elsewhere []netip.AddrPort // what is not to be translated
 	router    netip.AddrPort   // outside, and no end of any session
 	networks  []dataplane.Network
+	gateways  []netip.Addr // the host's own addresses in them
 	externals []netip.Addr
 }
 
@@ -57,9 +58,10 @@ func placesIn(f family.Family) places {
 		elsewhere: []netip.AddrPort{end("172.17.0.1:53"), end("172.18.0.2:80"), end("224.0.0.251:5353")},
 		router:    end("192.0.2.9:0"),
 		networks: []dataplane.Network{ // the rig's, but for what differs from rig to rig
-			{Name: "br0", Gateway: rig.BridgeMAC, Address: addr("172.17.0.1"), Prefixes: prefixes("172.17.0.0/16")},
-			{Name: "br1", Gateway: rig.Bridge2, Address: addr("172.18.0.1"), Prefixes: prefixes("172.18.0.0/16")},
+			{Name: "br0", Gateway: rig.BridgeMAC, Prefixes: prefixes("172.17.0.0/16")},
+			{Name: "br1", Gateway: rig.Bridge2, Prefixes: prefixes("172.18.0.0/16")},
 		},
+		gateways:  []netip.Addr{addr("172.17.0.1"), addr("172.18.0.1")},
 		externals: []netip.Addr{addr(rig.External), addr("198.51.100.7"), addr("198.51.101.9")}, // the host's, and others that are routed to it
 	}
 }

@@ -111,7 +111,7 @@ func (w *world) oracle() oracle.Config {
 	s := w.setup.settings
 	c := oracle.Config{
 		Networks: map[oracle.Place]oracle.Network{}, External: w.setup.external, Stack: w.setup.stack,
-		Local:   []netip.Addr{w.networks[0].Address, w.networks[1].Address, w.externals[0]},
+		Local:   []netip.Addr{w.gateways[0], w.gateways[1], w.externals[0]},
 		PortLow: s.PortLow, PortHigh: s.PortHigh, SessionsPerBinding: int(s.SessionsPerBinding), Sessions: oracleSessions, Bindings: oracleBindings,
 		UDPTimeout: s.UDPTimeout, TCPEstablishedTimeout: s.TCPEstablishedTimeout, TCPPartialOpenTimeout: s.TCPPartialOpenTimeout,
 		TCPClosingTimeout: s.TCPClosingTimeout, ICMPTimeout: s.ICMPTimeout,
@@ -181,6 +181,12 @@ func (w *world) configure(s setup) error {
 func (w *world) network(n dataplane.Network, s setup) dataplane.Network {
 	n.IfIndex, n.Mapping, n.Filtering, n.Refusal, n.Limits = w.rig.Ports[n.Name], s.mapping, s.filtering, s.refusal, s.limits
 	n.Isolated = n.Name == "br0" && s.isolated
+	gateway := w.gateways[zoneNumbers[n.Name]-1]
+	if w.isIPv6() {
+		n.Address6 = gateway
+	} else {
+		n.Address = gateway
+	}
 	if n.Name == "br0" {
 		n.Exclude = w.excluded(s)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/rig"
@@ -97,7 +98,9 @@ func fragmentsPass(l *line) {
 // and packets that are none, pass as before.
 func fragmentFlood(l *line) {
 	l.part("hooks", floodedHooks)
-	l.part("kernels", floodedKernels)
+	if l.family == family.V4 { // what is full is the kernel's: of either family the same
+		l.part("kernels", floodedKernels)
+	}
 }
 
 func floodedHooks(l *line) {

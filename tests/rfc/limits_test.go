@@ -52,7 +52,7 @@ func refusalSaysHostUnreachable(l *line) {
 		lab := l.lab(topo.Figure3Config{Containers: 2}, "ports: 40000-40000\n")
 		lab.opened(20000)
 		second := lab.wire(lab.Containers[1])
-		second.send(UDP(at(l.c2, 20000), at(topo.Peer1Addr.String(), 20000), "no port is left").IP())
+		second.send(UDP(at(l.c2, 20000), at(topo.Peer1Addr.String(), 20000), "no port is left").In(l.family).IP())
 		if len(second.sees(1, isICMP(3, 1))) == 0 {
 			l.Error("the second container is not told")
 		}

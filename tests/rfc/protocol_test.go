@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -160,12 +162,38 @@ func (p protocol) payloadStays(l *line) {
 	}
 }
 
-// Every type and code of an ICMP error (IANA) that a sender may hear of.
-func errorTypes() (out [][2]uint8) {
-	for code := range uint8(16) {
-		out = append(out, [2]uint8{3, code})
+// message is the type and the code of an ICMP error, by the family's own numbers.
+type message struct{ kind, code uint8 }
+
+func codes(kind, n uint8) (out []message) {
+	for code := range n {
+		out = append(out, message{kind, code})
 	}
-	return append(out, [2]uint8{4, 0}, [2]uint8{11, 0}, [2]uint8{11, 1}, [2]uint8{12, 0}, [2]uint8{12, 1}, [2]uint8{12, 2})
+	return out
+}
+
+// unreachable are all codes of Destination Unreachable (IANA).
+func (l *line) unreachable() []message {
+	if l.family == family.V6 {
+		return codes(1, 9)
+	}
+	return codes(3, 16)
+}
+
+// errorTypes is every type and code of an ICMP error (IANA) that a sender may hear of.
+func (l *line) errorTypes() []message {
+	if l.family == family.V6 {
+		return slices.Concat(l.unreachable(), codes(2, 1), codes(3, 2), codes(4, 11))
+	}
+	return slices.Concat(l.unreachable(), codes(4, 1), codes(11, 2), codes(12, 3))
+}
+
+// icmpError is an ICMPError by the numbers of the line's family.
+func (l *line) icmpError(src, dst string, m message, about Spec, embed int) Spec {
+	if l.family == family.V6 {
+		return ICMPv6Error(src, dst, m.kind, m.code, about, embed)
+	}
+	return ICMPError(src, dst, m.kind, m.code, about, embed)
 }
 
 // icmpEndsNothing: the mapping and the session go on, and end when they would have ended.
@@ -175,10 +203,10 @@ func (p protocol) icmpEndsNothing(l *line) {
 	out(r, p.first(internal, remote), p.first(external, remote))
 	before := r.Sessions()
 	r.Wait(time.Minute)
-	for _, e := range errorTypes() {
-		r.Outside(ICMPError(l.peer1, l.external, e[0], e[1], p.first(external, remote), 28))
-		r.Inside(ICMPError(l.c1, l.peer1, e[0], e[1], p.answer(remote, internal), 28))
-		r.Outside(ICMPError(l.router, l.external, e[0], e[1], p.first(external, at(l.peer2, 9)), 28)) // of no session
+	for _, e := range l.errorTypes() {
+		r.Outside(l.icmpError(l.peer1, l.external, e, p.first(external, remote), 28))
+		r.Inside(l.icmpError(l.c1, l.peer1, e, p.answer(remote, internal), 28))
+		r.Outside(l.icmpError(l.router, l.external, e, p.first(external, at(l.peer2, 9)), 28)) // of no session
 	}
 	r.WantSessions(before...)
 	out(r, p.first(internal, remote), p.first(external, remote))

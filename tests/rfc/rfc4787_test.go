@@ -187,8 +187,8 @@ func unreachableReaches(l *line) {
 	r := l.rig()
 	opening, sent := UDP(at(l.c1, 2000), at(l.peer1, 53), "question"), UDP(at(l.external, 2000), at(l.peer1, 53), "question")
 	r.Inside(opening)
-	for code := range uint8(16) {
-		r.Outside(ICMPError(l.peer1, l.external, 3, code, sent, 28)).
-			Translated("translated_icmp_error", ICMPError(l.peer1, l.c1, 3, code, opening, 28).Hop())
+	for _, m := range l.unreachable() {
+		r.Outside(l.icmpError(l.peer1, l.external, m, sent, 28)).
+			Translated("translated_icmp_error", l.icmpError(l.peer1, l.c1, m, opening, 28).Hop())
 	}
 }

@@ -200,10 +200,10 @@ func unreachableOfTCP(l *line) {
 	r := l.rig()
 	r.Segments(">S <SA >A")
 	sent, known := TCP(rig.TcpOutside, rig.TcpRemote, "PA", "data"), TCP(rig.TcpInside, rig.TcpRemote, "PA", "data")
-	for code := range uint8(16) {
+	for _, m := range l.unreachable() {
 		for _, embed := range []int{0, 28} {
-			r.Outside(ICMPError(l.router, l.external, 3, code, sent, embed)).
-				Translated("translated_icmp_error", ICMPError(l.router, l.c1, 3, code, known, embed).Hop())
+			r.Outside(l.icmpError(l.router, l.external, m, sent, embed)).
+				Translated("translated_icmp_error", l.icmpError(l.router, l.c1, m, known, embed).Hop())
 		}
 	}
 }

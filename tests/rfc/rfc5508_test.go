@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/rig"
@@ -201,10 +202,10 @@ func errorsAboutNothingFromInside(l *line) {
 func errorsFromOutside(l *line) {
 	r, flows := l.open()
 	for _, f := range flows {
-		for _, e := range errorTypes() {
+		for _, e := range l.errorTypes() {
 			for _, embed := range []int{0, 28} {
-				r.Outside(ICMPError(l.router, l.external, e[0], e[1], f.sent, embed)).
-					Translated("translated_icmp_error", ICMPError(l.router, l.c1, e[0], e[1], f.sentKnown, embed).Hop())
+				r.Outside(l.icmpError(l.router, l.external, e, f.sent, embed)).
+					Translated("translated_icmp_error", l.icmpError(l.router, l.c1, e, f.sentKnown, embed).Hop())
 			}
 		}
 	}
@@ -214,10 +215,10 @@ func errorsFromOutside(l *line) {
 func errorsFromInside(l *line) {
 	r, flows := l.open()
 	for _, f := range flows {
-		for _, e := range errorTypes() {
+		for _, e := range l.errorTypes() {
 			for _, from := range []string{l.c1, l.host(77)} {
-				r.Inside(ICMPError(from, l.peer1, e[0], e[1], f.answerKnown, 28)).
-					Translated("translated_icmp_error", ICMPError(l.external, l.peer1, e[0], e[1], f.answer, 28).Hop())
+				r.Inside(l.icmpError(from, l.peer1, e, f.answerKnown, 28)).
+					Translated("translated_icmp_error", l.icmpError(l.external, l.peer1, e, f.answer, 28).Hop())
 			}
 		}
 	}
@@ -228,11 +229,11 @@ func errorsChangeNothing(l *line) {
 	f := l.flows()[2]
 	out(r, f.opening, f.sent)
 	r.Wait(40 * time.Second)
-	for _, e := range errorTypes() {
-		r.Outside(ICMPError(l.peer1, l.external, e[0], e[1], f.sent, 28)).
-			Translated("translated_icmp_error", ICMPError(l.peer1, l.c1, e[0], e[1], f.sentKnown, 28).Hop())
-		r.Inside(ICMPError(l.c1, l.peer1, e[0], e[1], f.answerKnown, 28)).
-			Translated("translated_icmp_error", ICMPError(l.external, l.peer1, e[0], e[1], f.answer, 28).Hop())
+	for _, e := range l.errorTypes() {
+		r.Outside(l.icmpError(l.peer1, l.external, e, f.sent, 28)).
+			Translated("translated_icmp_error", l.icmpError(l.peer1, l.c1, e, f.sentKnown, 28).Hop())
+		r.Inside(l.icmpError(l.c1, l.peer1, e, f.answerKnown, 28)).
+			Translated("translated_icmp_error", l.icmpError(l.external, l.peer1, e, f.answer, 28).Hop())
 	}
 	r.LivesFor(20 * time.Second)
 }
@@ -309,8 +310,8 @@ func messagesThatMayPass(l *line) {
 func messagesThatShouldNotPass(l *line) {
 	r := l.rig(rig.WithSmallTables())
 	for _, kind := range []byte{15, 16} {
-		r.Inside(Raw(l.c1, l.peer1, 1, informed(kind))).Dropped("icmp_type")
-		r.Outside(Raw(l.peer1, l.external, 1, informed(kind))).Passed("unbound")
+		r.Inside(l.informing(l.c1, l.peer1, kind)).Dropped("icmp_type")
+		r.Outside(l.informing(l.peer1, l.external, kind)).Passed("unbound")
 	}
 	for i := range 8 {
 		res := r.Inside(UDP(at(l.c1, 5000+i), at(l.peer1, 53), "x"))
@@ -341,7 +342,7 @@ func whenNotToSend(l *line) {
 	r, flows := l.open()
 	f := flows[0]
 	r.Outside(ICMPError(l.peer1, l.external, 3, 3, f.sent, 28).With(lastHop)).Dropped("ttl")
-	s := rig.FromOutside(f.answer.With(func(s *Spec) { s.Payload, s.ID = make([]byte, 960), 7 }))
+	s := rig.FromOutside(f.answer.With(func(s *Spec) { s.Payload, s.ID = make([]byte, 960), 7 })).In(l.family)
 	whole, expiring := s.Fragments(320), s.With(lastHop).Fragments(320)
 	o := r.DP.Objects()
 	r.Send(o.NatOutsideIngress, "eth0", whole[0], nil)
@@ -366,17 +367,24 @@ func ownErrorsAreLimited(l *line) {
 	}
 }
 
-// informed is an ICMP message with an identifier and a right checksum.
-func informed(kind byte) []byte {
+// informing is an ICMP message with an identifier, of a type by the number of the line's family.
+func (l *line) informing(src, dst string, kind byte) Spec {
+	if l.family == family.V6 {
+		return ICMPv6(src, dst, kind, 0, 7<<16|1, nil)
+	}
 	m := []byte{kind, 0, 0, 0, 0, 7, 0, 1}
 	binary.BigEndian.PutUint16(m[2:], Checksum(m))
-	return m
+	return Raw(src, dst, 1, m)
 }
 
 func otherMessages(l *line) {
 	r := l.rig()
-	for _, kind := range []byte{5, 9, 10, 17, 18, 30, 40, 42, 255} {
-		r.Inside(Raw(l.c1, l.peer1, 1, informed(kind))).Dropped("icmp_type")
-		r.Outside(Raw(l.peer1, l.external, 1, informed(kind))).Passed("unbound")
+	kinds := []byte{5, 9, 10, 17, 18, 30, 40, 42, 255}
+	if l.family == family.V6 {
+		kinds = []byte{0, 5, 100, 127, 130, 131, 132, 133, 134, 135, 136, 137, 138, 139, 140, 143, 160, 255}
+	}
+	for _, kind := range kinds {
+		r.Inside(l.informing(l.c1, l.peer1, kind)).Dropped("icmp_type")
+		r.Outside(l.informing(l.peer1, l.external, kind)).Passed("unbound")
 	}
 }

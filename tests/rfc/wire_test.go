@@ -9,12 +9,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
 
-// wire sends and sees IPv4 packets in a namespace as they are: fragments, too.
+// wire sends and sees packets of the lab's family in a namespace as they are: fragments, too.
 type wire struct {
 	l        *lab
 	out, see int // a raw socket, and a packet socket on eth0
@@ -28,7 +29,8 @@ func (l *lab) wire(ns *topo.NS) *wire {
 		l.T.Fatal(err)
 	}
 	err = ns.Do(func() (err error) {
-		if w.out, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
+		domain := map[family.Family]int{family.V4: unix.AF_INET, family.V6: unix.AF_INET6}[l.family]
+		if w.out, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
 			return err
 		}
 		w.see, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -39,7 +41,8 @@ func (l *lab) wire(ns *topo.NS) *wire {
 		unix.Close(w.see)
 	})
 	tv := unix.NsecToTimeval(int64(20 * time.Millisecond))
-	const ip = unix.ETH_P_IP&0xff<<8 | unix.ETH_P_IP>>8 // in network byte order
+	ip := map[family.Family]uint16{family.V4: unix.ETH_P_IP&0xff<<8 | unix.ETH_P_IP>>8,
+		family.V6: unix.ETH_P_IPV6&0xff<<8 | unix.ETH_P_IPV6>>8}[l.family] // in network byte order
 	err = errors.Join(err, unix.SetsockoptInt(w.see, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
 		unix.SetsockoptTimeval(w.see, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
 		unix.Bind(w.see, &unix.SockaddrLinklayer{Protocol: ip, Ifindex: index}))
@@ -52,8 +55,11 @@ func (l *lab) wire(ns *topo.NS) *wire {
 // send sends a packet, by the namespace's routes.
 func (w *wire) send(ip []byte) {
 	w.l.T.Helper()
-	to := unix.SockaddrInet4{Addr: [4]byte(ip[16:20])}
-	if err := unix.Sendto(w.out, ip, 0, &to); err != nil {
+	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte(ip[16:20])}
+	if w.l.family == family.V6 {
+		to = &unix.SockaddrInet6{Addr: [16]byte(ip[24:40])}
+	}
+	if err := unix.Sendto(w.out, ip, 0, to); err != nil {
 		w.l.T.Fatalf("send %d bytes: %v", len(ip), err)
 	}
 }
@@ -78,9 +84,13 @@ func (w *wire) sees(count int, wanted func(ip []byte) bool) (got [][]byte) {
 	return got
 }
 
-// isICMP is a message of a type and code, without IP options.
+// isICMP is a message of a type and code of IPv4's, or what says so in IPv6, without IP options and extension headers.
 func isICMP(kind, code uint8) func([]byte) bool {
 	return func(ip []byte) bool {
+		if ip[0]>>4 == 6 {
+			kind, code, ok := packets.ICMPType(family.V6, kind, code)
+			return ok && len(ip) >= 48 && ip[6] == unix.IPPROTO_ICMPV6 && ip[40] == kind && ip[41] == code
+		}
 		return ip[0] == 0x45 && ip[9] == unix.IPPROTO_ICMP && len(ip) >= 28 && ip[20] == kind && ip[21] == code
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf/ringbuf"
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -120,8 +121,19 @@ func (f *fixture) open() error {
 	if f.ring, err = ringbuf.NewReader(f.DP.Objects().Events); err != nil {
 		return err
 	}
-	f.opened, err = f.readTables()
+	if f.kind.family == family.V6 {
+		err = f.loadIPv6()
+	}
+	if err == nil {
+		f.opened, err = f.readTables()
+	}
 	return err
+}
+
+// loadIPv6 has its tables among those that are opened: they come with the first network of it.
+func (f *fixture) loadIPv6() error {
+	return errors.Join(f.DP.PutNetwork(dataplane.Network{Name: "first", IfIndex: 1, Gateway: BridgeMAC,
+		Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00::/64")}}), f.DP.RemoveNetwork("first"))
 }
 
 // furnish enters a new network namespace and equips it and the tables, which are as right after Open.
@@ -242,13 +254,37 @@ func (f *fixture) interfaces() error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: f.Ports["eth0"], Gw: gateway.AsSlice()})
 }
 
-// quiet keeps the interfaces' own chatter off the counters; what IPv6 cannot do without is said on wires that nobody listens to.
+// quiet keeps the interfaces' own chatter off the counters: in IPv6, nothing leaves that the kernel says of itself. Its
+// addresses are those that it is given.
 func (f *fixture) quiet() error {
-	setting := "disable_ipv6=1"
+	settings := []string{"disable_ipv6=1"}
 	if f.kind.family == family.V6 {
-		setting = "accept_dad=0"
+		settings = []string{"accept_dad=0", "addr_gen_mode=1"}
 	}
-	return errors.Join(f.sysctl("net.ipv6.conf.all."+setting), f.sysctl("net.ipv6.conf.default."+setting))
+	for _, setting := range settings {
+		if err := errors.Join(f.sysctl("net.ipv6.conf.all."+setting), f.sysctl("net.ipv6.conf.default."+setting)); err != nil {
+			return err
+		}
+	}
+	if f.kind.family == family.V6 {
+		return silence()
+	}
+	return nil
+}
+
+// silence drops what the host itself sends by IPv6.
+func silence() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("open nftables: %w", err)
+	}
+	table, drop := conn.AddTable(&nftables.Table{Name: "silence", Family: nftables.TableFamilyIPv6}), nftables.ChainPolicyDrop
+	conn.AddChain(&nftables.Chain{Name: "output", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput,
+		Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("drop what the kernel sends of itself: %w", err)
+	}
+	return nil
 }
 
 // sysctl takes "key=value".

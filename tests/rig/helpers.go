@@ -120,7 +120,7 @@ func EventLine(e dataplane.Event) string {
 // WantEvents checks the unread events; a want that ends in "*" is a prefix.
 func (r *Rig) WantEvents(want ...string) {
 	r.T.Helper()
-	want = r.Family.Texts(want...)
+	want = r.texts(want)
 	var got []string
 	for i, e := range r.Events() {
 		line := EventLine(e)

@@ -60,7 +60,7 @@ func addressLines() (lines []string, err error) {
 }
 
 func neighbourLines() (lines []string, err error) {
-	neighbours, err := netlink.NeighList(0, netlink.FAMILY_V4)
+	neighbours, err := ofBoth(func(family int) ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
 	for _, n := range neighbours {
 		if n.State == netlink.NUD_NOARP { // a multicast group of the kernel's own
 			continue
@@ -72,8 +72,13 @@ func neighbourLines() (lines []string, err error) {
 
 func routeLines() (lines []string, err error) {
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, all, netlink.RT_FILTER_TABLE)
+	routes, err := ofBoth(func(family int) ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, all, netlink.RT_FILTER_TABLE)
+	})
 	for _, r := range routes {
+		if r.Dst != nil && r.Dst.IP.To4() == nil && r.Dst.IP.IsMulticast() { // the kernel's own, when a carrier comes
+			continue
+		}
 		lines = append(lines, fmt.Sprintf("route to %s by %s on %d from %s table %d type %d metric %d mtu %d", r.Dst, r.Gw, r.LinkIndex, r.Src,
 			r.Table, r.Type, r.Priority, r.MTU))
 	}
@@ -81,11 +86,18 @@ func routeLines() (lines []string, err error) {
 }
 
 func ruleLines() (lines []string, err error) {
-	rules, err := netlink.RuleList(netlink.FAMILY_V4)
+	rules, err := ofBoth(netlink.RuleList)
 	for _, r := range rules {
 		lines = append(lines, fmt.Sprint("rule ", r))
 	}
 	return lines, err
+}
+
+// ofBoth are IPv4's and then IPv6's.
+func ofBoth[T any](list func(family int) ([]T, error)) ([]T, error) {
+	v4, err := list(netlink.FAMILY_V4)
+	v6, err6 := list(netlink.FAMILY_V6)
+	return append(v4, v6...), errors.Join(err, err6)
 }
 
 // socketLines are how many there are of each protocol: the kernel would walk large tables to list them. Of the counts

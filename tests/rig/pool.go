@@ -30,8 +30,9 @@ type pool struct {
 
 var fixtures = pool{fixtures: map[kind]*fixture{}, taken: map[kind]bool{}}
 
-// Main is a package's TestMain: it runs the tests, a *testing.M or what wraps one, and ends the fixtures.
+// Main is a package's TestMain: it runs the tests, a *testing.M or what wraps one, in both families, and ends the fixtures.
 func Main(m interface{ Run() int }) {
+	family.Tested = []family.Family{family.V4, family.V6}
 	code := m.Run()
 	if err := fixtures.close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/packets"
 )
 
@@ -273,11 +274,28 @@ func (r *Rig) Enters(in, want packets.Spec, inside string) {
 		}
 		return err
 	})
-	packets.Same(r.T, out, r.Frame(FromOutside(want)))
-	address := packets.Endpoint(inside + ":1").Addr().As4()
-	if got := binary.NativeEndian.AppendUint32(nil, after.Mark); string(got) != string(address[:]) {
-		r.T.Errorf("mark %v, want %v", got, address)
+	address := r.Address(inside + ":1").AsSlice()
+	wanted := r.Frame(FromOutside(want))
+	if r.Family == family.V6 {
+		wanted = r.shortOf(FromOutside(want), inside)
 	}
+	packets.Same(r.T, out, wanted)
+	if got := binary.NativeEndian.AppendUint32(nil, after.Mark); string(got) != string(address[len(address)-4:]) {
+		r.T.Errorf("mark %v, want the end of %v", got, address)
+	}
+}
+
+// shortOf is a packet to an inside address whose last 32 bits the mark has, for the nft table to set: zeros are there in the
+// packet, and its checksum is right when they are set.
+func (r *Rig) shortOf(s packets.Spec, inside string) []byte {
+	s.Dst = netip.AddrPortFrom(packets.Endpoint(inside+":1").Addr(), packets.Endpoint(s.Dst).Port()).String()
+	return ShortOfMark(r.Frame(s))
+}
+
+// ShortOfMark clears what the mark has of the destination of an IPv6 packet.
+func ShortOfMark(frame []byte) []byte {
+	clear(frame[L3+36 : L3+40])
+	return frame
 }
 
 // Opened sends a first packet of a protocol and gives the external port that it got.
