@@ -3,11 +3,9 @@
 package rfc
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 
-	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
@@ -16,7 +14,7 @@ import (
 func TestIPv6(t *testing.T) {
 	conform(t, ipv6, conformance{
 		"NAT66":             ipv6Only(oneExternalEndpoint),
-		"NPTv6":             ipv6Only(stateless),
+		"NPTv6":             ipv6Only(nptv6),
 		"too-big":           ipv6Only(packetTooBig),
 		"extension-headers": ipv6Only(extensionHeaders),
 		"fragment-header":   ipv6Only(fragmentHeader),
@@ -46,30 +44,6 @@ func oneExternalEndpoint(l *line) {
 		out(r, Ping(at(l.c1, 7), remote), Ping(at(l.external, 7), remote))
 		r.In(Pong(remote, at(l.external, 7)), Pong(remote, at(l.c1, 7)))
 	}
-}
-
-// stateless: RFC 6296 section 3.6, erratum 3033: no binding is made, the transport's checksum stays, and so it does within an error;
-// an inside host reaches another one by what that one is outside.
-func stateless(l *line) {
-	r := l.rig(rig.WithNetworks(func(n *dataplane.Network) {
-		if n.Name == "br0" {
-			n.Prefixes, n.Mode = []netip.Prefix{netip.MustParsePrefix("fd01:203:405::/48")}, dataplane.ModeNPTv6
-			n.ExternalPrefix = netip.MustParsePrefix("2001:db8:1::/48")
-		}
-	}))
-	const inside, outside, remote = "[fd01:203:405:1::1234]:2000", "[2001:db8:1:d550::1234]:2000", "[2001:4860::8888]:53"
-	in, out := UDP(inside, remote, "x"), UDP(outside, remote, "x")
-	if string(in.IP()[46:48]) != string(out.IP()[46:48]) {
-		l.Error("the mapping is not checksum-neutral")
-	}
-	r.Inside(in).Translated("translated_outbound", out.Hop())
-	r.Outside(UDP(remote, outside, "y")).Translated("translated_inbound", UDP(remote, inside, "y").Hop())
-	router := "2001:db8:2::99"
-	r.Outside(ICMPv6Error(router, "2001:db8:1:d550::1234", 1, 4, out, 0)).
-		Translated("translated_icmp_error", ICMPv6Error(router, "fd01:203:405:1::1234", 1, 4, in, 0).Hop())
-	other := "[fd01:203:405:2::9]:2000"
-	r.From("p2", UDP(other, outside, "z")).Translated("translated_hairpin", UDP("[2001:db8:1:d551::9]:2000", inside, "z").Hop())
-	r.Empty()
 }
 
 // packetTooBig: of a router on the way, and the NAT's own.
