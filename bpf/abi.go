@@ -227,6 +227,7 @@ const (
 	Protocols        = 3
 	Prefixes         = 4
 	TickShift        = 24
+	NoSlot           = 0xffff
 	ZoneOutside      = 0
 	ZoneLast         = 253
 	ZoneHost         = 254
@@ -240,6 +241,7 @@ const (
 	ZoneOverlaps     = 1 << 2
 	ZoneExcludes     = 1 << 3
 	ZoneNPTv6        = 1 << 4
+	ZoneRouted       = 1 << 5
 	Exclusions       = 4096
 	OwnerExcluded    = 1 << 0
 	OwnerFiltering   = 1 << 1

@@ -263,10 +263,12 @@ struct nat_zone {
 #define ZONE_OVERLAPS (1 << 2) /* another zone has some of its addresses */
 #define ZONE_EXCLUDES (1 << 3) /* destinations; of the outside: some zone */
 #define ZONE_NPTV6 (1 << 4) /* prefix translation; of the outside: some zone */
+#define ZONE_ROUTED (1 << 5) /* no translation; of the outside: some zone */
 
 /*
  * A prefix of destinations that a network's packets reach untranslated; of the
- * outside, the external prefix of the network that the value says (RFC 6296).
+ * outside, one by which the network that the value says is reached: its external
+ * prefix (RFC 6296), or its own.
  */
 struct exclusion_key {
 	__u32 prefixlen; /* 32 of the zone, and the address's */
@@ -357,6 +359,9 @@ struct nat_address {
 	__u16 realm;
 	__u16 slot; /* below NAT_ADDRESSES */
 };
+
+/* In place of a slot: the external endpoint is the internal one (ZONE_ROUTED). */
+#define NAT_NO_SLOT 0xffff
 
 #define EXTERNAL_NAMED (1 << 0) /* of a set: in no default pool */
 

@@ -25,7 +25,7 @@ func TestDefinesMatch(t *testing.T) {
 		"BINDING_STATIC": BindingStatic, "BINDING_DYING": BindingDying, "CLAIM_HOST": ClaimHost,
 		"EVENT_FLAG_STATIC": EventFlagStatic, "EVENT_FLAG_HAIRPIN": EventFlagHairpin,
 		"BIND_OVER_SOCKET": BindOverSocket, "LINK_STACK": LinkStack, "NAT_LABEL_LEN": LabelLen,
-		"ZONE_ISOLATED": ZoneIsolated, "ZONE_OVERLAPS": ZoneOverlaps, "NAT_ZONE_OUTSIDE": ZoneOutside, "ZONE_EXCLUDES": ZoneExcludes, "ZONE_NPTV6": ZoneNPTv6, "NAT_EXCLUSIONS": Exclusions, "OWNER_EXCLUDED": OwnerExcluded, "OWNER_FILTERING": OwnerFiltering, "OWNER_ONE_TO_ONE": OwnerOneToOne,
+		"ZONE_ISOLATED": ZoneIsolated, "ZONE_OVERLAPS": ZoneOverlaps, "NAT_ZONE_OUTSIDE": ZoneOutside, "NAT_NO_SLOT": NoSlot, "ZONE_EXCLUDES": ZoneExcludes, "ZONE_NPTV6": ZoneNPTv6, "ZONE_ROUTED": ZoneRouted, "NAT_EXCLUSIONS": Exclusions, "OWNER_EXCLUDED": OwnerExcluded, "OWNER_FILTERING": OwnerFiltering, "OWNER_ONE_TO_ONE": OwnerOneToOne,
 		"SEEN_SYN": SeenSYN, "SEEN_FIN": SeenFIN, "SEEN_RST": SeenRST, "SEEN_OTHER": SeenOther,
 		"BINDING_INDEXED": BindingIndexed, "BINDING_PUBLISHED": BindingPublished, "BINDING_RETIRED": BindingRetired, "BIND_PUBLISHED": BindPublished, "RESERVE_FORWARDED": ReserveForwarded,
 	} {

@@ -36,6 +36,18 @@ struct binding_want {
 
 SCRATCH(struct binding_want, want)
 
+/*
+ * Of a routed network: outside, the internal endpoint itself, by whichever interface. It
+ * is nobody else's, and in no bitmap; the claim is what inbound packets find.
+ */
+static __always_inline void want_itself(struct binding_want *want)
+{
+	want->external = want->internal;
+	want->address = NAT_NO_SLOT;
+	want->realm = 0;
+	want->mapping = NAT_ENDPOINT_INDEPENDENT;
+}
+
 NAT_GLOBAL bool want_host_socket(struct __sk_buff *skb,
 				 const struct binding_want *want, __u16 port)
 {
@@ -243,6 +255,8 @@ static __always_inline int port_allocate(struct __sk_buff *skb,
 
 	if (protocol_is_portless(want->proto))
 		return 0;
+	if (want->address == NAT_NO_SLOT)
+		return bpf_ntohs(want->internal_port);
 	if (want->flags & BINDING_OWN)
 		return port_own(want);
 	if (want->zone <= NAT_ZONE_LAST && !want_is_low(want))
@@ -250,6 +264,18 @@ static __always_inline int port_allocate(struct __sk_buff *skb,
 	if (zone && zone->block)
 		return port_of_host(skb, want, zone->block);
 	return port_of_range(skb, want);
+}
+
+/* Of an endpoint that no bitmap has. */
+static __always_inline bool endpoint_is_claimed(const struct binding_want *want)
+{
+	struct claim_key key = {
+		.address = want->external,
+		.port = want->external_port,
+		.proto = want->proto,
+	};
+
+	return bpf_map_lookup_elem(&claims, &key);
 }
 
 /* A port that was asked for; its bit is set, or -enum nat_answer. */
@@ -263,6 +289,8 @@ NAT_GLOBAL int port_exactly(struct __sk_buff *skb,
 		return -ANSWER_BAD_REQUEST;
 	map = ports_get(want->address, want->proto);
 	port = bpf_ntohs(want->external_port);
+	if (want->address == NAT_NO_SLOT)
+		return endpoint_is_claimed(want) ? -ANSWER_TAKEN : port;
 	if (!map)
 		return -ANSWER_BAD_REQUEST;
 	if (!port_claim(map, port) &&

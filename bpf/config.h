@@ -190,6 +190,31 @@ static __always_inline bool zone_has_nptv6(__u32 zone)
 	return z && z->flags & ZONE_NPTV6;
 }
 
+/* Whether a network's external endpoints are its internal ones. */
+static __always_inline bool zone_is_routed(__u32 zone)
+{
+	struct nat_zone *z = zone_get(zone);
+
+	return z && z->flags & ZONE_ROUTED;
+}
+
+/* The network that is reached by an address itself; NAT_ZONE_OUTSIDE: none is. */
+NAT_GLOBAL __u32 zone_of_prefix(nat_addr_arg address)
+{
+	struct nat_zone *outside = zone_get(NAT_ZONE_OUTSIDE);
+	struct exclusion_key key = {
+		.prefixlen = 8 * (sizeof(key.zone) + sizeof(key.address)),
+		.zone = NAT_ZONE_OUTSIDE,
+		.address = addr_of(address),
+	};
+	__u32 *zone;
+
+	if (!outside || !(outside->flags & (ZONE_NPTV6 | ZONE_ROUTED)))
+		return NAT_ZONE_OUTSIDE;
+	zone = bpf_map_lookup_elem(&exclusions, &key);
+	return zone ? *zone : NAT_ZONE_OUTSIDE;
+}
+
 /* Destinations that a network's hosts reach untranslated (RFC 6888 REQ-6). */
 NAT_GLOBAL bool destination_is_excluded(__u32 zone, nat_addr_arg address)
 {

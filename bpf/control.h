@@ -189,6 +189,9 @@ static __noinline int control_take_over(const struct binding_want *want)
 static __noinline int request_want(const struct nat_request *r,
 				   struct binding_want *want)
 {
+	bool itself = zone_is_routed(r->zone) &&
+		      addr_equal(r->external, r->internal) &&
+		      r->external_port == r->internal_port;
 	struct nat_address *address;
 
 	if (l4_index(r->proto) < 0 || r->proto == PROTO_ICMP ||
@@ -196,7 +199,7 @@ static __noinline int request_want(const struct nat_request *r,
 	    r->zone > NAT_ZONE_LAST)
 		return ANSWER_BAD_REQUEST;
 	address = bpf_map_lookup_elem(&addresses, &r->external);
-	if (!address)
+	if (!address && !itself)
 		return ANSWER_NO_ADDRESS;
 	want->internal = r->internal;
 	want->internal_port = r->internal_port;
@@ -204,6 +207,10 @@ static __noinline int request_want(const struct nat_request *r,
 	want->external_port = r->external_port;
 	want->zone = r->zone;
 	want->proto = r->proto;
+	if (!address) {
+		want_itself(want);
+		return ANSWER_OK;
+	}
 	want->address = address->slot;
 	want->realm = address->realm;
 	return ANSWER_OK;

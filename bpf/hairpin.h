@@ -48,6 +48,8 @@ static __noinline int want_of_sender(const struct nat *n, __u16 realm,
 	want->realm = realm;
 	want->proto = n->p.proto;
 	want->mapping = mapping_of(n->zone, n->p.proto);
+	if (zone_is_routed(n->zone))
+		want_itself(want);
 	return 0;
 }
 

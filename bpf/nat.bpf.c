@@ -12,6 +12,7 @@
 #include "inbound.h"
 #include "nptv6.h"
 #include "outbound.h"
+#include "reached.h"
 
 /* Types that only Go reads by name: so that the object's BTF has them. */
 struct nat_abi {
@@ -96,22 +97,15 @@ static __always_inline int translate_outside(struct nat *n)
 		if (rc == -REASON_PASSED_UNBOUND)
 			rc = inbound_excluded(n);
 		if (rc < 0)
-			goto out;
+			return rc;
 		half = session_find(&key);
-		if (!half) {
-			rc = -REASON_DROPPED_CONFLICT;
-			goto out;
-		}
+		if (!half)
+			return -REASON_DROPPED_CONFLICT;
 	} else if (inbound_is_netfilters(n, half)) {
 		session_touch(n, &key, half);
-		rc = -REASON_PASSED_CONNTRACK;
-		goto out;
+		return -REASON_PASSED_CONNTRACK;
 	}
-	rc = session_forward(n, &key, half);
-out:
-	if (n->p.flags & PACKET_FIRST_FRAGMENT && !nptv6_awaits(n, rc))
-		rc = fragment_settle(n, rc);
-	return rc;
+	return session_forward(n, &key, half);
 }
 
 /* For what opens no session: the reason, but to an excluded destination. */
@@ -256,8 +250,9 @@ int nat_inside(struct __sk_buff *skb)
  */
 static __noinline int outside_early(struct nat *n)
 {
-	if (of_family(n->stack, false) ||
-	    !bpf_map_lookup_elem(&addresses, &n->p.daddr))
+	if (!zone_is_routed(zone_of_prefix(addr_arg(n->p.daddr))) &&
+	    (of_family(n->stack, false) ||
+	     !bpf_map_lookup_elem(&addresses, &n->p.daddr)))
 		return -REASON_PASSED_UNBOUND;
 	return fragment_early(n, -REASON_PASSED_UNBOUND);
 }
@@ -267,6 +262,7 @@ int nat_outside_ingress(struct __sk_buff *skb)
 {
 	struct nat n = { .skb = skb, .action = TC_ACT_SHOT };
 	struct nat_link *link = link_get(skb->ifindex);
+	__u16 first = 0;
 	int rc;
 
 	if (!link || link->kind != LINK_OUTSIDE)
@@ -287,10 +283,14 @@ int nat_outside_ingress(struct __sk_buff *skb)
 		rc = error_forward(&n, -REASON_PASSED_UNBOUND);
 	else if (rc == 0 && n.p.flags & PACKET_OTHER)
 		rc = other_passed(&n.p, -REASON_PASSED_UNBOUND);
-	else if (rc == 0)
+	else if (rc == 0) {
 		rc = translate_outside(&n);
+		first = n.p.flags & PACKET_FIRST_FRAGMENT;
+	}
 	if (rc == -REASON_PASSED_UNBOUND || rc == -REASON_PASSED_PROTOCOL)
-		rc = nptv6_inbound(&n, rc);
+		rc = reached_inbound(&n, rc);
+	if (first) /* its later ones go the same way */
+		rc = fragment_settle(&n, rc);
 	return verdict(&n, rc);
 }
 

@@ -94,37 +94,6 @@ NAT_GLOBAL bool nptv6_is_external(__u32 zone_id, nat_addr_arg arg)
 				      zone->prefix[0].mask);
 }
 
-/* The network that an address from outside is of; NAT_ZONE_OUTSIDE: none's. */
-NAT_GLOBAL __u32 nptv6_zone(nat_addr_arg address)
-{
-	struct exclusion_key key = {
-		.prefixlen = 8 * (sizeof(key.zone) + sizeof(key.address)),
-		.zone = NAT_ZONE_OUTSIDE,
-		.address = addr_of(address),
-	};
-	__u32 *zone;
-
-	if (!zone_has_nptv6(NAT_ZONE_OUTSIDE))
-		return NAT_ZONE_OUTSIDE;
-	zone = bpf_map_lookup_elem(&exclusions, &key);
-	return zone ? *zone : NAT_ZONE_OUTSIDE;
-}
-
-/* Whether a fragment from outside is for nptv6_inbound: no other one goes by it. */
-static __always_inline bool nptv6_awaits(const struct nat *n, int rc)
-{
-	return rc == -REASON_PASSED_UNBOUND &&
-	       nptv6_zone(addr_arg(n->p.daddr)) != NAT_ZONE_OUTSIDE;
-}
-
-/* The host's own addresses stay its own, within an external prefix, too. */
-static __always_inline bool nptv6_is_hosts(const struct nat *n)
-{
-	return bpf_map_lookup_elem(&addresses, &n->p.daddr) ||
-	       !address_is_remote(n->skb, addr_arg(n->p.daddr),
-				  n->skb->ifindex);
-}
-
 /*
  * The packet that an ICMPv6 error speaks of: inward, one that an inside host has sent,
  * whose source is its again; else one that it was sent. What is nobody's there stays.
@@ -290,8 +259,8 @@ static __noinline int nptv6_inside(struct nat *n)
 	if (addr_never_routed(n->p.daddr))
 		return -REASON_PASSED_LOCAL;
 	if (nptv6_is_external(n->zone, addr_arg(n->p.daddr)))
-		return nptv6_is_hosts(n) ? -REASON_PASSED_LOCAL :
-					   nptv6_hairpin(n);
+		return address_is_hosts(n) ? -REASON_PASSED_LOCAL :
+					     nptv6_hairpin(n);
 	if (!n->stack)
 		return nptv6_outbound(n);
 	return source_is_stolen(n) ? -REASON_DROPPED_SPOOFED :
@@ -326,7 +295,6 @@ static __noinline int nptv6_admitted(struct nat *n, __u32 zone)
 		.daddr = n->p.daddr,
 		.decrement_ttl = true,
 	};
-	struct nat_owner *owner;
 	int rc;
 
 	if (!half)
@@ -334,8 +302,7 @@ static __noinline int nptv6_admitted(struct nat *n, __u32 zone)
 	rc = nptv6_readdress(n, &to.daddr, zone, true);
 	if (rc < 0)
 		return rc;
-	owner = owner_of(zone, to.daddr);
-	if (owner && owner->flags & OWNER_EXCLUDED)
+	if (host_is_excluded(zone, to.daddr))
 		return -REASON_PASSED_EXCLUDED;
 	nptv6_towards(zone, to.daddr, half);
 	rc = nptv6_limits(n, half);
@@ -345,19 +312,6 @@ static __noinline int nptv6_admitted(struct nat *n, __u32 zone)
 		return rc;
 	return session_enters(n, half) ? nptv6_enter(n, to.daddr) :
 					 nptv6_send(n, half, &to);
-}
-
-/* From outside, what is for no binding. otherwise: its reason where it is for nobody. */
-static __noinline int nptv6_inbound(struct nat *n, int otherwise)
-{
-	__u32 zone = nptv6_zone(addr_arg(n->p.daddr));
-
-	if (zone == NAT_ZONE_OUTSIDE || nptv6_is_hosts(n))
-		return otherwise;
-	if (addr_never_routed(n->p.saddr) ||
-	    address_in_zone(zone, addr_arg(n->p.saddr)))
-		return -REASON_DROPPED_SPOOFED;
-	return nptv6_admitted(n, zone);
 }
 
 /*
@@ -401,17 +355,12 @@ static __always_inline int nptv6_outbound(struct nat *n)
 	return -REASON_PASSED_LOCAL;
 }
 
-static __always_inline int nptv6_inbound(const struct nat *n, int otherwise)
+static __always_inline int nptv6_admitted(const struct nat *n, __u32 zone)
 {
-	return otherwise;
+	return -REASON_DROPPED_UNMAPPED;
 }
 
 static __always_inline bool nptv6_leaves(const struct nat *n)
-{
-	return false;
-}
-
-static __always_inline bool nptv6_awaits(const struct nat *n, int rc)
 {
 	return false;
 }

@@ -66,6 +66,14 @@ static __always_inline bool source_is_stolen(const struct nat *n)
 	       address_is_stolen(n->skb, n->zone, addr_arg(n->p.saddr));
 }
 
+/* Whether an inside host is left to the host's own NAT. */
+static __always_inline bool host_is_excluded(__u32 zone, nat_addr address)
+{
+	struct nat_owner *owner = owner_of(zone, address);
+
+	return owner && owner->flags & OWNER_EXCLUDED;
+}
+
 /* Whether a network has addresses of this family at all. */
 static __always_inline bool zone_has_family(__u32 zone)
 {
@@ -80,17 +88,13 @@ static __always_inline bool zone_has_family(__u32 zone)
  */
 static __noinline int source_admitted(const struct nat *n)
 {
-	struct nat_owner *owner;
-
 	if (source_is_stolen(n))
 		return -REASON_DROPPED_SPOOFED;
 	if (!address_in_zone(n->zone, addr_arg(n->p.saddr)))
 		return zone_has_family(n->zone) ? -REASON_DROPPED_SPOOFED :
 						  -REASON_PASSED_EXCLUDED;
-	owner = owner_of(n->zone, n->p.saddr);
-	return owner && owner->flags & OWNER_EXCLUDED ?
-		       -REASON_PASSED_EXCLUDED :
-		       0;
+	return host_is_excluded(n->zone, n->p.saddr) ? -REASON_PASSED_EXCLUDED :
+						       0;
 }
 
 #endif /* CONENAT_OWNER_H */

@@ -205,4 +205,12 @@ NAT_GLOBAL bool address_is_remote(struct __sk_buff *skb, nat_addr_arg addr,
 	return rc >= 0 && rc != BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
+/* The host's own addresses stay its own, within a network's prefix, too. */
+static __always_inline bool address_is_hosts(const struct nat *n)
+{
+	return bpf_map_lookup_elem(&addresses, &n->p.daddr) ||
+	       !address_is_remote(n->skb, addr_arg(n->p.daddr),
+				  n->skb->ifindex);
+}
+
 #endif /* CONENAT_ROUTE_H */

@@ -361,7 +361,7 @@ NAT_GLOBAL int session_route(struct __sk_buff *skb, const struct packet *p,
 	if (rc < 0)
 		return rc;
 	b = binding_at(half->binding);
-	if (b && b->realm != r.realm) {
+	if (b && b->address != NAT_NO_SLOT && b->realm != r.realm) {
 		rc = session_answers(skb, p, half, b, &r);
 		if (rc < 0)
 			return rc;
@@ -467,9 +467,16 @@ static __always_inline bool session_enters(const struct nat *n,
 
 static __always_inline void rewrite_for_stack(struct nat *n, struct rewrite *to)
 {
+	nat_addr external = n->p.daddr;
+	struct nat_external *e;
 	__u32 mark;
 
-	to->daddr = addr_to_mark(to->daddr, n->p.daddr, &mark);
+	if (addr_equal(to->daddr, external)) { /* routed: it came to that */
+		e = outside_external(n->skb);
+		if (e)
+			external = e->address;
+	}
+	to->daddr = addr_to_mark(to->daddr, external, &mark);
 	to->by_mark = true;
 	n->skb->mark = mark;
 }

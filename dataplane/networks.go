@@ -224,14 +224,14 @@ func (f *family) putNetwork(id uint16, n Network) error {
 	if err := f.exclude(known, id, n.Exclude); err != nil {
 		return err
 	}
-	if err := f.putExternalPrefix(known, id, n.ExternalPrefix); err != nil {
+	if err := f.putReached(known, id, n.reached()); err != nil {
 		return err
 	}
 	if err := f.putZone(known, id, zone); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
-	if zone.Flags&^known.zones[id].Flags&bpf.ZoneNPTv6 != 0 {
-		if err := f.endDynamic(id); err != nil {
+	if (zone.Flags^known.zones[id].Flags)&(bpf.ZoneNPTv6|bpf.ZoneRouted) != 0 {
+		if err := f.endOtherMode(id); err != nil {
 			return err
 		}
 	}
@@ -285,7 +285,7 @@ func (n Network) part(v ipVersion) Network {
 	n.Prefixes, n.Exclude, n.External = only(n.Prefixes, v.hasPrefix), only(n.Exclude, v.hasPrefix), only(n.External, v.has)
 	if v == ipv6 {
 		n.Address = n.Address6
-	} else {
+	} else if n.Mode == ModeNPTv6 {
 		n.Mode, n.ExternalPrefix = ModeNAT, netip.Prefix{}
 	}
 	n.Address6 = netip.Addr{}
@@ -296,7 +296,7 @@ func (n Network) part(v ipVersion) Network {
 func (n Network) with(part6 Network) Network {
 	n.Prefixes, n.Exclude = slices.Concat(n.Prefixes, part6.Prefixes), slices.Concat(n.Exclude, part6.Exclude)
 	n.External, n.Address6 = slices.Concat(n.External, part6.External), part6.Address
-	n.Mode, n.ExternalPrefix = part6.Mode, part6.ExternalPrefix
+	n.Mode, n.ExternalPrefix = max(n.Mode, part6.Mode), part6.ExternalPrefix
 	return n
 }
 
@@ -324,6 +324,9 @@ func rawZone(n Network) (bpf.Zone, error) {
 	for i, p := range n.Prefixes {
 		zone.Prefix[i].Address = rawAddr(p.Masked().Addr())
 		zone.Prefix[i].Mask = rawMask(p)
+	}
+	if n.Mode == ModeRouted {
+		zone.Flags |= bpf.ZoneRouted
 	}
 	if n.Mode == ModeNPTv6 {
 		zone.Flags |= bpf.ZoneNPTv6
@@ -424,6 +427,9 @@ func networkOf(v ipVersion, z bpf.Zone) Network {
 	n.Limits = Limits{HostPorts: z.Limits.HostPorts, HostSessions: z.Limits.HostSessions,
 		NetworkPorts: z.Limits.ZonePorts, NetworkSessions: z.Limits.ZoneSessions}
 	n.BlockSize = z.Block
+	if z.Flags&bpf.ZoneRouted != 0 {
+		n.Mode = ModeRouted
+	}
 	if z.Flags&bpf.ZoneNPTv6 != 0 {
 		n.Mode, n.ExternalPrefix = ModeNPTv6, v.prefix(z.External, maskBits(z.Prefix[0].Mask))
 	}
@@ -475,7 +481,7 @@ func (f *family) removeNetwork(id uint16) error {
 	if err := f.exclude(known, id, nil); err != nil {
 		return err
 	}
-	if err := f.putExternalPrefix(known, id, netip.Prefix{}); err != nil {
+	if err := f.putReached(known, id, nil); err != nil {
 		return err
 	}
 	if err := f.putZone(known, id, bpf.Zone{}); err != nil {

@@ -114,11 +114,12 @@ type Mode uint8
 
 // The modes.
 const (
-	ModeNAT   Mode = iota // bindings of external endpoints
-	ModeNPTv6             // another prefix (RFC 6296), in IPv6; in IPv4 as ModeNAT
+	ModeNAT    Mode = iota // bindings of external endpoints
+	ModeNPTv6              // another prefix (RFC 6296), in IPv6; in IPv4 as ModeNAT
+	ModeRouted             // none: external endpoints are the internal ones, and sessions are for filtering
 )
 
-var modeNames = [...]string{"nat", "nptv6"}
+var modeNames = [...]string{"nat", "nptv6", "routed"}
 
 // String is the name that the configuration file uses.
 func (m Mode) String() string {
@@ -135,7 +136,7 @@ func ParseMode(s string) (Mode, error) {
 			return Mode(i), nil
 		}
 	}
-	return 0, fmt.Errorf("unknown mode %q: want nat or nptv6", s)
+	return 0, fmt.Errorf("unknown mode %q: want nat, nptv6 or routed", s)
 }
 
 // Refusal is what an inside host is told, by ICMP, when no mapping or session can be made for its packet.

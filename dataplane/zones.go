@@ -27,7 +27,7 @@ func (n Network) prefixOf(address netip.Addr) (netip.Prefix, bool) {
 }
 
 // putZone writes a zone, and what it means for the others: those that have addresses of its are to know; and the outside's, which
-// says whether any excludes destinations, or has an external prefix.
+// says whether any excludes destinations, or is reached by addresses of its own.
 func (f *family) putZone(known names, id uint16, zone bpf.Zone) error {
 	before := known.zones
 	after := slices.Clone(before)
@@ -35,7 +35,7 @@ func (f *family) putZone(known names, id uint16, zone bpf.Zone) error {
 	markOverlaps(f.ipVersion, after)
 	after[0].Flags = 0
 	for _, z := range after[1:] {
-		after[0].Flags |= z.Flags & (bpf.ZoneExcludes | bpf.ZoneNPTv6)
+		after[0].Flags |= z.Flags & (bpf.ZoneExcludes | bpf.ZoneNPTv6 | bpf.ZoneRouted)
 	}
 	for i := range after {
 		if after[i] == before[i] {

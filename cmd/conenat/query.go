@@ -140,10 +140,11 @@ func networksTable(w io.Writer, list []api.Network) {
 
 // prefixesText says what they become outside, where that is no binding's matter.
 func prefixesText(n api.Network) string {
-	if n.ExternalPrefix == "" {
-		return list1(n.Prefixes)
+	text := list1(n.Prefixes)
+	if n.ExternalPrefix != "" {
+		text += " as " + n.ExternalPrefix
 	}
-	return fmt.Sprintf("%s as %s (%s)", list1(n.Prefixes), n.ExternalPrefix, n.Mode)
+	return text + unlessNAT(n.Mode)
 }
 
 // ofLimit is "12 of 100", or "12" without a limit.

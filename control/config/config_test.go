@@ -52,6 +52,7 @@ exclude: [10.0.0.0/8, 192.0.2.7, "2001:db8::/32"]
 networks:
   - {name: web, exclude: [192.168.0.0/16]}
   - {name: docker0, exclude: []}
+  - {name: plain, mode: routed}
   - {name: six, mode: nptv6, external_prefix: "2001:db8:1::/48"}
 forwards:
   - {protocol: udp, network: docker0, external: 198.51.100.1:53, internal: "172.17.0.2:5353"}
@@ -77,7 +78,7 @@ state_dir: /sys/fs/bpf/x/
 		Limits:   dataplane.Limits{HostPorts: 100, HostSessions: 200, NetworkPorts: 300}, BlockSize: 256,
 		Exclude: prefixes("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
 		Networks: map[string]Network{"web": {Exclude: prefixes("192.168.0.0/16")}, "docker0": {Exclude: prefixes()},
-			"six": {Mode: dataplane.ModeNPTv6, ExternalPrefix: netip.MustParsePrefix("2001:db8:1::/48")}},
+			"plain": {Mode: dataplane.ModeRouted}, "six": {Mode: dataplane.ModeNPTv6, ExternalPrefix: netip.MustParsePrefix("2001:db8:1::/48")}},
 		Forwards: []dataplane.Forward{
 			{Protocol: dataplane.UDP, Network: "docker0", External: netip.MustParseAddrPort("198.51.100.1:53"), Internal: netip.MustParseAddrPort("172.17.0.2:5353")},
 			{Protocol: dataplane.TCP, External: netip.MustParseAddrPort("198.51.100.1:8080"), Internal: netip.MustParseAddrPort("172.17.0.2:80")},
@@ -196,7 +197,7 @@ func TestRefusals(t *testing.T) {
 		{"exclude_of_network", in + "networks: [{name: web, exclude: [10.0.0.0/33]}]", Layer{}, `c.yaml:2:34: "10.0.0.0/33" is no prefix`},
 		{"network_without_name", in + "networks: [{exclude: []}]", Layer{}, "networks: an entry has no name"},
 		{"network_twice", in + "networks: [{name: a}, {name: a}]", Layer{}, "c.yaml:2:30: network a is given twice"},
-		{"mode", in + "networks: [{name: a, mode: bridge}]", Layer{}, `c.yaml:2:28: unknown mode "bridge": want nat or nptv6`},
+		{"mode", in + "networks: [{name: a, mode: bridge}]", Layer{}, `c.yaml:2:28: unknown mode "bridge": want nat, nptv6 or routed`},
 		{"nptv6_without_prefix", in + "networks: [{name: a, mode: nptv6}]", Layer{}, "c.yaml:2:28: network a: mode nptv6 wants an external prefix beside it"},
 		{"prefix_without_nptv6", in + `networks: [{name: a, external_prefix: "2001:db8::/48"}]`, Layer{}, "network a: external prefix 2001:db8::/48 wants mode nptv6 beside it"},
 		{"prefix_of_IPv4", in + "networks: [{name: a, mode: nptv6, external_prefix: 10.0.0.0/8}]", Layer{}, `"10.0.0.0/8" is no prefix of IPv6`},

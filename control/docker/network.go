@@ -101,7 +101,7 @@ func leftAlone(n network.Summary, l labels) string {
 		return fmt.Sprintf("driver %s: only bridge networks are translated", n.Driver)
 	case n.Internal:
 		return "internal: it has no way outside"
-	case !option(n, optionMasquerade, true):
+	case !option(n, optionMasquerade, true) && l.modeOr(dataplane.ModeNAT) == dataplane.ModeNAT:
 		return fmt.Sprintf("masquerade is off (%s=false)", optionMasquerade)
 	case l.disabled:
 		return "label conenat.enable=false"
@@ -109,15 +109,15 @@ func leftAlone(n network.Summary, l labels) string {
 	return ""
 }
 
-// leftAloneByFamily is why no family of a network's addresses is translated, or why one is not. That Docker has no NAT for IPv6 and lets
-// everybody in (gateway mode routed) is no reason against another prefix, which somebody has asked for.
+// leftAloneByFamily is why no family of a network's addresses is translated, or why one is not. That Docker has no NAT and lets everybody in
+// (gateway mode routed) is no reason against a mode without bindings of the host's addresses, which somebody has asked for.
 func leftAloneByFamily(n network.Summary, subnets []netip.Prefix, mode dataplane.Mode) (all string, partly Partly) {
 	four := slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().Is4() })
 	six := slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Addr().Is6() })
-	if four {
+	if four && mode != dataplane.ModeRouted {
 		partly.IPv4 = gatewayMode(n, optionGateway)
 	}
-	if six && mode != dataplane.ModeNPTv6 {
+	if six && mode == dataplane.ModeNAT {
 		partly.IPv6 = gatewayMode(n, optionGateway6)
 	}
 	switch {

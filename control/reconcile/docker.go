@@ -80,7 +80,7 @@ const noNAT6 = "dockerd has no NAT for it (--ip6tables): its containers' address
 func (r *Reconciler) withoutRouted(s docker.Snapshot, actual plan.State) docker.Snapshot {
 	routed := func(n docker.Network) bool {
 		was, _ := findNetwork(actual, n.Interface)
-		if asked := (inputs{cfg: r.cfg}).insideOf(n, nil); asked.mode == dataplane.ModeNPTv6 {
+		if asked := (inputs{cfg: r.cfg}).insideOf(n, nil); asked.mode != dataplane.ModeNAT {
 			return false // Docker's NAT is none of its business
 		}
 		return n.LeftAlone == "" && n.Partly.IPv6 == "" && slices.ContainsFunc(n.Subnets, isIPv6) && !slices.ContainsFunc(was.Prefixes, isIPv6)
@@ -372,6 +372,10 @@ func (t *target) keepPublished(in inputs, i inside) {
 
 func (i inside) forwards(outsides []dataplane.Outside, list []naming, e docker.Endpoint) (out []dataplane.Forward) {
 	for _, p := range e.Published {
+		if i.mode == dataplane.ModeRouted {
+			out = append(out, i.opened(e, p)...)
+			continue
+		}
 		for _, o := range outsides {
 			for _, external := range o.Addresses {
 				internal := e.Like(external)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -19,7 +20,7 @@ const longestPrefix = 64
 // checkMode refuses what RFC 6296 cannot map.
 func (n Network) checkMode() error {
 	switch n.Mode {
-	case ModeNAT:
+	case ModeNAT, ModeRouted:
 		if n.ExternalPrefix.IsValid() {
 			return fmt.Errorf("external prefix %s is for mode %s, and the network's is %s", n.ExternalPrefix, ModeNPTv6, n.Mode)
 		}
@@ -69,32 +70,45 @@ func onesAdd(a, b uint16) uint16 {
 	return uint16(sum&0xffff + sum>>16)
 }
 
-// putExternalPrefix makes this the network's external prefix, and none where it is not valid. The table of excluded destinations
-// has it under the outside's number. Errors: ErrAddressTaken.
-func (f *family) putExternalPrefix(known names, id uint16, prefix netip.Prefix) error {
-	for key, owner := range known.exclusions {
-		if key.Zone != bpf.ZoneOutside {
-			continue
-		}
-		switch there := prefixOfKey(f.ipVersion, key); {
-		case uint16(owner) != id && prefix.IsValid() && there.Overlaps(prefix):
-			return fmt.Errorf("external prefix %s: %w: network %s has %s", prefix, ErrAddressTaken, known.zone(uint16(owner)), there)
-		case uint16(owner) == id && there != prefix:
-			if err := f.Exclusions.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				return fmt.Errorf("remove external prefix %s: %w", there, err)
-			}
-		}
-	}
-	if !prefix.IsValid() {
-		return nil
-	}
-	if err := f.Exclusions.Put(exclusionKey(bpf.ZoneOutside, prefix), uint32(id)); err != nil {
-		return fmt.Errorf("write external prefix %s: %w", prefix, err)
+// reached are the prefixes that its hosts have outside, of the family that this is the part of.
+func (n Network) reached() []netip.Prefix {
+	switch n.Mode {
+	case ModeNPTv6:
+		return []netip.Prefix{n.ExternalPrefix}
+	case ModeRouted:
+		return n.Prefixes
 	}
 	return nil
 }
 
-// endDynamic ends a network's bindings but the static ones, which go on beside its external prefix.
-func (f *family) endDynamic(id uint16) error {
-	return f.killAll(func(b binding) bool { return b.Zone == id && b.Flags&bpf.BindingStatic == 0 })
+// putReached makes these the prefixes by which the network is reached from outside, and no others. The table of excluded destinations
+// has them under the outside's number. Errors: ErrAddressTaken.
+func (f *family) putReached(known names, id uint16, prefixes []netip.Prefix) error {
+	for key, owner := range known.exclusions {
+		if key.Zone != bpf.ZoneOutside {
+			continue
+		}
+		there := prefixOfKey(f.ipVersion, key)
+		switch overlapping := slices.IndexFunc(prefixes, there.Overlaps); {
+		case uint16(owner) != id && overlapping >= 0:
+			return fmt.Errorf("prefix %s: %w: network %s is reached by %s", prefixes[overlapping], ErrAddressTaken, known.zone(uint16(owner)), there)
+		case uint16(owner) == id && !slices.Contains(prefixes, there):
+			if err := f.Exclusions.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("be reached by %s no more: %w", there, err)
+			}
+		}
+	}
+	for _, p := range prefixes {
+		if err := f.Exclusions.Put(exclusionKey(bpf.ZoneOutside, p), uint32(id)); err != nil {
+			return fmt.Errorf("be reached by %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// endOtherMode ends what a network has of the mode that it had: its dynamic bindings. Static ones of the host's addresses go on.
+func (f *family) endOtherMode(id uint16) error {
+	return f.killAll(func(b binding) bool {
+		return b.Zone == id && (b.Flags&bpf.BindingStatic == 0 || b.External == b.Internal)
+	})
 }
