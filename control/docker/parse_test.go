@@ -401,6 +401,10 @@ func TestModeLabels(t *testing.T) {
 	if got.LeftAlone != "" || got.Partly != (Partly{}) || got.Mode == nil || *got.Mode != dataplane.ModeNPTv6 || got.ExternalPrefix.String() != "2001:db8:1::/64" || problems != nil {
 		t.Errorf("%+v %q", got, problems)
 	}
+	n.Labels, n.Options = map[string]string{"conenat.mode": "routed"}, map[string]string{optionGateway6: "routed", optionMasquerade: "false"}
+	if got, problems := newNetwork(n, base, base); got.LeftAlone != "" || got.Mode == nil || *got.Mode != dataplane.ModeRouted || problems != nil {
+		t.Errorf("%+v %q", got, problems)
+	}
 	for _, wrong := range []map[string]string{{"conenat.mode": "nptv6"}, {"conenat.external-prefix": "2001:db8:1::/64"}, {"conenat.mode": "bridge"},
 		{"conenat.mode": "nptv6", "conenat.external-prefix": "10.0.0.0/8"}, {"conenat.mode": "nat", "conenat.external-prefix": "2001:db8:1::/64"}} {
 		n.Labels = wrong

@@ -86,3 +86,23 @@ func TestNPTv6WithoutDockersNAT(t *testing.T) {
 		t.Errorf("%+v", got.Networks)
 	}
 }
+
+// TestRouted: a published port is the container's own, at its own addresses.
+func TestRouted(t *testing.T) {
+	mode := dataplane.ModeRouted
+	p := docker.Snapshot{Connected: true, Engine: "29.0", Networks: []docker.Network{{ID: "b", Name: "bridge", Driver: "bridge",
+		Interface: "docker0", ICC: true, Mode: &mode, Endpoints: []docker.Endpoint{dualWeb()}}}}
+	got := desire(inputs{cfg: config.Config{Docker: true}, host: dual(), docker: p})
+	if len(got.Networks) != 1 || got.Networks[0].Mode != mode || len(got.Networks[0].Prefixes) != 2 || len(got.problems) != 0 {
+		t.Errorf("%+v", got)
+	}
+	var lines []string
+	for _, f := range got.Forwards {
+		lines = append(lines, join(f.Protocol, f.External, f.Internal, f.Published))
+	}
+	slices.Sort(lines)
+	want := []string{"tcp 172.17.0.2:80 172.17.0.2:80 true", "tcp [fd00::2]:80 [fd00::2]:80 true", "udp 172.17.0.2:53 172.17.0.2:53 true"}
+	if !slices.Equal(slices.Compact(lines), want) {
+		t.Errorf("%q, want %q", lines, want)
+	}
+}
