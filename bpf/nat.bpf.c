@@ -311,23 +311,35 @@ static __noinline int egress_error(struct nat *n)
 		       rc;
 }
 
-/* What is not just the host's; -LOOK_AGAIN: it is, or of a NAT of its own. */
-static __always_inline int egress_forwarded(struct nat *n)
+/*
+ * Whose network's what is about to leave is. Of the fragments that the kernel makes of an
+ * IPv6 packet it says of the first alone where that came from (ip6_copy_metadata).
+ */
+static __always_inline __u16 egress_zone(const struct nat *n)
 {
 	struct nat_link *from;
 
+	if (of_family(false, n->p.flags & PACKET_LATER_FRAGMENT))
+		return zone_of_route(n->skb, addr_arg(n->p.saddr));
+	from = link_get(n->skb->ingress_ifindex);
+	return link_is_inside(from) ? from->owner : NAT_ZONE_OUTSIDE;
+}
+
+/* What is not just the host's; -LOOK_AGAIN: it is, or of a NAT of its own. */
+static __always_inline int egress_forwarded(struct nat *n)
+{
 	if (bpf_map_lookup_elem(&addresses, &n->p.saddr))
 		return n->p.flags & PACKET_ERROR && !n->skb->ingress_ifindex ?
 			       egress_error(n) :
 			       -LOOK_AGAIN;
-	if (!n->skb->ingress_ifindex)
+	if (!n->skb->ingress_ifindex &&
+	    !of_family(false, n->p.flags & PACKET_LATER_FRAGMENT))
 		return packet_opens(&n->p) ? -LOOK_AGAIN : host_as_inside(n);
-	from = link_get(n->skb->ingress_ifindex);
-	if (!link_is_inside(from))
-		return -REASON_PASSED_NOT_OUTSIDE;
-	n->zone = from->owner;
-	if (!address_in_zone(n->zone, addr_arg(n->p.saddr)))
-		return -REASON_PASSED_NOT_OUTSIDE;
+	n->zone = egress_zone(n);
+	if (n->zone == NAT_ZONE_OUTSIDE ||
+	    !address_in_zone(n->zone, addr_arg(n->p.saddr)))
+		return n->skb->ingress_ifindex ? -REASON_PASSED_NOT_OUTSIDE :
+						 -LOOK_AGAIN;
 	if (n->p.flags & PACKET_LATER_FRAGMENT)
 		return fragment_forward(n, egress_early);
 	if (n->p.flags & PACKET_ERROR)

@@ -295,8 +295,10 @@ func testFragmentsReversed(t *testing.T, fam family.Family) {
 
 // TestFragmentsWithoutDaemon: kill -9 changes nothing, and a container that starts then, whose port has no hook, has the
 // bridge's. The next daemon takes the namespace over.
-func TestFragmentsWithoutDaemon(t *testing.T) {
-	l := newLab(t, topo.Figure3Config{Containers: 2}, "")
+func TestFragmentsWithoutDaemon(t *testing.T) { family.Each(t, testFragmentsWithoutDaemon) }
+
+func testFragmentsWithoutDaemon(t *testing.T, fam family.Family) {
+	l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, "")
 	before := l.fragmentNamespaces()
 	l.keepBridgeMAC()
 	l.Kill()
@@ -307,8 +309,8 @@ func TestFragmentsWithoutDaemon(t *testing.T) {
 	late, err := l.AddContainer("c3", "docker0", "172.17.0.4", "172.17.0.1")
 	l.must(err)
 	bridged := flow{l.raw(late, unix.IPPROTO_UDP), flows["Out"].to,
-		func(text string) packets.Spec { return packets.UDP("172.17.0.4:40000", far, text) },
-		func(text string) packets.Spec { return packets.UDP("198.51.100.1:40000", far, text) }, new(uint16)}
+		func(text string) packets.Spec { return packets.UDP("172.17.0.4:40000", far, text).In(fam) },
+		func(text string) packets.Spec { return packets.UDP("198.51.100.1:40000", far, text).In(fam) }, new(uint16)}
 	bridged.arrive(t, "bridge hook", 20, 3, 2, 1, 0)
 	l.Run()
 	for direction, f := range flows {
