@@ -259,19 +259,21 @@ func TestTakeoverOfNetworkKnownLater(t *testing.T) {
 }
 
 // TestTakeover: what lives in Docker's NAT, on ports that masquerade had to change and on a published one, goes on in
-// conenat: not a byte and (with TCX) not a datagram is lost, and no external endpoint changes.
+// conenat: not a byte and (with TCX) not a datagram is lost, and no external endpoint changes; nor when the daemon is killed, and
+// the next one adopts it all.
 func TestTakeover(t *testing.T) { family.Each(t, testTakeover) }
 
 func testTakeover(t *testing.T, fam family.Family) {
-	for name, c := range both(fam, map[string]struct {
+	for name, c := range map[string]struct {
 		cfg           docker.Config
 		args          []string
 		half, clients int
+		killed        bool
 	}{
 		"Direct":  {half: patience.Load(100), clients: 10},
 		"Stack":   {args: []string{"--path", "stack"}, half: patience.Load(100), clients: 10},
-		"NoProxy": {cfg: docker.Config{Args: []string{"--userland-proxy=false"}}, half: 10, clients: 10},
-	}, "Direct", "Stack") {
+		"NoProxy": {cfg: docker.Config{Args: []string{"--userland-proxy=false"}}, half: 10, clients: 10, killed: true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			s := dockerWithStreams(fam, t, c.cfg, c.half, c.clients)
 			before := rules(t, s.Figure3)
@@ -279,6 +281,13 @@ func testTakeover(t *testing.T, fam family.Family) {
 			s.excused = excuseClsact(t, slices.Concat(s.udp, s.inboundUDP))
 			s.flows("after the takeover")
 			s.known()
+			if c.killed {
+				s.Kill()
+				s.flows("without a daemon")
+				s.Run()
+				s.flows("with the next daemon")
+				s.known()
+			}
 			s.newRemote()
 			if during := rules(t, s.Figure3); during != before {
 				t.Errorf("iptables-save changed from\n%s\nto\n%s", before, during)
