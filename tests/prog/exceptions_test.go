@@ -24,8 +24,10 @@ func routed(s *Spec)   { s.TTL = 63 } // what the kernel has forwarded
 func optioned(s *Spec) { s.Options = []byte{7, 7, 4, 0, 0, 0, 0, 0} }
 
 // TestTTL: what would expire here is the kernel's to answer (outbound), or ours (inbound: reply_test.go).
-func TestTTL(t *testing.T) {
-	r := rig.New(t)
+func TestTTL(t *testing.T) { family.Each(t, testTTL) }
+
+func testTTL(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	s := UDP(rig.C1+":2000", rig.Peer1+":53", "x")
 	r.Inside(s.With(lastHop)).Passed("ttl")
 	r.WantBindings()
@@ -40,9 +42,11 @@ func TestTTL(t *testing.T) {
 }
 
 // TestTooBig: DF and larger than the route's MTU goes to the kernel, which answers Fragmentation Needed.
-func TestTooBig(t *testing.T) {
-	r := rig.New(t, rig.WithMTU(1400))
-	fits, big := string(bytes.Repeat([]byte("x"), 1400-28)), string(bytes.Repeat([]byte("x"), 1401-28))
+func TestTooBig(t *testing.T) { family.Each(t, testTooBig) }
+
+func testTooBig(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithMTU(1400))
+	fits, big := sized(fam, 1400), sized(fam, 1401)
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", big).With(dontCut)).Passed("too_big")
 	r.WantBindings()
 	for range 2 { // of no session, and of one
@@ -76,8 +80,10 @@ func TestStackPath(t *testing.T) {
 }
 
 // TestMovedContainer: a session's packet from another port: answers follow the bridge's tables then.
-func TestMovedContainer(t *testing.T) {
-	r := rig.New(t)
+func TestMovedContainer(t *testing.T) { family.Each(t, testMovedContainer) }
+
+func testMovedContainer(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	s, answer := UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.Peer1+":53", rig.External+":2000", "x")
 	r.Inside(s)
 	r.WantTarget(answer, "TARGET_PORT")
@@ -88,8 +94,10 @@ func TestMovedContainer(t *testing.T) {
 
 // TestEgress: what the kernel forwards and no inside hook has seen is translated at egress; what is not an
 // inside host's passes.
-func TestEgress(t *testing.T) {
-	r := rig.New(t, rig.WithMTU(1400))
+func TestEgress(t *testing.T) { family.Each(t, testEgress) }
+
+func testEgress(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), rig.WithMTU(1400))
 	s, want := UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.External+":2000", rig.Peer1+":53", "x")
 	r.Egress("br0", s.With(lastHop)).Translated("translated_stack", want.With(lastHop))
 	r.In(UDP(rig.Peer1+":53", rig.External+":2000", "x"), UDP(rig.Peer1+":53", rig.C1+":2000", "x"))

@@ -118,8 +118,10 @@ func testExcludedIsReachable(t *testing.T, fam family.Family) {
 
 // TestExcludedAnswers: to the inside host's own address they come by the stack path's way in, as Docker would drop them; what
 // conntrack does not know for an answer stays as it is.
-func TestExcludedAnswers(t *testing.T) {
-	r := rig.New(t)
+func TestExcludedAnswers(t *testing.T) { family.Each(t, testExcludedAnswers) }
+
+func testExcludedAnswers(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	pong := Pong(rig.Peer1, rig.C1+":7")
 	r.Outside(pong).Passed("unbound")
 	exclude(r, rig.Peer1+"/32")

@@ -67,8 +67,10 @@ func TestOwnerSpoofedFragments(t *testing.T) {
 }
 
 // TestOwnerPortGone: the owner's port is gone, and a new container has the address: no daemon has told yet.
-func TestOwnerPortGone(t *testing.T) {
-	r := rig.New(t)
+func TestOwnerPortGone(t *testing.T) { family.Each(t, testOwnerPortGone) }
+
+func testOwnerPortGone(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Owner(rig.C1, "p2", nil)
 	s, out := UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.External+":2000", rig.Peer1+":53", "x")
 	r.Inside(s).Dropped("spoofed")
@@ -152,8 +154,10 @@ func testOwnerFiltering(t *testing.T, fam family.Family) {
 
 // TestOwnerLearnsPort: a session that was opened from outside goes straight to its container's port once that has
 // answered; where nobody vouches for the address, the bridge is asked.
-func TestOwnerLearnsPort(t *testing.T) {
-	r := rig.New(t)
+func TestOwnerLearnsPort(t *testing.T) { family.Each(t, testOwnerLearnsPort) }
+
+func testOwnerLearnsPort(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.Owner(rig.C1, "p1", nil)
 	r.Forward("br0", dataplane.UDP, rig.External+":80", rig.C1+":80")
 	r.Forward("br0", dataplane.UDP, rig.External+":81", rig.C2+":80")

@@ -13,8 +13,10 @@ import (
 
 // TestPathStack: what comes from inside is the kernel's, and translated at egress; what comes from outside has its port
 // translated, and the kernel and the nft table do the rest.
-func TestPathStack(t *testing.T) {
-	r := rig.New(t)
+func TestPathStack(t *testing.T) { family.Each(t, testPathStack) }
+
+func testPathStack(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.TakePath(true)
 	for _, dev := range []string{"p1", "br0"} {
 		r.From(dev, UDP(rig.C1+":2000", rig.Peer1+":53", "x")).Passed("stack")
@@ -33,8 +35,10 @@ func TestPathStack(t *testing.T) {
 }
 
 // TestPathStackForward: a published port, whose external port is another one.
-func TestPathStackForward(t *testing.T) {
-	r := rig.New(t)
+func TestPathStackForward(t *testing.T) { family.Each(t, testPathStackForward) }
+
+func testPathStackForward(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	r.TakePath(true)
 	r.Forward("br0", dataplane.TCP, rig.External+":8080", rig.C1+":80")
 	r.Enters(TCP(rig.Peer1+":999", rig.External+":8080", "S", ""), TCP(rig.Peer1+":999", rig.External+":80", "S", ""), rig.C1)
@@ -57,8 +61,10 @@ func testPathStackHairpin(t *testing.T, fam family.Family) {
 }
 
 // TestPathFollowed: sessions go on when the path changes, both ways.
-func TestPathFollowed(t *testing.T) {
-	r := rig.New(t)
+func TestPathFollowed(t *testing.T) { family.Each(t, testPathFollowed) }
+
+func testPathFollowed(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
 	s, out := UDP(rig.C1+":2000", rig.Peer1+":53", "x"), UDP(rig.External+":2000", rig.Peer1+":53", "x")
 	answer := UDP(rig.Peer1+":53", rig.External+":2000", "y")
 	for range 2 {

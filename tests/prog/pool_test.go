@@ -10,23 +10,34 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
 
-// pool are external addresses that are not contiguous.
-var pool = addrs(rig.External, "198.51.100.7", "198.51.100.70", "198.51.100.71", "198.51.101.9")
-
-func addrs(texts ...string) (list []netip.Addr) {
-	for _, t := range texts {
-		list = append(list, netip.MustParseAddr(t))
+// poolIn are external addresses of a family that are not contiguous.
+func poolIn(fam family.Family) (list []netip.Addr) {
+	for _, text := range []string{rig.External, "198.51.100.7", "198.51.100.70", "198.51.100.71", "198.51.101.9"} {
+		list = append(list, fam.Addr(netip.MustParseAddr(text)))
 	}
 	return list
 }
 
-// setPool gives the outside its addresses.
-func setPool(r *rig.Rig, list ...netip.Addr) {
+// addrs are addresses of the rig's family.
+func addrs(r *rig.Rig, texts ...string) (list []netip.Addr) {
+	for _, text := range texts {
+		list = append(list, r.Address(text))
+	}
+	return list
+}
+
+// setPool gives the outside its addresses, in the rig's family.
+func setPool(r *rig.Rig, places ...netip.Addr) {
 	r.T.Helper()
+	var list []netip.Addr
+	for _, a := range places {
+		list = append(list, r.Family.Addr(a))
+	}
 	r.Must("put the pool", func() error {
 		return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: list})
 	})
@@ -45,8 +56,11 @@ func externalOf(r *rig.Rig, internal string) netip.Addr {
 }
 
 // TestPoolPairs: one host keeps one address (RFC 4787 REQ-2), whatever the protocol and the port; hosts spread over all.
-func TestPoolPairs(t *testing.T) {
-	r := rig.New(t)
+func TestPoolPairs(t *testing.T) { family.Each(t, testPoolPairs) }
+
+func testPoolPairs(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
+	pool := poolIn(fam)
 	setPool(r, pool...)
 	used := map[netip.Addr]int{}
 	for n := range 100 {
@@ -66,9 +80,12 @@ func TestPoolPairs(t *testing.T) {
 
 // TestPoolIsDeterministic: which address a host gets depends on the host and the addresses alone: not on who came before,
 // on the order in which they were given, or on what the tables have seen.
-func TestPoolIsDeterministic(t *testing.T) {
+func TestPoolIsDeterministic(t *testing.T) { family.Each(t, testPoolIsDeterministic) }
+
+func testPoolIsDeterministic(t *testing.T, fam family.Family) {
 	first := map[string]netip.Addr{}
-	r := rig.New(t)
+	r := rig.New(t, rig.In(fam))
+	pool := poolIn(fam)
 	setPool(r, pool...)
 	for n := range 30 {
 		first[host(n)] = externalOf(r, host(n)+":5000")
@@ -88,8 +105,11 @@ func TestPoolIsDeterministic(t *testing.T) {
 
 // TestPoolGrows: a host whose bindings live stays where it is; one that has none goes where it would have been, and of those
 // few move.
-func TestPoolGrows(t *testing.T) {
-	r := rig.New(t)
+func TestPoolGrows(t *testing.T) { family.Each(t, testPoolGrows) }
+
+func testPoolGrows(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
+	pool := poolIn(fam)
 	setPool(r, pool[0])
 	for n := range 60 {
 		if got := externalOf(r, host(n)+":5000"); got != pool[0] {
@@ -109,7 +129,7 @@ func TestPoolGrows(t *testing.T) {
 		before[host(n)] = externalOf(r, host(n)+":5000")
 	}
 	r.Wait(time.Hour)
-	setPool(r, append(slices.Clone(pool), netip.MustParseAddr("198.51.100.200"))...)
+	setPool(r, append(slices.Clone(pool), r.Address("198.51.100.200"))...)
 	moved := 0
 	for n := range 60 {
 		if externalOf(r, host(n)+":5000") != before[host(n)] {
@@ -122,8 +142,11 @@ func TestPoolGrows(t *testing.T) {
 }
 
 // TestPoolAddressRemoved: what lives on it ends with its events, and the host gets another one; all else goes on.
-func TestPoolAddressRemoved(t *testing.T) {
-	r := rig.New(t)
+func TestPoolAddressRemoved(t *testing.T) { family.Each(t, testPoolAddressRemoved) }
+
+func testPoolAddressRemoved(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
+	pool := poolIn(fam)
 	setPool(r, pool...)
 	at := map[string]netip.AddrPort{}
 	for n := range 20 {
@@ -165,11 +188,14 @@ func countEvents(list []dataplane.Event, kind dataplane.EventType) (n int) {
 }
 
 // TestPoolFull: as many addresses as there is room for, and not one more.
-func TestPoolFull(t *testing.T) {
-	r := rig.New(t)
+func TestPoolFull(t *testing.T) { family.Each(t, testPoolFull) }
+
+func testPoolFull(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
+	pool := poolIn(fam)
 	var list []netip.Addr
 	for n := range 256 {
-		list = append(list, netip.AddrFrom4([4]byte{198, 18, 0, byte(n)}))
+		list = append(list, fam.Addr(netip.AddrFrom4([4]byte{198, 18, 0, byte(n)})))
 	}
 	setPool(r, list...)
 	used := map[netip.Addr]bool{}
@@ -192,8 +218,11 @@ func TestPoolFull(t *testing.T) {
 }
 
 // TestPoolOfSomebody: what a container or a network has named is its alone, and all that it gets.
-func TestPoolOfSomebody(t *testing.T) {
-	r := rig.New(t, rig.WithNetworks(func(n *dataplane.Network) {
+func TestPoolOfSomebody(t *testing.T) { family.Each(t, testPoolOfSomebody) }
+
+func testPoolOfSomebody(t *testing.T, fam family.Family) {
+	pool := poolIn(fam)
+	r := rig.New(t, rig.In(fam), rig.WithNetworks(func(n *dataplane.Network) {
 		if n.Name == "br1" {
 			n.External = pool[3:4]
 		}
@@ -206,7 +235,7 @@ func TestPoolOfSomebody(t *testing.T) {
 		t.Errorf("%s is at %s, and not at one of %s", rig.C1, got, named)
 	}
 	r.From("q1", UDP(rig.Other+":5000", rig.Peer1+":53", "x")).
-		Translated("translated_outbound", UDP(pool[3].String()+":5000", rig.Peer1+":53", "x").Hop())
+		Translated("translated_outbound", UDP(netip.AddrPortFrom(pool[3], 5000).String(), rig.Peer1+":53", "x").Hop())
 	for n := range 40 {
 		if a := externalOf(r, host(n)+":5000"); a != pool[0] && a != pool[4] {
 			t.Errorf("host %s is at %s, which somebody has for himself", host(n), a)
@@ -226,8 +255,11 @@ func TestPoolOfSomebody(t *testing.T) {
 
 // TestPoolChangesHands: who is given addresses of his own leaves the others at once; who goes on at one that is somebody's by
 // now does so while his bindings live.
-func TestPoolChangesHands(t *testing.T) {
-	r := rig.New(t)
+func TestPoolChangesHands(t *testing.T) { family.Each(t, testPoolChangesHands) }
+
+func testPoolChangesHands(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
+	pool := poolIn(fam)
 	setPool(r, pool[:2]...)
 	at := map[string]netip.Addr{}
 	for _, c := range []string{rig.C1, rig.C2, host(1), host(2), host(3), host(4), host(5)} {
@@ -269,8 +301,11 @@ func must(t *testing.T, err error) {
 }
 
 // TestPoolOfEachOutside: the route decides the outside, and a host keeps one address at each of them.
-func TestPoolOfEachOutside(t *testing.T) {
-	r := rig.New(t)
+func TestPoolOfEachOutside(t *testing.T) { family.Each(t, testPoolOfEachOutside) }
+
+func testPoolOfEachOutside(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam))
+	pool := poolIn(fam)
 	setPool(r, pool[:1]...)
 	r.Must("second uplink", r.SecondUplink)
 	byRoute := func(dev, gateway string) {
@@ -286,7 +321,7 @@ func TestPoolOfEachOutside(t *testing.T) {
 	byRoute("eth1", "192.0.2.254")
 	r.Wait(2 * time.Second) // a route is asked for once more a second
 	for _, h := range hosts {
-		if got := externalOf(r, h+":6000"); got != netip.MustParseAddr(rig.Second) {
+		if got := externalOf(r, h+":6000"); got != r.Address(rig.Second) {
 			t.Errorf("%s is at %s by the second uplink", h, got)
 		}
 	}

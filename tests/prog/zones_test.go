@@ -49,7 +49,9 @@ func swapped(port uint16) uint16 { return port<<8 | port>>8 }
 
 // TestOverlappingZones: the same host address, source port and destination in two networks at once: both flows work, each
 // with its own binding and way back.
-func TestOverlappingZones(t *testing.T) {
+func TestOverlappingZones(t *testing.T) { family.Each(t, testOverlappingZones) }
+
+func testOverlappingZones(t *testing.T, fam family.Family) {
 	for proto, c := range map[string]struct {
 		out func(src string) Spec
 		in  func(dst string) Spec
@@ -60,7 +62,7 @@ func TestOverlappingZones(t *testing.T) {
 	} {
 		for _, order := range [][]string{{"br0", "br1"}, {"br1", "br0"}} {
 			t.Run(proto+"/"+order[0]+"First", func(t *testing.T) {
-				r := rig.New(t, overlapping)
+				r := rig.New(t, rig.In(fam), overlapping)
 				external, ports := map[string]string{}, map[string]string{"br0": "p1", "br1": "q1"}
 				for _, network := range order {
 					if res := r.From(ports[network], c.out(rig.C1+":2000")); res.Reason != "translated_outbound" {
@@ -94,7 +96,7 @@ func boundIn(r *rig.Rig, proto, network string) (external string) {
 	r.Must("bindings", func() error {
 		all, err := r.DP.Bindings()
 		for _, b := range all {
-			if b.Protocol.String() == proto && b.Network == network {
+			if b.Protocol.String() == r.Protocol(proto) && b.Network == network {
 				external = b.External.String()
 			}
 		}
@@ -105,16 +107,18 @@ func boundIn(r *rig.Rig, proto, network string) (external string) {
 
 // TestOverlappingZonesAreTold: what the kernel would tell the sender, by its routing maybe somebody else, the NAT says
 // itself, from the gateway; once it is alone, the kernel does again.
-func TestOverlappingZonesAreTold(t *testing.T) {
-	r := rig.New(t, overlapping, rig.WithMTU(1400))
+func TestOverlappingZonesAreTold(t *testing.T) { family.Each(t, testOverlappingZonesAreTold) }
+
+func testOverlappingZonesAreTold(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), overlapping, rig.WithMTU(1400))
 	r.Must("make a destination unreachable", func() error {
-		_, dst, err := net.ParseCIDR("203.0.113.128/25")
+		_, dst, err := net.ParseCIDR(fam.Text("203.0.113.128/25"))
 		if err != nil {
 			return err
 		}
 		return netlink.RouteAdd(&netlink.Route{Dst: dst, Type: 7}) // RTN_UNREACHABLE
 	})
-	big := string(bytes.Repeat([]byte("x"), 1401-28))
+	big := string(bytes.Repeat([]byte("x"), 1401-ipHeader(fam)-8))
 	s := UDP(rig.C1+":2000", rig.Peer1+":53", "x")
 	for _, dev := range []string{"p1", "q1"} {
 		for range 2 { // of no session, and of one
@@ -157,8 +161,10 @@ func testOverlappingZonesHairpin(t *testing.T, fam family.Family) {
 }
 
 // TestOverlappingZonesForward: which network an address is of has to be said.
-func TestOverlappingZonesForward(t *testing.T) {
-	r := rig.New(t, overlapping)
+func TestOverlappingZonesForward(t *testing.T) { family.Each(t, testOverlappingZonesForward) }
+
+func testOverlappingZonesForward(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), overlapping)
 	r.Refused(nil, dataplane.TCP, "", rig.External+":80", rig.C1+":80")
 	r.Forward("br1", dataplane.TCP, rig.External+":80", rig.C1+":80")
 	r.Forward("br0", dataplane.TCP, rig.External+":81", rig.C1+":80")
