@@ -68,8 +68,10 @@ func testExcludedDestination(t *testing.T, fam family.Family) {
 }
 
 // TestExcludedFragments: the later ones go as the first one, which they wait for: it may be of a session.
-func TestExcludedFragments(t *testing.T) {
-	r := newReorderer(t)
+func TestExcludedFragments(t *testing.T) { family.Each(t, testExcludedFragments) }
+
+func testExcludedFragments(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	f := r.inside(UDP(rig.C1+":2000", rig.Peer1+":53", long))
 	r.arrives("translated_outbound", f...)
 	exclude(r.Rig, rig.Peer1+"/32")

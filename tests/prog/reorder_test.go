@@ -16,6 +16,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -33,8 +34,8 @@ type fragment struct {
 	frame []byte
 }
 
-func newReorderer(t *testing.T, options ...rig.Option) *reorderer {
-	r := &reorderer{Rig: rig.New(t, options...), ordered: map[string]*ebpf.Program{}}
+func newReorderer(t *testing.T, fam family.Family, options ...rig.Option) *reorderer {
+	r := &reorderer{Rig: rig.New(t, append(options, rig.In(fam))...), ordered: map[string]*ebpf.Program{}}
 	r.setLink(r.Ports["p2"])
 	const reorderedMark = 0xc07f // of reorder.h
 	for _, h := range r.Hooks()[:2] {
@@ -56,15 +57,20 @@ func (r *reorderer) setLink(ifindex int) {
 	})
 }
 
+// cut gives the frames of a datagram's fragments.
+func (r *reorderer) cut(s Spec, size int) [][]byte {
+	return rig.Identified(s).In(r.Family).Fragments(size)
+}
+
 func (r *reorderer) inside(s Spec) (out []fragment) {
-	for _, f := range rig.Identified(rig.FromContainer(s)).Fragments(320) {
+	for _, f := range r.cut(rig.FromContainer(s), 320) {
 		out = append(out, fragment{r.Hooks()[0], f})
 	}
 	return out
 }
 
 func (r *reorderer) outside(s Spec) (out []fragment) {
-	for _, f := range rig.Identified(rig.FromOutside(s)).Fragments(320) {
+	for _, f := range r.cut(rig.FromOutside(s), 320) {
 		out = append(out, fragment{r.Hooks()[1], f})
 	}
 	return out
@@ -91,8 +97,15 @@ func (r *reorderer) returns(reason string, fragments ...fragment) {
 	}
 }
 
-// identifyThere gives a zone's fragment the identification that it has in the namespace: reorder_id of reorder.h. br0 is zone 1.
+// isIPv6 says of which family a frame is.
+func isIPv6(frame []byte) bool { return frame[rig.L3]>>4 == 6 }
+
+// identifyThere gives a zone's fragment the identification that it has in the namespace: ip_set_id of ip.h. br0 is zone 1. That of
+// IPv6 stays: the namespace gives it another one.
 func identifyThere(frame []byte, zone byte) {
+	if isIPv6(frame) {
+		return
+	}
 	frame[rig.L3+4] ^= zone
 	frame[rig.L3+5] ^= zone
 	FixIPChecksum(frame[rig.L3:])
@@ -119,8 +132,14 @@ const gone = 255
 func (r *reorderer) wantWay(f fragment, zone uint16, want uint8) {
 	r.T.Helper()
 	ip := f.frame[14:]
-	key := bpf.FragmentKey{Saddr: bpf.AddrOf(netip.AddrFrom4([4]byte(ip[12:]))), Daddr: bpf.AddrOf(netip.AddrFrom4([4]byte(ip[16:]))),
-		Id: uint32(binary.NativeEndian.Uint16(ip[4:])), Proto: ip[9], Zone: zone}
+	key := bpf.FragmentKey{Zone: zone}
+	if isIPv6(f.frame) {
+		key.Saddr, key.Daddr = bpf.AddrOf(netip.AddrFrom16([16]byte(ip[8:]))), bpf.AddrOf(netip.AddrFrom16([16]byte(ip[24:])))
+		key.Id = binary.NativeEndian.Uint32(ip[44:])
+	} else {
+		key.Saddr, key.Daddr = bpf.AddrOf(netip.AddrFrom4([4]byte(ip[12:]))), bpf.AddrOf(netip.AddrFrom4([4]byte(ip[16:])))
+		key.Id, key.Proto = uint32(binary.NativeEndian.Uint16(ip[4:])), ip[9]
+	}
 	got, err := r.Maps().Fragments.Lookup(key)
 	if err != nil {
 		got.Way = gone
@@ -131,8 +150,10 @@ func (r *reorderer) wantWay(f fragment, zone uint16, want uint8) {
 }
 
 // TestReorder: who comes first decides, for each protocol, in each direction, and for a hairpin.
-func TestReorder(t *testing.T) {
-	r := newReorderer(t)
+func TestReorder(t *testing.T) { family.Each(t, testReorder) }
+
+func testReorder(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	for name, c := range map[string]struct{ out, in Spec }{
 		"UDP":  {UDP(rig.C1+":2000", rig.Peer1+":53", long), UDP(rig.Peer1+":53", rig.External+":2000", long)},
 		"TCP":  {TCP(rig.C1+":2000", rig.Peer1+":80", "S", long), TCP(rig.Peer1+":80", rig.External+":2000", "SA", long)},
@@ -172,8 +193,10 @@ func (r *reorderer) ordersOf(f []fragment, zone uint16, reason string) {
 }
 
 // TestReorderForgets: who has come first counts for as long as the defragmenter waits.
-func TestReorderForgets(t *testing.T) {
-	r := newReorderer(t)
+func TestReorderForgets(t *testing.T) { family.Each(t, testReorderForgets) }
+
+func testReorderForgets(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	f := r.inside(UDP(rig.C1+":2000", rig.Peer1+":53", long))
 	r.arrives("translated_outbound", f[0])
 	r.Wait(31 * time.Second)
@@ -184,8 +207,10 @@ func TestReorderForgets(t *testing.T) {
 
 // TestReorderFrame: what goes into the namespace is as it came, but for the hop that the namespace takes off, and for what tells
 // networks apart there.
-func TestReorderFrame(t *testing.T) {
-	r := newReorderer(t)
+func TestReorderFrame(t *testing.T) { family.Each(t, testReorderFrame) }
+
+func testReorderFrame(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	for _, ttl := range []uint8{1, 64, 254, 255} {
 		s := UDP(rig.C1+":2000", rig.Peer1+":53", long).With(func(s *Spec) { s.TTL = ttl })
 		f := r.inside(s)[1]
@@ -197,7 +222,10 @@ func TestReorderFrame(t *testing.T) {
 }
 
 func (r *reorderer) originKey(src, dst string, zone uint16) bpf.OriginKey {
-	addr := func(s string) bpf.Addr { return bpf.AddrOf(Endpoint(s).Addr()) }
+	addr := func(s string) bpf.Addr { return bpf.AddrOf(r.Address(s)) }
+	if r.Family == family.V6 { // addresses are all that stays the same there
+		return bpf.OriginKey{Saddr: addr(src), Daddr: addr(dst)}
+	}
 	id := binary.NativeEndian.Uint16([]byte{0x12 ^ byte(zone), 0x34 ^ byte(zone)}) // rig.Identified's
 	return bpf.OriginKey{Saddr: addr(src), Daddr: addr(dst), Id: uint32(id), Proto: 17}
 }
@@ -212,8 +240,10 @@ func (r *reorderer) wantOrigin(src, dst string, want bpf.Origin) {
 }
 
 // TestReorderNeeds: without a namespace all is as if there were none of this; what is not conenat's does not go there.
-func TestReorderNeeds(t *testing.T) {
-	r := newReorderer(t)
+func TestReorderNeeds(t *testing.T) { family.Each(t, testReorderNeeds) }
+
+func testReorderNeeds(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	out, in := UDP(rig.C1+":2000", rig.Peer1+":53", long), UDP(rig.Peer1+":53", rig.External+":2000", long)
 	r.arrives("dropped_spoofed", r.inside(UDP("172.19.0.1:2000", rig.Peer1+":53", long))[1])
 	r.arrives("dropped_spoofed", r.inside(UDP("172.19.0.1:2000", rig.External+":53", long))[1])
@@ -229,12 +259,18 @@ func TestReorderNeeds(t *testing.T) {
 }
 
 // TestReorderByTheStack: what the host's own defragmenter puts together stays on its way; a hairpin does not go there.
-func TestReorderByTheStack(t *testing.T) {
-	r := newReorderer(t)
+func TestReorderByTheStack(t *testing.T) { family.Each(t, testReorderByTheStack) }
+
+func testReorderByTheStack(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	r.TakePath(true)
 	defer r.TakePath(false)
 	r.arrives("passed_stack", r.inside(UDP(rig.C1+":2000", rig.Peer1+":53", long))[1])
-	r.arrives("passed_unbound", r.outside(UDP(rig.Peer1+":53", rig.External+":2000", long))[1])
+	early := "passed_unbound" // while the destination is the external address, the host's does it
+	if fam == family.V6 {
+		early = "diverted_fragment"
+	}
+	r.arrives(early, r.outside(UDP(rig.Peer1+":53", rig.External+":2000", long))[1])
 	r.arrives("diverted_fragment", r.inside(UDP(rig.C1+":2000", rig.External+":53", long))[1])
 	egress := r.Hooks()[2]
 	f := r.inside(UDP(rig.C1+":2000", rig.Peer1+":53", long))[1]
@@ -242,8 +278,10 @@ func TestReorderByTheStack(t *testing.T) {
 }
 
 // TestReorderedAreFinal: what has been in the namespace never goes there again, whatever was lost meanwhile.
-func TestReorderedAreFinal(t *testing.T) {
-	r := newReorderer(t)
+func TestReorderedAreFinal(t *testing.T) { family.Each(t, testReorderedAreFinal) }
+
+func testReorderedAreFinal(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	f := r.inside(UDP(rig.C1+":2000", rig.Peer1+":53", long))
 	r.arrives("diverted_fragment", f[1])
 	r.returns("dropped_fragment", f[1])
@@ -253,8 +291,10 @@ func TestReorderedAreFinal(t *testing.T) {
 }
 
 // TestReorderFirstsFate: the later fragments share it.
-func TestReorderFirstsFate(t *testing.T) {
-	r := newReorderer(t)
+func TestReorderFirstsFate(t *testing.T) { family.Each(t, testReorderFirstsFate) }
+
+func testReorderFirstsFate(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	r.Inside(UDP(rig.C1+":3000", rig.Peer1+":53", "x"))
 	filtered := r.outside(UDP(rig.Peer2+":53", rig.External+":3000", long))
 	r.arrives("dropped_filtered", filtered[0])
@@ -279,11 +319,13 @@ func TestReorderFirstsFate(t *testing.T) {
 
 // TestReorderShort: a first fragment without a whole TCP header (RFC 1858) is none; behind a first one that was
 // translated, its ports would pass untranslated.
-func TestReorderShort(t *testing.T) {
-	r := newReorderer(t)
+func TestReorderShort(t *testing.T) { family.Each(t, testReorderShort) }
+
+func testReorderShort(t *testing.T, fam family.Family) {
+	r := newReorderer(t, fam)
 	pieces := func(size int) (out []fragment) {
 		s := rig.FromContainer(TCP(rig.C1+":2000", rig.Peer1+":80", "S", long))
-		for _, f := range rig.Identified(s).Fragments(size) {
+		for _, f := range r.cut(s, size) {
 			out = append(out, fragment{r.Hooks()[0], f})
 		}
 		return out
@@ -307,7 +349,7 @@ func TestReorderShort(t *testing.T) {
 // TestReorderNetworksApart: two networks with the same addresses have fragments put in order at once, of datagrams with one
 // identification; where two are one in the namespace, the second one's never get into the first one's.
 func TestReorderNetworksApart(t *testing.T) {
-	r := newReorderer(t, overlapping)
+	r := newReorderer(t, family.V4, overlapping)
 	f := r.inside(UDP(rig.C1+":2000", rig.Peer1+":53", long))
 	r.arrives("diverted_fragment", f[1])
 	twin := slices.Clone(f[1].frame)
@@ -335,8 +377,11 @@ func TestReorderNetworksApart(t *testing.T) {
 
 // sent is a zone's fragment on its way into the namespace, which takes one from its TTL.
 func sent(frame []byte, zone byte) []byte {
-	out := slices.Clone(frame)
-	out[rig.L3+8] = max(out[rig.L3+8], out[rig.L3+8]+1)
+	out, ttl := slices.Clone(frame), rig.L3+8
+	if isIPv6(frame) {
+		ttl = rig.L3 + 7
+	}
+	out[ttl] = max(out[ttl], out[ttl]+1)
 	identifyThere(out, zone)
 	return out
 }
@@ -344,13 +389,13 @@ func sent(frame []byte, zone byte) []byte {
 // TestReorderCut: what the inside device does not take and may be fragmented (RFC 4787 REQ-13a) comes back in pieces that it
 // takes; of a datagram in fragments too large, each goes there.
 func TestReorderCut(t *testing.T) {
-	r := newReorderer(t)
+	r := newReorderer(t, family.V4)
 	r.SetMTU("br0", 300)
 	r.Forward("br0", dataplane.UDP, rig.External+":2000", rig.C1+":2000")
 	s := UDP(rig.Peer1+":53", rig.External+":2000", long)
 	whole := fragment{r.Hooks()[1], rig.Identified(rig.FromOutside(s)).Bytes()}
 	var pieces []fragment
-	for _, f := range rig.Identified(rig.FromOutside(s)).Fragments(280) {
+	for _, f := range r.cut(rig.FromOutside(s), 280) {
 		pieces = append(pieces, fragment{r.Hooks()[1], f})
 	}
 	large := r.outside(s)
