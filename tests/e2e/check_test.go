@@ -124,11 +124,11 @@ func testCheck(t *testing.T, fam family.Family) {
 	if diff := cmp.Diff(dockers, check(fam, t, container)); diff != "" {
 		t.Errorf("Docker's NAT (-want +got):\n%s", diff)
 	}
-	for filtering, rfc3489 := range map[string]string{
+	for filtering, rfc3489 := range both(fam, map[string]string{
 		"endpoint-independent":       "full cone",
 		"address-dependent":          "restricted cone",
 		"address-and-port-dependent": "port-restricted cone",
-	} {
+	}, "address-dependent") {
 		t.Run(filtering, func(t *testing.T) {
 			c := harness.Start(t, f.Topo, f.Host, "--inside", "docker0", "--filtering", filtering)
 			if diff := cmp.Diff(aNAT(filtering, rfc3489, true, true), check(fam, t, container)); diff != "" {

@@ -23,12 +23,12 @@ func TestExcludedDestination(t *testing.T) { family.Each(t, testExcludedDestinat
 func testExcludedDestination(t *testing.T, fam family.Family) {
 	at := fam.At
 	for _, path := range paths {
-		for name, rules := range map[string]func(*lab){
+		for name, rules := range both(fam, map[string]func(*lab){
 			"Docker20": func(*lab) {},
 			"Docker28": func(l *lab) {
 				l.must(topo.Docker28Rules(l.t.Context(), l.Host, []netip.Addr{netip.MustParseAddr("172.17.0.2")}))
 			},
-		} {
+		}, "Docker28") {
 			t.Run(path+"/"+name, func(t *testing.T) {
 				l := newLabIn(fam, t, topo.Figure3Config{Containers: 1}, "exclude: ["+topo.Peer1Addr.String()+"]\n", "--path", path)
 				rules(l)

@@ -465,8 +465,11 @@ func TestGuardOverridden(t *testing.T) {
 
 // TestForeignRuleHasTheLastWord: what somebody's rules drop is dropped on the stack path, both ways, in sessions that
 // live and in new ones, and nobody else's.
-func TestForeignRuleHasTheLastWord(t *testing.T) {
-	g := newGuardLab(t, topo.Figure3Config{})
+func TestForeignRuleHasTheLastWord(t *testing.T) { family.Each(t, testForeignRuleHasTheLastWord) }
+
+func testForeignRuleHasTheLastWord(t *testing.T, fam family.Family) {
+	at := fam.At
+	g := newGuardLabIn(fam, t, topo.Figure3Config{})
 	g.serve(g.second, 80)
 	g.serve(g.peer1, 9000)
 	g.serve(g.peer2, 9000)
@@ -476,8 +479,8 @@ func TestForeignRuleHasTheLastWord(t *testing.T) {
 	g.send(socket, at(topo.Peer2Addr, 3478), "before")
 	mapped := g.receives(peer, "before")
 
-	g.rule("-I", "DOCKER-USER", "-s", topo.Peer2Addr.String(), "-j", "DROP")
-	g.rule("-I", "DOCKER-USER", "-d", topo.Peer2Addr.String(), "-j", "DROP")
+	g.rule("-I", g.operators(), "-s", topo.Peer2Addr.String(), "-j", "DROP")
+	g.rule("-I", g.operators(), "-d", topo.Peer2Addr.String(), "-j", "DROP")
 	g.takes("stack")
 	g.eventually("both rules are read", func() bool { return len(g.path().Reasons) == 2 })
 	g.isSilent("inbound connection of the banned one", banned)
@@ -497,8 +500,8 @@ func TestForeignRuleHasTheLastWord(t *testing.T) {
 		t.Errorf("another client's new connection: %v", err)
 	}
 
-	g.rule("-D", "DOCKER-USER", "1")
-	g.rule("-D", "DOCKER-USER", "1")
+	g.rule("-D", g.operators(), "1")
+	g.rule("-D", g.operators(), "1")
 	g.takes("direct")
 	g.send(socket, at(topo.Peer2Addr, 3478), "after")
 	if from := g.receives(peer, "after"); from != mapped {

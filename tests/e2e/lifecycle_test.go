@@ -26,7 +26,7 @@ import (
 func TestKillAndAdopt(t *testing.T) { family.Each(t, testKillAndAdopt) }
 
 func testKillAndAdopt(t *testing.T, fam family.Family) {
-	for name, args := range map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}} {
+	for name, args := range both(fam, map[string][]string{"TCX": nil, "Clsact": {"--disable-feature", "tcx"}}, "TCX") {
 		t.Run(name, func(t *testing.T) {
 			l := newLabIn(fam, t, topo.Figure3Config{Containers: 2}, "", args...)
 			killAndAdopt(l)

@@ -264,7 +264,7 @@ func TestTakeoverOfNetworkKnownLater(t *testing.T) {
 func TestTakeover(t *testing.T) { family.Each(t, testTakeover) }
 
 func testTakeover(t *testing.T, fam family.Family) {
-	for name, c := range map[string]struct {
+	for name, c := range both(fam, map[string]struct {
 		cfg           docker.Config
 		args          []string
 		half, clients int
@@ -273,7 +273,7 @@ func testTakeover(t *testing.T, fam family.Family) {
 		"Direct":  {half: patience.Load(100), clients: 10},
 		"Stack":   {args: []string{"--path", "stack"}, half: patience.Load(100), clients: 10},
 		"NoProxy": {cfg: docker.Config{Args: []string{"--userland-proxy=false"}}, half: 10, clients: 10, killed: true},
-	} {
+	}, "Direct", "NoProxy") {
 		t.Run(name, func(t *testing.T) {
 			s := dockerWithStreams(fam, t, c.cfg, c.half, c.clients)
 			before := rules(t, s.Figure3)

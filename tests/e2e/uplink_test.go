@@ -246,7 +246,7 @@ func testUplinkByRule(t *testing.T, fam family.Family) {
 		"From": "rule add from 172.18.0.0/16 lookup 100\nroute add default via 198.18.1.254 table 100\n",
 		"Iif":  "rule add iif net2 lookup 100\nroute add default via 198.18.1.254 table 100\n",
 	}
-	for name, routes := range tests {
+	for name, routes := range both(fam, tests, "From") {
 		for _, path := range paths {
 			t.Run(name+"/"+path, func(t *testing.T) {
 				l := newUplinkLabIn(fam, t, topo.UplinkConfig{Name: "eth1", OwnRouter: true}, routes, "--path", path)
