@@ -43,10 +43,22 @@ func TestRouted(t *testing.T) {
 				if r, err := probe.PingOnce(l.containers[0], fam.Addr(topo.Peer1Addr), 3); err != nil || r.Received != 3 {
 					t.Errorf("ping: %+v, %v", r, err)
 				}
+				if path == "direct" { // on the stack path Docker's FORWARD chain lets nobody in
+					l.opens(netip.AddrPortFrom(container, l.serve(l.containers[0], 8081).Port()))
+				}
 				if b, ok := l.bindingOf("udp", "172.17.0.2:20000"); !ok || b.External != b.Internal {
 					t.Errorf("binding %+v, %v", b, ok)
 				}
 			})
 		}
+	}
+}
+
+// opens has peer 2, which nobody has sent to, reach an endpoint once an operator has opened it.
+func (l *lab) opens(server netip.AddrPort) {
+	l.t.Helper()
+	l.Client("forward", "add", server.String(), server.String())
+	if _, err := l.dial(l.peer2, server).Download(megabyte); err != nil {
+		l.t.Error(err)
 	}
 }
