@@ -181,7 +181,7 @@ func TestDockerLabelsRefused(t *testing.T) {
 	want := []string{
 		`container web: ignore label conenat.enable="no": want true or false`,
 		`container web: ignore label conenat.external="198.51.100.7-": "198.51.100.7-" are no external addresses: want ADDR, ADDR/BITS or ADDR-ADDR, as 203.0.113.8-203.0.113.15`,
-		`container web: ignore label conenat.filter="none": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external or conenat.one-to-one`,
+		`container web: ignore label conenat.filter="none": no such label: want conenat.enable, conenat.filtering, conenat.mapping, conenat.max-ports, conenat.max-sessions, conenat.block-size, conenat.refusal, conenat.mss, conenat.exclude, conenat.external, conenat.one-to-one, conenat.mode or conenat.external-prefix`,
 		`container web: ignore label conenat.filtering="udp=open": unknown behaviour "open": want endpoint-independent, address-dependent or address-and-port-dependent`,
 		`container web: ignore label conenat.mapping="address-dependent": mapping is a network's: give the label to the network`,
 		`network user: ignore label conenat.mapping="banana": unknown behaviour "banana": want endpoint-independent, address-dependent or address-and-port-dependent`,
