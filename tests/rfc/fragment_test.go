@@ -27,14 +27,16 @@ func tooBigIsTold(l *line) {
 		if opened {
 			lab.opened(20000)
 		}
-		container.send(UDP(at(l.c1, 20000), at(topo.Peer1Addr.String(), 20000), tooLong).With(func(s *Spec) { s.DF = true }).IP())
+		sent := UDP(at(l.c1, 20000), at(topo.Peer1Addr.String(), 20000), tooLong).With(func(s *Spec) { s.DF = true })
+		container.send(sent.In(l.family).IP())
 		got := container.sees(1, isICMP(3, 4))
 		if len(got) == 0 {
 			l.Fatalf("session %v: the sender was not told", opened)
 		}
-		from := netip.AddrFrom4([4]byte(got[0][12:16]))
-		if mtu := binary.BigEndian.Uint16(got[0][26:]); mtu != smallMTU || from != topo.GatewayAddr {
-			l.Errorf("session %v: told an MTU of %d by %s, want %d by %s", opened, mtu, from, smallMTU, topo.GatewayAddr)
+		from, _ := ends(got[0])
+		mtu := binary.BigEndian.Uint32(got[0][len(got[0])-len(Embedded(got[0]))-4:]) // IPv4 has 16 bits for it, behind zeros
+		if gateway := l.family.Addr(topo.GatewayAddr); mtu != smallMTU || from != gateway {
+			l.Errorf("session %v: told an MTU of %d by %s, want %d by %s", opened, mtu, from, smallMTU, gateway)
 		}
 	}
 }
@@ -79,7 +81,8 @@ func fragmentsPass(l *line) {
 		"hairpin":  {second, UDP(at(l.c2, 20000), at(l.external, 20000), text), inside},
 	} {
 		for _, order := range []string{"in order", "out of order"} {
-			parts := pieces(way.datagram.With(func(s *Spec) { s.ID = uint16(len(name) + len(order)) }), 240)
+			numbered := way.datagram.With(func(s *Spec) { s.ID = uint16(len(name) + len(order)) })
+			parts := pieces(numbered.In(l.family), 240)
 			if order == "out of order" {
 				slices.Reverse(parts)
 			}

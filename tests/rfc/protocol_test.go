@@ -48,15 +48,15 @@ func out(r *rig.Rig, in, want Spec) {
 
 // routeBy routes a prefix by a gateway outside.
 func routeBy(r *rig.Rig, prefix, gateway string) error {
-	_, dst, err := net.ParseCIDR(prefix)
+	_, dst, err := net.ParseCIDR(r.Family.Text(prefix))
 	if err != nil {
 		return err
 	}
-	return netlink.RouteAdd(&netlink.Route{Dst: dst, LinkIndex: r.Ports["eth0"], Gw: net.ParseIP(gateway)})
+	return netlink.RouteAdd(&netlink.Route{Dst: dst, LinkIndex: r.Ports["eth0"], Gw: r.Address(gateway).AsSlice()})
 }
 
 func moveExternal(r *rig.Rig, address string) error {
-	return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{netip.MustParseAddr(address)}})
+	return r.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: r.Ports["eth0"], Addresses: []netip.Addr{r.Address(address)}})
 }
 
 // mapsIndependently: whatever the remote, one external endpoint; also where it is not the internal port.

@@ -27,7 +27,7 @@ var rfc5508 = Document{"RFC 5508", "ICMP (BCP 148)", []Requirement{
 		"if so configured; by default 3/1, as the later RFC 6888 has it (REQ-11B)"},
 	{"REQ-9", May, "a policy keeps ICMP messages off an interface", Holds, "of what is said of refusals: `refusal: silent`"},
 	{"REQ-10a", Must, "supports Destination Unreachable, Time Exceeded, Echo and Echo Reply", Holds, "of the NAT's own, those to containers are the kernel's"},
-	{"REQ-10b", May, "supports Redirect, Timestamp, Source Route, Address Mask, Parameter Problem, Router Advertisement", Holds, "of these Timestamp and Parameter Problem"},
+	{"REQ-10b", May, "supports Redirect, Timestamp, Source Route, Address Mask, Parameter Problem, Router Advertisement", Holds, "of these Timestamp, which IPv6 has not, and Parameter Problem"},
 	{"REQ-10c", ShouldNot, "supports Source Quench or Information Request", Holds, "none is ever sent, and requests do not pass"},
 	{"REQ-10d", Recommended, "its own errors have the precedence of network control (RFC 1812, section 4.3.2.5)", Holds, ""},
 	{"REQ-10e", Recommended, "none is sent where RFC 1812, section 4.3.2.7, forbids it", Holds, ""},

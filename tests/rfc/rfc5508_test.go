@@ -4,7 +4,6 @@ package rfc
 
 import (
 	"encoding/binary"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -18,13 +17,13 @@ import (
 
 func TestRFC5508(t *testing.T) {
 	conform(t, rfc5508, conformance{
-		"REQ-1":   ipv4Only(queriesPass),
+		"REQ-1":   queriesPass,
 		"REQ-1a":  identifiersMapIndependently,
 		"REQ-2":   func(l *line) { pingLives(l, l.rig(), time.Minute) },
 		"REQ-2a":  queryTimerIsConfigurable,
-		"REQ-3":   ipv4Only(badICMPChecksum),
-		"REQ-3a":  ipv4Only(badEmbeddedChecksum),
-		"REQ-3b":  ipv4Only(embeddedOptions),
+		"REQ-3":   badICMPChecksum,
+		"REQ-3a":  ipv4Only(badEmbeddedChecksum), // an IPv6 header has no checksum
+		"REQ-3b":  embeddedOptions,
 		"REQ-3c":  embeddedTransportChecksum,
 		"REQ-3d":  extensions,
 		"REQ-4":   errorsAboutNothing,
@@ -38,12 +37,12 @@ func TestRFC5508(t *testing.T) {
 		"REQ-6":   errorsChangeNothing,
 		"REQ-7":   errorsHairpinned,
 		"REQ-7a":  errorsHairpinned,
-		"REQ-8":   ipv4Only(refusalIsTold),
+		"REQ-8":   refusalIsTold,
 		"REQ-9":   refusalMayBeSilent,
-		"REQ-10a": ipv4Only(messagesThatMustPass),
-		"REQ-10b": ipv4Only(messagesThatMayPass),
+		"REQ-10a": messagesThatMustPass,
+		"REQ-10b": messagesThatMayPass,
 		"REQ-10c": messagesThatShouldNotPass,
-		"REQ-10d": ipv4Only(ownErrorsHavePrecedence),
+		"REQ-10d": ipv4Only(ownErrorsHavePrecedence), // RFC 4443 asks for no traffic class
 		"REQ-10e": whenNotToSend,
 		"REQ-10f": ownErrorsAreLimited,
 		"REQ-11":  otherMessages,
@@ -56,8 +55,7 @@ func queriesPass(l *line) {
 		r := l.rig()
 		out(r, Ping(at(l.c1, 7), l.peer1), Ping(at(l.external, 7), l.peer1))
 		r.In(Pong(l.peer1, at(l.external, 7)), Pong(l.peer1, at(l.c1, 7)))
-		out(r, Timestamp(at(l.c1, 8), l.peer1), Timestamp(at(l.external, 8), l.peer1))
-		r.In(TimestampReply(l.peer1, at(l.external, 8)), TimestampReply(l.peer1, at(l.c1, 8)))
+		l.timestamps(r)
 	})
 	l.part("kernels", func(l *line) {
 		lab := l.lab(topo.Figure3Config{Containers: 2}, "")
@@ -67,6 +65,15 @@ func queriesPass(l *line) {
 			}
 		}
 	})
+}
+
+// timestamps is the query that IPv6 has not.
+func (l *line) timestamps(r *rig.Rig) {
+	l.Helper()
+	if l.family == family.V4 {
+		out(r, Timestamp(at(l.c1, 8), l.peer1), Timestamp(at(l.external, 8), l.peer1))
+		r.In(TimestampReply(l.peer1, at(l.external, 8)), TimestampReply(l.peer1, at(l.c1, 8)))
+	}
 }
 
 func identifiersMapIndependently(l *line) {
@@ -122,17 +129,18 @@ func (l *line) open() (*rig.Rig, []flow) {
 // corrupted changes the frame of a packet, mending nothing.
 func corrupted(r *rig.Rig, s Spec, change func(frame []byte)) {
 	r.T.Helper()
-	frame := rig.FromOutside(s).Bytes()
+	frame := r.Frame(rig.FromOutside(s))
 	change(frame)
 	r.Send(r.DP.Objects().NatOutsideIngress, "eth0", frame, nil).Check(rig.Shot, "dropped_icmp_checksum", frame)
 }
 
-const embeddedAt = rig.L4 + 8 // of the packet that an ICMP error speaks of, in the frame
+const embeddedAt = rig.L4 + 8 // of the packet that an ICMP error speaks of, in the frame, in IPv4
 
 func badICMPChecksum(l *line) {
 	r, flows := l.open()
+	icmp := map[family.Family]int{family.V4: rig.L4, family.V6: rig.L3 + 40}[l.family]
 	for _, f := range flows {
-		corrupted(r, ICMPError(l.router, l.external, 3, 1, f.sent, 0), func(frame []byte) { frame[rig.L4+2]++ })
+		corrupted(r, ICMPError(l.router, l.external, 3, 1, f.sent, 0), func(frame []byte) { frame[icmp+2]++ })
 		corrupted(r, ICMPError(l.router, l.external, 3, 1, f.sent, 0), func(frame []byte) { frame[len(frame)-1] ^= 1 })
 	}
 }
@@ -148,12 +156,37 @@ func badEmbeddedChecksum(l *line) {
 	}
 }
 
+// option is something between a packet's IP header and its transport's.
+type option struct {
+	length int
+	before func(Spec) Spec
+}
+
+// options are extension headers in IPv6.
+func (l *line) options() (out []option) {
+	if l.family == family.V4 {
+		route := func(s *Spec) { s.Options = []byte{7, 7, 4, 0, 0, 0, 0, 0} }
+		return []option{{8, func(s Spec) Spec { return s.With(route) }}}
+	}
+	hop, destination, routing, fragment := HopByHop(), DestinationOptions(1), Routing(0, "2001:db8::77"), FragmentHeader(7, 0, false)
+	for _, headers := range [][]Extension{{hop}, {destination}, {routing}, {fragment}, {hop, destination, routing, fragment}} {
+		o := option{before: func(s Spec) Spec { return s.In(l.family).Behind(headers...) }}
+		for _, h := range headers {
+			o.length += len(h.Bytes)
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
 func embeddedOptions(l *line) {
 	r, flows := l.open()
-	options := func(s *Spec) { s.Options = []byte{7, 7, 4, 0, 0, 0, 0, 0} }
-	for _, f := range flows {
-		r.Outside(ICMPError(l.router, l.external, 11, 0, f.sent.With(options), 36)).
-			Translated("translated_icmp_error", ICMPError(l.router, l.c1, 11, 0, f.sentKnown.With(options), 36).Hop())
+	for _, o := range l.options() {
+		for _, f := range flows {
+			sent, known := o.before(f.sent), o.before(f.sentKnown)
+			r.Outside(ICMPError(l.router, l.external, 11, 0, sent, o.length+28)).
+				Translated("translated_icmp_error", ICMPError(l.router, l.c1, 11, 0, known, o.length+28).Hop())
+		}
 	}
 }
 
@@ -255,31 +288,35 @@ func messagesThatMustPass(l *line) {
 	lab := l.lab(topo.Figure3Config{Containers: 1, UplinkMTU: smallMTU}, "")
 	container := lab.wire(lab.Containers[0])
 	datagram := UDP(at(l.c1, 20000), at(topo.Peer1Addr.String(), 20000), tooLong)
+	gateway, host := l.family.Addr(topo.GatewayAddr), l.family.Addr(topo.HostAddr)
 	for name, c := range map[string]struct {
-		sent       Spec
+		packet     Spec
 		kind, code uint8
 	}{
 		"Time Exceeded":        {datagram.With(func(s *Spec) { s.TTL, s.Payload = 1, []byte("x") }), 11, 0},
-		"Fragmentation Needed": {datagram.With(func(s *Spec) { s.DF = true }), 3, 4},
+		"Fragmentation Needed": {datagram.With(func(s *Spec) { s.DF = true }), 3, 4}, // Packet Too Big
 	} {
-		container.send(c.sent.IP())
+		sent := c.packet.In(l.family).IP()
+		container.send(sent)
 		got := container.sees(1, isICMP(c.kind, c.code))
 		if len(got) == 0 {
 			l.Errorf("%s: the sender hears nothing", name)
 			continue
 		}
-		if from := netip.AddrFrom4([4]byte(got[0][12:16])); from != topo.GatewayAddr {
+		if from, _ := ends(got[0]); from != gateway {
 			l.Errorf("%s comes from %s", name, from)
 		}
-		if about := got[0][28:]; string(about[12:20]) != string(c.sent.IP()[12:20]) {
-			l.Errorf("%s speaks of % x, want what the container has sent", name, about[:20])
+		about := Embedded(got[0])
+		src, dst := ends(about)
+		if wantSrc, wantDst := ends(sent); src != wantSrc || dst != wantDst {
+			l.Errorf("%s speaks of % x, want what the container has sent", name, about)
 		}
 	}
 	timeExceededOutside(l, lab)
-	if report, err := probe.PingOnce(probe.In(lab.Containers[0]), topo.GatewayAddr, 1); err != nil || report.Received != 1 {
+	if report, err := probe.PingOnce(lab.probe(lab.Containers[0]), gateway, 1); err != nil || report.Received != 1 {
 		l.Errorf("ping to the NAT from inside: %+v, %v", report, err)
 	}
-	if report, err := probe.PingOnce(probe.In(lab.Peer1), topo.HostAddr, 1); err != nil || report.Received != 1 {
+	if report, err := probe.PingOnce(lab.probe(lab.Peer1), host, 1); err != nil || report.Received != 1 {
 		l.Errorf("ping to the NAT from outside: %+v, %v", report, err)
 	}
 }
@@ -289,9 +326,13 @@ func timeExceededOutside(l *line, lab *lab) {
 	lab.opened(20001)
 	peer := lab.wire(lab.Peer1)
 	s := UDP(at(topo.Peer1Addr.String(), 20001), at(l.external, 20001), "x")
-	peer.send(s.With(func(s *Spec) { s.TTL = 2 }).IP()) // 1 behind the router
-	if got := peer.sees(1, isICMP(11, 0)); len(got) == 0 || netip.AddrFrom4([4]byte(got[0][12:16])) != topo.HostAddr {
-		l.Errorf("Time Exceeded to the outside: %v, want one from %s", got, topo.HostAddr)
+	peer.send(s.With(func(s *Spec) { s.TTL = 2 }).In(l.family).IP()) // 1 behind the router
+	got := peer.sees(1, isICMP(11, 0))
+	if len(got) == 0 {
+		l.Fatal("no Time Exceeded to the outside")
+	}
+	if from, _ := ends(got[0]); from != l.family.Addr(topo.HostAddr) {
+		l.Errorf("Time Exceeded to the outside comes from %s, want %s", from, l.family.Addr(topo.HostAddr))
 	}
 }
 
@@ -299,8 +340,7 @@ func messagesThatMayPass(l *line) {
 	r := l.rig()
 	f := l.flows()[0]
 	out(r, f.opening, f.sent)
-	out(r, Timestamp(at(l.c1, 8), l.peer1), Timestamp(at(l.external, 8), l.peer1))
-	r.In(TimestampReply(l.peer1, at(l.external, 8)), TimestampReply(l.peer1, at(l.c1, 8)))
+	l.timestamps(r)
 	r.Outside(ICMPError(l.router, l.external, 12, 0, f.sent, 28)).
 		Translated("translated_icmp_error", ICMPError(l.router, l.c1, 12, 0, f.sentKnown, 28).Hop())
 }

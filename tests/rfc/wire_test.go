@@ -5,6 +5,7 @@ package rfc
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -95,12 +96,23 @@ func isICMP(kind, code uint8) func([]byte) bool {
 	}
 }
 
+// ends are a packet's source and destination.
+func ends(ip []byte) (src, dst netip.Addr) {
+	first, length := 12, 4
+	if ip[0]>>4 == 6 {
+		first, length = 8, 16
+	}
+	src, _ = netip.AddrFromSlice(ip[first : first+length])
+	dst, _ = netip.AddrFromSlice(ip[first+length : first+2*length])
+	return src, dst
+}
+
 // isUDP is a datagram or a fragment of one.
 func isUDP(ip []byte) bool { return ip[9] == unix.IPPROTO_UDP }
 
 func offsetOf(ip []byte) int { return int(binary.BigEndian.Uint16(ip[6:])&0x1fff) * 8 }
 
-// pieces are a datagram's fragments, each from its IPv4 header on.
+// pieces are a datagram's fragments, each from its IP header on.
 func pieces(s packets.Spec, size int) (out [][]byte) {
 	for _, frame := range s.Fragments(size) {
 		out = append(out, frame[14:])
