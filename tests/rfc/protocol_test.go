@@ -218,6 +218,6 @@ func setMapping(r *rig.Rig, mapping [3]dataplane.Behavior) {
 	r.T.Helper()
 	r.Must("put network", func() error {
 		return r.DP.PutNetwork(dataplane.Network{Name: "br0", IfIndex: r.Ports["br0"], Gateway: rig.BridgeMAC,
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("172.17.0.0/16")}, Mapping: mapping})
+			Prefixes: []netip.Prefix{r.Family.Prefix(netip.MustParsePrefix("172.17.0.0/16"))}, Mapping: mapping})
 	})
 }

@@ -21,9 +21,9 @@ func TestRFC6888(t *testing.T) {
 		"REQ-3":   pools,
 		"REQ-4":   portLimit,
 		"REQ-5":   stateLimit,
-		"REQ-6":   ipv4Only(excludedDestinations),
+		"REQ-6":   excludedDestinations,
 		"REQ-8":   portsAreHeld,
-		"REQ-9":   ipv4Only(portControl),
+		"REQ-9":   portControl,
 		"REQ-11A": refusalDrops,
 		"REQ-11B": refusalSaysHostUnreachable,
 		"REQ-11C": refusalIsNotified,
@@ -68,9 +68,9 @@ func portControl(l *line) {
 	lab := l.lab(topo.Figure3Config{Containers: 1}, "")
 	request := make([]byte, 60)
 	request[0], request[1], request[7], request[36] = 2, 1, 120, 17 // version 2, MAP, 120 s, UDP
-	copy(request[8:24], netip.AddrFrom16(netip.MustParseAddr(l.c1).As16()).AsSlice())
+	copy(request[8:24], netip.AddrFrom16(l.family.Addr(netip.MustParseAddr(l.c1)).As16()).AsSlice())
 	container := lab.wire(lab.Containers[0])
-	container.send(UDP(at(l.c1, 20000), at(topo.GatewayAddr.String(), 5351), string(request)).IP())
+	container.send(UDP(at(l.c1, 20000), at(topo.GatewayAddr.String(), 5351), string(request)).In(l.family).IP())
 	if len(container.sees(1, isICMP(3, 3))) == 1 {
 		l.lacks("nobody listens at the gateway's port 5351")
 	}

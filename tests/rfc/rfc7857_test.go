@@ -19,12 +19,12 @@ func TestRFC7857(t *testing.T) {
 		"2.2":      timersApart,
 		"2.3":      resetsPass,
 		"2.3-hold": resetIsHeld,
-		"5":        ipv4Only(mapsPerProtocol),
+		"5":        mapsPerProtocol,
 		"6":        filtersPerProtocol,
 		"7":        noInboundRefresh,
 		"7.1":      answersDoNotRefresh,
 		"9":        portsAreRandom,
-		"10":       ipv4Only(identification),
+		"10":       ipv4Only(identification), // which IPv6 has in fragments alone
 	})
 }
 
