@@ -11,6 +11,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
 	"github.com/conenat/conenat/tests/rig"
 )
@@ -57,9 +58,27 @@ var (
 	timestamps = option(8, 1, 2, 3, 4, 5, 6, 7, 8)
 )
 
+// clampMTU is the uplink's where MSS are clamped.
+const clampMTU = 1400
+
+// fitting is the largest MSS whose segments it carries: without the two headers.
+func fitting(fam family.Family) uint16 {
+	if fam == family.V6 {
+		return clampMTU - 40 - 20
+	}
+	return clampMTU - 20 - 20
+}
+
+// clampingRig is one with networks that clamp.
+func clampingRig(t *testing.T, fam family.Family) *rig.Rig {
+	return rig.New(t, rig.In(fam), rig.WithMTU(clampMTU), rig.WithNetworks(clamping))
+}
+
 // TestMSSClamp: wherever the option stands, at odd offsets, too; lowered, and never raised.
-func TestMSSClamp(t *testing.T) {
-	const mtu, fits = 1400, 1360
+func TestMSSClamp(t *testing.T) { family.Each(t, testMSSClamp) }
+
+func testMSSClamp(t *testing.T, fam family.Family) {
+	fits := fitting(fam)
 	for name, c := range map[string]struct{ in, want [][]byte }{
 		"Lowered":         {[][]byte{mss(1460)}, [][]byte{mss(fits)}},
 		"NotRaised":       {[][]byte{mss(536)}, [][]byte{mss(536)}},
@@ -81,7 +100,7 @@ func TestMSSClamp(t *testing.T) {
 		"CutOff":          {[][]byte{nop, nop, {2, 4}}, [][]byte{nop, nop, {2, 4}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t, rig.WithMTU(mtu), rig.WithNetworks(clamping))
+			r := clampingRig(t, fam)
 			inside, outside, remote := rig.C1+":2000", rig.External+":2000", rig.Peer1+":80"
 			r.Out(withOptions(inside, remote, "S", c.in...), withOptions(outside, remote, "S", c.want...))
 			r.In(withOptions(remote, outside, "SA", c.in...), withOptions(remote, inside, "SA", c.want...))
@@ -91,41 +110,45 @@ func TestMSSClamp(t *testing.T) {
 }
 
 // TestMSSClampWays: connections from outside, the kernel's way, and where nobody has asked for it.
-func TestMSSClampWays(t *testing.T) {
-	const mtu, fits = 1400, 1360
+func TestMSSClampWays(t *testing.T) { family.Each(t, testMSSClampWays) }
+
+func testMSSClampWays(t *testing.T, fam family.Family) {
+	fits := fitting(fam)
 	inside, outside, remote := rig.C1+":80", rig.External+":80", rig.Peer1+":2000"
 	syn := func(src, dst string, value uint16) Spec { return withOptions(src, dst, "S", mss(value), sack) }
 	ack := func(src, dst string, value uint16) Spec { return withOptions(src, dst, "SA", mss(value), sack) }
 	t.Run("FromOutside", func(t *testing.T) {
-		r := rig.New(t, rig.WithMTU(mtu), rig.WithNetworks(clamping))
+		r := clampingRig(t, fam)
 		r.Forward("br0", dataplane.TCP, outside, inside)
 		r.In(syn(remote, outside, 1460), syn(remote, inside, fits))
 		r.Out(ack(inside, remote, 1460), ack(outside, remote, fits))
 	})
 	t.Run("Egress", func(t *testing.T) {
-		r := rig.New(t, rig.WithMTU(mtu), rig.WithNetworks(clamping))
+		r := clampingRig(t, fam)
 		r.Egress("br0", syn(inside, remote, 1460)).Translated("translated_stack", syn(outside, remote, fits))
 		r.Egress("br0", syn(inside, remote, 1460)).Translated("translated_stack", syn(outside, remote, fits))
 		r.In(ack(remote, outside, 1460), ack(remote, inside, fits))
 	})
 	t.Run("Off", func(t *testing.T) {
-		r := rig.New(t, rig.WithMTU(mtu))
+		r := rig.New(t, rig.In(fam), rig.WithMTU(clampMTU))
 		r.Out(syn(inside, remote, 1460), syn(outside, remote, 1460))
 		r.In(ack(remote, outside, 1460), ack(remote, inside, 1460))
 	})
 	t.Run("Hairpin", func(t *testing.T) {
-		r := rig.New(t, rig.WithMTU(mtu), rig.WithNetworks(clamping))
+		r := clampingRig(t, fam)
 		r.Forward("br0", dataplane.TCP, outside, inside)
 		r.Hairpin("p2", syn(rig.C2+":3000", outside, 1460), syn(rig.External+":3000", inside, 1460))
 	})
 }
 
 // TestMSSClampFirstFragment: an option that is in it, and not one whose end is what the frame has behind the datagram.
-func TestMSSClampFirstFragment(t *testing.T) {
-	const mtu, fits = 1400, 1360
+func TestMSSClampFirstFragment(t *testing.T) { family.Each(t, testMSSClampFirstFragment) }
+
+func testMSSClampFirstFragment(t *testing.T, fam family.Family) {
+	fits := fitting(fam)
 	first := func(src string, hops uint8, behind []byte, options ...[]byte) []byte {
 		s := rig.FromContainer(withOptions(src, rig.Peer1+":80", "S", options...)).With(func(s *Spec) { s.TTL = 64 - hops })
-		return append(rig.Identified(s).Fragments(24)[0], behind...)
+		return append(rig.Identified(s).In(fam).Fragments(24)[0], behind...)
 	}
 	inside, outside, value := rig.C1+":2000", rig.External+":2000", mss(1460)[2:]
 	for name, c := range map[string]struct{ in, want []byte }{
@@ -133,7 +156,7 @@ func TestMSSClampFirstFragment(t *testing.T) {
 		"Cut":   {first(inside, 0, value, nop, nop, mss(1460)), first(outside, 1, value, nop, nop, mss(1460))},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := rig.New(t, rig.WithMTU(mtu), rig.WithNetworks(clamping))
+			r := clampingRig(t, fam)
 			r.Send(r.DP.Objects().NatInside, "p1", c.in, nil).Check(rig.Redirect, "translated_outbound", c.want)
 		})
 	}
