@@ -126,60 +126,83 @@ func testRefusalsOfOutsiders(t *testing.T, fam family.Family) {
 	r.Egress("", UDP(rig.External+":5000", rig.Peer2+":99", "x")).Dropped("sessions_full") // of the host's own
 }
 
-// TestReplyQuote: the error quotes what 576 bytes have room for, to the byte, with odd lengths and IPv4 options.
-func TestReplyQuote(t *testing.T) {
-	r := full(t)
-	for _, size := range []int{0, 1, 2, 63, 64, 519, 520, 521, 1400} {
+// TestReplyQuote: the error quotes what 576 bytes have room for, or 1280 in IPv6, to the byte, with odd lengths, and IPv4 options or an
+// extension header.
+func TestReplyQuote(t *testing.T) { family.Each(t, testReplyQuote) }
+
+func testReplyQuote(t *testing.T, fam family.Family) {
+	r := full(t, rig.In(fam))
+	room := map[family.Family]int{family.V4: 576 - 28 - 28, family.V6: 1280 - 48 - 48}[fam] // for UDP's data
+	for _, size := range []int{0, 1, 2, 63, 64, room - 1, room, room + 1, 1400} {
 		payload := strings.Repeat("y", size)
 		for _, s := range []Spec{UDP(rig.C1+":5000", rig.Peer1+":99", payload), TCP(rig.C1+":5000", rig.Peer1+":99", "S", payload),
 			UDP(rig.C1+":5000", rig.Peer1+":99", payload).With(dontCut)} {
 			r.Wait(time.Second) // no more of them than is allowed
 			r.Inside(s).Told("port_exhausted", Told(gateway, 3, 1, 0, s))
-			r.Egress("br0", s.With(optioned)).Told("port_exhausted", Told(gateway, 3, 1, 0, s.With(optioned)))
+			longer := lengthened(fam, s)
+			r.Egress("br0", longer).Told("port_exhausted", Told(gateway, 3, 1, 0, longer))
 		}
 	}
 }
 
-// TestReplyLeavesPaddingOut: what stands behind the IPv4 packet in its frame is not quoted.
-func TestReplyLeavesPaddingOut(t *testing.T) {
-	r := full(t)
+// lengthened is a packet with 8 bytes more between its first header and the transport's: options, or an extension header.
+func lengthened(fam family.Family, s Spec) Spec {
+	if fam == family.V6 {
+		return s.In(fam).Behind(DestinationOptions(0))
+	}
+	return s.With(optioned)
+}
+
+// TestReplyLeavesPaddingOut: what stands behind the IP packet in its frame is not quoted.
+func TestReplyLeavesPaddingOut(t *testing.T) { family.Each(t, testReplyLeavesPaddingOut) }
+
+func testReplyLeavesPaddingOut(t *testing.T, fam family.Family) {
+	r := full(t, rig.In(fam))
 	s := rig.FromContainer(UDP(rig.C1+":5000", rig.Peer1+":99", "x"))
-	r.Send(r.DP.Objects().NatInside, "p1", append(s.Bytes(), make([]byte, 17)...), nil).Told("port_exhausted", Told(gateway, 3, 1, 0, s))
+	r.Send(r.DP.Objects().NatInside, "p1", append(r.Frame(s), make([]byte, 17)...), nil).Told("port_exhausted", Told(gateway, 3, 1, 0, s))
 }
 
 // TestReplyToGSO: one that stands for several segments becomes one ordinary packet.
-func TestReplyToGSO(t *testing.T) {
-	r := full(t)
+func TestReplyToGSO(t *testing.T) { family.Each(t, testReplyToGSO) }
+
+func testReplyToGSO(t *testing.T, fam family.Family) {
+	r := full(t, rig.In(fam))
 	s := rig.FromContainer(TCP(rig.C1+":5000", rig.Peer1+":99", "S", strings.Repeat("y", 1800)))
-	r.Send(r.DP.Objects().NatInside, "p1", s.Bytes(), func(c *rig.SKB) { c.GSOSize, c.GSOSegs = 600, 3 }).
+	r.Send(r.DP.Objects().NatInside, "p1", r.Frame(s), func(c *rig.SKB) { c.GSOSize, c.GSOSegs = 600, 3 }).
 		Told("port_exhausted", Told(gateway, 3, 1, 0, s))
 }
 
 // TestReplyToUnfilled: the sender's kernel leaves the transport checksum to a device. Once that has filled it in, as it does
 // from the transport header to the packet's end, the error's own checksum is right, too.
-func TestReplyToUnfilled(t *testing.T) {
+func TestReplyToUnfilled(t *testing.T) { family.Each(t, testReplyToUnfilled) }
+
+func testReplyToUnfilled(t *testing.T, fam family.Family) {
+	ip := map[family.Family]int{family.V4: 20, family.V6: 40}[fam]
+	udp, tcp := UDP(rig.C1+":5000", rig.Peer1+":99", "odd"), TCP(rig.C1+":5000", rig.Peer1+":99", "S", "")
 	for name, c := range map[string]struct {
-		s     Spec
-		check int // offset of the checksum in the transport header
-	}{"UDP": {UDP(rig.C1+":5000", rig.Peer1+":99", "odd"), 6}, "TCP": {TCP(rig.C1+":5000", rig.Peer1+":99", "S", ""), 16},
-		"Cut":     {TCP(rig.C1+":5000", rig.Peer1+":99", "S", strings.Repeat("z", 1200)), 16},
-		"Options": {UDP(rig.C1+":5000", rig.Peer1+":99", "x").With(optioned), 6}} {
+		s        Spec
+		protocol byte
+		header   int // before the transport's, bytes
+		check    int // offset of the checksum in the transport header
+	}{"UDP": {udp, 17, ip, 6}, "TCP": {tcp, 6, ip, 16},
+		"Cut":     {TCP(rig.C1+":5000", rig.Peer1+":99", "S", strings.Repeat("z", 1200)), 6, ip, 16},
+		"Options": {lengthened(fam, UDP(rig.C1+":5000", rig.Peer1+":99", "x")), 17, ip + 8, 6}} {
 		t.Run(name, func(t *testing.T) {
-			r := full(t)
-			frame := rig.FromContainer(c.s).Bytes()
-			header := int(frame[rig.L3]&15) * 4
-			transport := frame[rig.L3+header:]
-			pseudo := append(bytes.Clone(frame[rig.L3+12:rig.L3+20]), 0, frame[rig.L3+9], byte(len(transport)>>8), byte(len(transport)))
+			r := full(t, rig.In(fam))
+			frame := r.Frame(rig.FromContainer(c.s))
+			transport := frame[rig.L3+c.header:]
+			addresses := frame[rig.L3+ip-fam.Bits()/4 : rig.L3+ip]
+			pseudo := append(bytes.Clone(addresses), 0, c.protocol, byte(len(transport)>>8), byte(len(transport)))
 			binary.BigEndian.PutUint16(transport[c.check:], ^Checksum(pseudo))
 			res := r.Send(r.DP.Objects().NatOutsideEgress, "eth0", frame, func(s *rig.SKB) { s.IngressIfindex = uint32(r.Ports["br0"]) })
 			if res.Verdict != rig.Redirect {
 				t.Fatalf("verdict %d for %s", res.Verdict, res.Reason)
 			}
 			out := res.Frame()
-			covered := out[rig.L4+8+header:]
+			covered := out[rig.L3+ip+8+c.header:]
 			binary.BigEndian.PutUint16(covered[c.check:], Checksum(covered)) // as skb_checksum_help does
-			if got := Checksum(out[rig.L4:]); got != 0 {
-				t.Errorf("the ICMP checksum is wrong by %#x:\n%s", got, Dump(out))
+			if _, sum := Sums(out[rig.L3:]); sum != RightSum {
+				t.Errorf("the ICMP checksum is wrong:\n%s", Dump(out))
 			}
 		})
 	}
