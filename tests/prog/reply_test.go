@@ -208,62 +208,82 @@ func testReplyToUnfilled(t *testing.T, fam family.Family) {
 	}
 }
 
-// TestNoReply: what no ICMP error may be sent about (RFC 1812 section 4.3.2.7).
-func TestNoReply(t *testing.T) {
-	r := rig.New(t, refusing(dataplane.RefuseHostUnreachable))
+// TestNoReply: what no ICMP error may be sent about (RFC 1812 section 4.3.2.7, RFC 4443 section 2.4).
+func TestNoReply(t *testing.T) { family.Each(t, testNoReply) }
+
+func testNoReply(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), refusing(dataplane.RefuseHostUnreachable))
 	r.Inside(UDP(rig.C1+":2000", rig.Peer1+":53", "x"))
 	expired := UDP(rig.Peer1+":53", rig.External+":2000", long).With(lastHop).With(func(s *Spec) { s.ID = 7 })
 	o := r.DP.Objects()
-	for _, to := range []net.HardwareAddr{{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, {1, 0, 0x5e, 0, 0, 1}} {
+	for _, to := range []net.HardwareAddr{{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, {1, 0, 0x5e, 0, 0, 1}, {0x33, 0x33, 0, 0, 0, 1}} {
 		s := expired
 		s.DstMAC, s.SrcMAC = to, rig.RouterMAC
-		r.Send(o.NatOutsideIngress, "eth0", s.Bytes(), nil).Dropped("ttl")
+		r.Send(o.NatOutsideIngress, "eth0", r.Frame(s), nil).Dropped("ttl")
 	}
 	about := UDP(rig.External+":2000", rig.Peer1+":53", "x")
 	r.Outside(ICMPError(rig.Peer1, rig.External, 3, 3, about, 0).With(lastHop)).Dropped("ttl")
-	first, later := rig.FromOutside(expired).Fragments(320)[0], rig.FromOutside(expired).Fragments(320)[1]
-	arrived := rig.FromOutside(expired.With(func(s *Spec) { s.TTL = 2 })).Fragments(320)[0]
+	fragments := rig.FromOutside(expired).In(fam).Fragments(320)
+	first, later := fragments[0], fragments[1]
+	arrived := rig.FromOutside(expired.With(func(s *Spec) { s.TTL = 2 })).In(fam).Fragments(320)[0]
 	r.Send(o.NatOutsideIngress, "eth0", arrived, nil)
 	r.Send(o.NatOutsideIngress, "eth0", later, nil).Dropped("ttl")
 	if res := r.Send(o.NatOutsideIngress, "eth0", first, nil); res.Verdict != rig.Redirect || !rig.IsReply(first, res.Frame()) {
 		t.Errorf("a first fragment: verdict %d for %s", res.Verdict, res.Reason)
 	}
-	for name, src := range map[string]string{"Multicast": "224.0.0.1", "Zero": "0.0.0.0", "Broadcast": "255.255.255.255", "Loopback": "127.0.0.1"} {
-		r.Subtest(name, func() {
-			r.Forward("br0", dataplane.UDP, rig.External+":7000", rig.C1+":7000")
-			r.Outside(UDP(src+":53", rig.External+":7000", "x").With(lastHop)).Dropped("spoofed")
-			if err := r.RemoveForward(dataplane.UDP, rig.External+":7000"); err != nil {
-				t.Error(err)
-			}
-		})
+}
+
+// TestNoReplyToNobody: nor about a packet whose source is no host.
+func TestNoReplyToNobody(t *testing.T) { family.Each(t, testNoReplyToNobody) }
+
+func testNoReplyToNobody(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), refusing(dataplane.RefuseHostUnreachable))
+	sources := map[string]string{"Multicast": "224.0.0.1", "Zero": "0.0.0.0", "Loopback": "127.0.0.1"}
+	if fam == family.V4 { // IPv6 has no such address
+		sources["Broadcast"] = "255.255.255.255"
+	}
+	r.Forward("br0", dataplane.UDP, rig.External+":7000", rig.C1+":7000")
+	for name, src := range sources {
+		r.Subtest(name, func() { r.Outside(UDP(src+":53", rig.External+":7000", "x").With(lastHop)).Dropped("spoofed") })
 	}
 }
 
-// TestNoReplyToBroadcast: nor to a source that is a network's broadcast address, or the host's own.
-func TestNoReplyToBroadcast(t *testing.T) {
-	r := rig.New(t, refusing(dataplane.RefuseSilently))
+// TestNoReplyToBroadcast: nor to a source that is a network's broadcast address, or in IPv6 its routers' anycast address, or the
+// host's own.
+func TestNoReplyToBroadcast(t *testing.T) { family.Each(t, testNoReplyToBroadcast) }
+
+func testNoReplyToBroadcast(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), refusing(dataplane.RefuseSilently))
 	r.Forward("br0", dataplane.UDP, rig.External+":7000", rig.C1+":7000")
 	from := func(src string) Spec { return UDP(src+":53", rig.External+":7000", "x").With(lastHop) }
-	r.Outside(from("198.51.100.255")).Dropped("ttl")
+	outside, inside := "198.51.100.255", "172.17.255.255"
+	if fam == family.V6 {
+		outside, inside = "198.51.100.0", "172.17.0.0"
+	}
+	r.Outside(from(outside)).Dropped("ttl")
 	r.Outside(from("198.51.100.254")).Told("ttl", Told(rig.External, 11, 0, 0, from("198.51.100.254")))
-	for _, src := range []string{"172.17.255.255", gateway} {
+	for _, src := range []string{inside, gateway} {
 		r.Inside(from(src)).Dropped("ttl")
 	}
 	r.From("p2", from(rig.C2)).Told("ttl", Told(gateway, 11, 0, 0, from(rig.C2)))
 }
 
 // TestExpiredHairpin: the network's own router says so.
-func TestExpiredHairpin(t *testing.T) {
-	r := rig.New(t, refusing(dataplane.RefuseSilently))
+func TestExpiredHairpin(t *testing.T) { family.Each(t, testExpiredHairpin) }
+
+func testExpiredHairpin(t *testing.T, fam family.Family) {
+	r := rig.New(t, rig.In(fam), refusing(dataplane.RefuseSilently))
 	r.Opened("udp", rig.C2+":2000")
 	s := UDP(rig.C1+":3000", rig.External+":2000", "x").With(lastHop)
 	r.Inside(s).Told("ttl", Told(gateway, 11, 0, 0, s))
 }
 
 // TestReplyRate: so many a tick on each CPU, for each side of its own; the rest is dropped in silence.
-func TestReplyRate(t *testing.T) {
+func TestReplyRate(t *testing.T) { family.Each(t, testReplyRate) }
+
+func testReplyRate(t *testing.T, fam family.Family) {
 	const most = 16
-	r := full(t)
+	r := full(t, rig.In(fam))
 	r.Inside(UDP(rig.C2+":5001", rig.Peer1+":53", "x"))
 	refused := UDP(rig.C1+":5000", rig.Peer1+":99", "x")
 	expired := UDP(rig.Peer1+":53", rig.External+":5001", "x").With(lastHop)
