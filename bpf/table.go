@@ -33,6 +33,9 @@ type table[NK, NV any, K comparable, V any] struct {
 	value Codec[NV, V]
 }
 
+// TableOf is a map that all families share.
+func TableOf[K comparable, V any](m *ebpf.Map) Table[K, V] { return tableOf[K, V, K, V](m) }
+
 func tableOf[NK, NV any, K comparable, V any](m *ebpf.Map) Table[K, V] {
 	return table[NK, NV, K, V]{m: m, key: NewCodec[NK, K](), value: NewCodec[NV, V]()}
 }

@@ -204,11 +204,11 @@ func (d *Dataplane) rawLinks() ([]bpf.Link, error) {
 }
 
 func (d *Dataplane) readLinks() (map[uint32]*bpf.Link, error) {
-	all, err := dumpArray[bpf.Link](d.objs.Links, bpf.Links)
+	all, err := bpf.TableOf[uint32, bpf.Link](d.objs.Links).Elements(bpf.Links)
 	if err != nil {
 		return nil, fmt.Errorf("read links: %w", err)
 	}
-	more, err := dumpHash[uint32, bpf.Link](d.objs.LinksOverflow)
+	more, err := bpf.TableOf[uint32, bpf.Link](d.objs.LinksOverflow).Dump()
 	if err != nil {
 		return nil, fmt.Errorf("read links: %w", err)
 	}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/conenat/conenat/bpf"
 )
@@ -40,55 +39,6 @@ func rawPort(p uint16) uint16 { return portOf(p) }
 
 func endpoint(addr bpf.Addr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(addrOf(addr), portOf(port))
-}
-
-// dumpHash reads a whole hash map. Entries that come or go meanwhile may or may not be in it.
-func dumpHash[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
-	out := map[K]V{}
-	chunk := min(4096, int(m.MaxEntries()))
-	for {
-		var cursor ebpf.MapBatchCursor
-		err := dumpChunks(m, &cursor, chunk, out)
-		if !errors.Is(err, unix.ENOSPC) {
-			return out, err
-		}
-		chunk *= 2 // a bucket has more entries than the chunk
-	}
-}
-
-func dumpChunks[K comparable, V any](m *ebpf.Map, cursor *ebpf.MapBatchCursor, chunk int, out map[K]V) error {
-	keys, values := make([]K, chunk), make([]V, chunk)
-	for {
-		n, err := m.BatchLookup(cursor, keys, values, nil)
-		for i := range n {
-			out[keys[i]] = values[i]
-		}
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// dumpArray reads the first n elements of an array map.
-func dumpArray[V any](m *ebpf.Map, n uint32) ([]V, error) {
-	out := make([]V, 0, n)
-	chunk := min(4096, n)
-	keys, values := make([]uint32, chunk), make([]V, chunk)
-	var cursor ebpf.MapBatchCursor
-	for uint32(len(out)) < n {
-		count, err := m.BatchLookup(&cursor, keys, values, nil)
-		out = append(out, values[:count]...)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return out[:min(n, uint32(len(out)))], nil
 }
 
 func (f *family) pool(id uint32) (used, free uint32, err error) {

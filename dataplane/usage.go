@@ -64,7 +64,7 @@ func (d *Dataplane) NetworkUsages() (map[string]NetworkUsage, error) {
 	if err != nil {
 		return nil, err
 	}
-	zones, err := dumpArray[uint64](d.objs.ZoneUsage, bpf.Zones)
+	zones, err := bpf.TableOf[uint32, uint64](d.objs.ZoneUsage).Elements(bpf.Zones)
 	if err != nil {
 		return nil, fmt.Errorf("read what networks use: %w", err)
 	}
