@@ -88,17 +88,7 @@ func TestIPv6Adopted(t *testing.T) {
 	}
 	must(t, d.Close())
 
-	must(t, f.Host.Do(func() error {
-		p, err := dataplane.OpenPinned(dir)
-		if err != nil {
-			return err
-		}
-		got, err := p.Sessions()
-		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}), clocks); diff != "" {
-			t.Errorf("sessions (-daemon +pinned):\n%s", diff)
-		}
-		return errors.Join(err, p.Close())
-	}))
+	checkPinned(t, f, dir, want)
 	checkRemove(t, f, dir)
 }
 
