@@ -13,8 +13,8 @@ WIRES     ?= virtio-net-pci virtio-net-pci
 # Packages whose tests need no root, or skip what does.
 UNIT := $(addsuffix /...,./bpf ./dataplane ./control ./cmd ./vmtest \
 	$(addprefix ./tests/,bench benchvm build cost lint oracle packets require))
-C_FILES   = $(wildcard bpf/*.c bpf/*.h)
-GENERATED = $(wildcard bpf/nat*_bpfel.*)
+C_FILES   = $(wildcard bpf/*.c bpf/*.h tests/bench/load/*.c)
+GENERATED = $(wildcard bpf/nat*_bpfel.* tests/bench/load/*_bpfel.*)
 
 # `su` on Debian leaves out sbin, and a Go unpacked by hand is on no path.
 export PATH    := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -76,7 +76,7 @@ install: build ## install conenat to PREFIX (/usr/local)
 
 generate: ## compile the C and write its Go types anew (clang-19)
 	@.ci/install-packages generate
-	go generate ./bpf
+	go generate ./bpf ./tests/bench/load
 generate-check: generate ## fail if the committed objects and types are not what generate writes
 	@git ls-files --error-unmatch $(GENERATED) >/dev/null
 	git --no-pager diff --exit-code --stat -- $(GENERATED)

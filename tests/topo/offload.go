@@ -13,7 +13,18 @@ import (
 // NAME tx). It is on in a new veth: packets then carry half a checksum that nobody verifies. Switched off at the
 // sender, the receiver verifies what the code under test made of the checksum.
 func (ns *NS) TransmitOffload(name string, on bool) error {
-	value := ethtoolValue{command: unix.ETHTOOL_STXCSUM}
+	return ns.offload(name, "transmit checksum offload", unix.ETHTOOL_STXCSUM, on)
+}
+
+// ReceiveOffload switches GRO of what an interface receives (ethtool -K NAME gro). It is off in a new veth, which then takes
+// no frames of XDP from its other end either: with it, or with an XDP program, the interface has a NAPI of its own, as a
+// network card has.
+func (ns *NS) ReceiveOffload(name string, on bool) error {
+	return ns.offload(name, "GRO", unix.ETHTOOL_SGRO, on)
+}
+
+func (ns *NS) offload(name, what string, command uint32, on bool) error {
+	value := ethtoolValue{command: command}
 	if on {
 		value.data = 1
 	}
@@ -32,7 +43,7 @@ func (ns *NS) TransmitOffload(name string, on bool) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("set transmit checksum offload of %s in namespace %s to %v: %w", name, ns.Name, on, err)
+		return fmt.Errorf("set %s of %s in namespace %s to %v: %w", what, name, ns.Name, on, err)
 	}
 	return nil
 }
