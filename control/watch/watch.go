@@ -23,6 +23,9 @@ const (
 	// agree with the events: a table read says nothing of what is still in the ring.
 	resyncDelay  = 200 * time.Millisecond
 	resyncRounds = 8
+	// Each comparison waits as many times as long as the last one took: a million sessions take seconds to read, and a storm
+	// of new ones loses events all the time.
+	restFactor = 9
 
 	// The tables are compared now and then without a known loss, too: two processors may tell the end of a
 	// session and the beginning of the next one between the same endpoints in the wrong order.
@@ -110,6 +113,7 @@ func (w *Watcher) Tell(ev dataplane.Event) {
 func (w *Watcher) repair(ctx context.Context, lost <-chan struct{}) {
 	now := time.NewTicker(comparePeriod)
 	defer now.Stop()
+	rest := resyncDelay
 	for {
 		select {
 		case <-ctx.Done():
@@ -117,18 +121,21 @@ func (w *Watcher) repair(ctx context.Context, lost <-chan struct{}) {
 		case <-lost:
 		case <-now.C:
 		}
-		w.repairOnce(ctx)
+		rest = w.repairOnce(ctx, rest)
 	}
 }
 
-func (w *Watcher) repairOnce(ctx context.Context) {
+// repairOnce rests before it begins, and returns for how long the next one is to.
+func (w *Watcher) repairOnce(ctx context.Context, rest time.Duration) time.Duration {
 	for range resyncRounds {
 		select {
 		case <-ctx.Done():
-			return
-		case <-time.After(resyncDelay):
+			return rest
+		case <-time.After(rest):
 		}
+		start := time.Now()
 		corrected, unsure, err := w.correct()
+		rest = restAfter(time.Since(start))
 		if err != nil {
 			w.log.Error("events cannot be compared with the tables", "error", err)
 			continue
@@ -137,10 +144,14 @@ func (w *Watcher) repairOnce(ctx context.Context) {
 			w.log.Info("events were brought in line with the tables", "corrections", corrected)
 		}
 		if corrected+unsure == 0 {
-			return
+			break
 		}
 	}
+	return rest
 }
+
+// restAfter leaves a comparison a tenth of one CPU.
+func restAfter(took time.Duration) time.Duration { return max(resyncDelay, restFactor*took) }
 
 // correct compares once. It is unsure of what events spoke of while the tables were being read.
 func (w *Watcher) correct() (corrected, unsure int, err error) {

@@ -351,3 +351,12 @@ func TestPortlessBindingsAreToldApart(t *testing.T) {
 		t.Errorf("sessions %+v, want that with %s", sessions, there)
 	}
 }
+
+// TestRest: a comparison that takes long comes seldom.
+func TestRest(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{0: resyncDelay, time.Millisecond: resyncDelay, 2 * time.Second: 18 * time.Second} {
+		if got := restAfter(took); got != want {
+			t.Errorf("after %v it rests for %v, want %v", took, got, want)
+		}
+	}
+}
