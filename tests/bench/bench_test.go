@@ -4,6 +4,7 @@ package bench
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/conenat/conenat/tests/family"
@@ -52,6 +53,28 @@ func TestSinkCounts(t *testing.T) {
 		}
 		if n, err := sink.Count(); n != want || err != nil {
 			t.Errorf("%d packets to %s, want %d: %v", n, dst, want, err)
+		}
+	}
+}
+
+// TestCompared: a name says which topology it is of, so that ratios are of the same one.
+func TestCompared(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range Compared("", Scale{}) {
+		if seen[c.Name] {
+			t.Errorf("there are two %s", c.Name)
+		}
+		seen[c.Name] = true
+		if strings.HasPrefix(c.Name, Gateway) != c.Routed {
+			t.Errorf("%s: routed %v", c.Name, c.Routed)
+		}
+		if c.Translates && !c.Proxy && c.End == nil {
+			t.Errorf("nothing ends the sessions of %s", c.Name)
+		}
+	}
+	for contender, want := range map[string]string{Direct: NFTables, Gateway + Direct: Gateway + NFTables, Generator: "", GeneratorXDP: ""} {
+		if got := Peer(contender, NFTables); got != want {
+			t.Errorf("%s is compared with %q, want %q", contender, got, want)
 		}
 	}
 }

@@ -35,13 +35,24 @@ type Port struct {
 // No packet but those of the measurement is on the way: neighbours are permanent, the bridge hands nothing to
 // br_netfilter, and what arrives at a port is dropped, so that no stack behind it answers. The generator's pair
 // leads nowhere: what it takes to send into it is what sending takes.
+//
+// A routed lab has a plain interface in place of the bridge, lan0, with Inside at its other end and no Inside2: a gateway with
+// two network cards.
 type Lab struct {
 	*topo.Topo
 	Family                   family.Family
 	Host                     *topo.NS
 	Inside, Inside2, Outside Port
 	Generator, GeneratorEnd  Port
+	InsideDevice             string // the host's, with the inside's gateway address
+	InsidePort               string // the host's end of Inside
+	StateDir, Socket         string // of a conenat that was started
+
+	process *topo.Process // of it
 }
+
+// OutsideDevice is the host's.
+const OutsideDevice = "eth0"
 
 // NewLab builds the topology in t.
 func NewLab(ctx context.Context, t *topo.Topo, fam family.Family) (*Lab, error) {
@@ -49,27 +60,83 @@ func NewLab(ctx context.Context, t *topo.Topo, fam family.Family) (*Lab, error) 
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{Topo: t, Family: fam, Host: f.Host,
-		Inside:  Port{NS: f.Containers[0], Name: "eth0", Addr: fam.Addr(netip.MustParseAddr("172.17.0.2"))},
-		Inside2: Port{NS: f.Containers[1], Name: "eth0", Addr: fam.Addr(netip.MustParseAddr("172.17.0.3"))},
+	l := newLab(f, fam, f.Containers[0], "docker0", "veth-c1")
+	l.Inside2.NS = f.Containers[1]
+	return l, l.build(ctx, l.quietBridge, func() error { return l.join(&l.Inside2, l.InsideDevice) })
+}
+
+// NewRoutedLab builds a routed lab in t.
+func NewRoutedLab(ctx context.Context, t *topo.Topo, fam family.Family) (*Lab, error) {
+	f, err := topo.NewFigure3(t, topo.Figure3Config{IPv6: fam == family.V6})
+	if err != nil {
+		return nil, err
+	}
+	inside, err := t.NewNS("c1")
+	if err != nil {
+		return nil, err
+	}
+	l := newLab(f, fam, inside, "lan0", "lan0")
+	return l, l.build(ctx, func() error {
+		near := topo.End{NS: f.Host, Name: l.InsideDevice, Addr: topo.GatewayAddr.String() + "/16"}
+		far := topo.End{NS: inside, Name: l.Inside.Name, Addr: "172.17.0.2/16"}
+		if err := l.Link(near, far, 0); err != nil {
+			return err
+		}
+		return errors.Join(inside.AddRoute("default", topo.GatewayAddr.String()), f.Host.Forward())
+	})
+}
+
+// Lab is the one that a contender is for.
+func (c Contender) Lab(ctx context.Context, t *topo.Topo, fam family.Family) (*Lab, error) {
+	if c.Routed {
+		return NewRoutedLab(ctx, t, fam)
+	}
+	return NewLab(ctx, t, fam)
+}
+
+func newLab(f *topo.Figure3, fam family.Family, inside *topo.NS, device, port string) *Lab {
+	return &Lab{Topo: f.Topo, Family: fam, Host: f.Host, InsideDevice: device, InsidePort: port,
+		Inside:  Port{NS: inside, Name: "eth0", Addr: fam.Addr(netip.MustParseAddr("172.17.0.2"))},
+		Inside2: Port{Name: "eth0", Addr: fam.Addr(netip.MustParseAddr("172.17.0.3"))},
 		Outside: Port{NS: f.Router, Name: "wan", Addr: fam.Addr(topo.RouterAddr)},
 	}
-	err = errors.Join(
-		l.quietBridge(),
-		l.join(&l.Inside, "docker0"),
-		l.join(&l.Inside2, "docker0"),
-		l.join(&l.Outside, "eth0"),
-		l.generator(),
-	)
-	for _, p := range []Port{l.Inside, l.Inside2, l.Outside, l.GeneratorEnd} {
-		if err == nil {
-			err = SinkAt(p).aim(ctx, "")
+}
+
+// build takes the steps of the topology's own, and those of all.
+func (l *Lab) build(ctx context.Context, own ...func() error) error {
+	for _, step := range append(own,
+		func() error { return l.join(&l.Inside, l.InsideDevice) },
+		func() error { return l.join(&l.Outside, OutsideDevice) },
+		l.generator,
+		func() error { return l.eachEnd(func(s Sink) error { return s.aim(ctx, "") }) },
+	) {
+		if err := step(); err != nil {
+			return fmt.Errorf("build the lab: %w", err)
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("build the lab: %w", err)
+	return nil
+}
+
+// eachEnd does something with the sinks at the lab's ends.
+func (l *Lab) eachEnd(do func(Sink) error) error {
+	for _, p := range []Port{l.Inside, l.Inside2, l.Outside, l.GeneratorEnd} {
+		if p.NS == nil {
+			continue
+		}
+		if err := do(SinkAt(p)); err != nil {
+			return err
+		}
 	}
-	return l, nil
+	return nil
+}
+
+// Open takes the sinks away, and gives Outside the way back to the inside's own addresses: from then on sockets at the ends talk
+// to each other.
+func (l *Lab) Open(ctx context.Context) error {
+	if err := l.eachEnd(func(s Sink) error { return s.remove(ctx) }); err != nil {
+		return fmt.Errorf("open the lab: %w", err)
+	}
+	return l.Outside.NS.AddRoute("172.17.0.0/16", topo.HostAddr.String())
 }
 
 func (l *Lab) generator() (err error) {

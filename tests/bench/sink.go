@@ -69,6 +69,12 @@ table %[1]s bench_sink {
 	return err
 }
 
+// remove takes the sink away.
+func (s Sink) remove(ctx context.Context) error {
+	_, err := s.ns.Run(ctx, fmt.Sprintf("delete table %s bench_sink\n", s.family), "nft", "-f", "-")
+	return err
+}
+
 // Count is how many have come since Aim.
 func (s Sink) Count() (packets uint64, err error) {
 	family := map[string]nftables.TableFamily{"netdev": nftables.TableFamilyNetdev, "ip": nftables.TableFamilyIPv4,

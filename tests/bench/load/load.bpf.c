@@ -32,6 +32,12 @@ struct load_shape {
 struct load_shape shape;
 __u32 next;
 
+/* When the first and the last of each so many packets were made. */
+#define MARK_PACKETS 64
+__u32 made;
+__u64 first_mark;
+__u64 last_mark;
+
 /* What a sink counts; 0 is any. */
 struct load_want {
 	__be32 saddr;
@@ -67,6 +73,15 @@ static __always_inline __u16 fold(__u32 sum)
 	return ~((sum & 0xffff) + (sum >> 16));
 }
 
+static __always_inline void mark(void)
+{
+	if (made++ % MARK_PACKETS)
+		return;
+	last_mark = bpf_ktime_get_ns();
+	if (!first_mark)
+		first_mark = last_mark;
+}
+
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
@@ -76,6 +91,7 @@ int generate(struct xdp_md *ctx)
 
 	if ((void *)(f + 1) > (void *)(long)ctx->data_end)
 		return XDP_ABORTED;
+	mark();
 	next = i + 1 < shape.sessions ? i + 1 : 0;
 	port = shape.first_port + (i & ((1U << shape.port_bits) - 1));
 	remote = shape.first_remote + (i >> shape.port_bits);

@@ -27,7 +27,7 @@ func NewGenerator(s Stream) (*Generator, error) {
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("make a generator: %w", err)
 	}
-	g := &Generator{frame: s.frame()}
+	g := &Generator{frame: s.frame(s.Local, s.Remote)}
 	g.ctx = xdpMD{DataEnd: uint32(len(g.frame)), IngressIfindex: uint32(s.Interface)}
 	if err := loadLoadObjects(&g.objs, nil); err != nil {
 		return nil, fmt.Errorf("load the generator: %w", err)
@@ -41,32 +41,46 @@ func NewGenerator(s Stream) (*Generator, error) {
 // liveFrames is BPF_F_TEST_XDP_LIVE_FRAMES (linux/bpf.h).
 const liveFrames = 1 << 1
 
-// chunk is how many packets one system call makes: some 30 ms, so that little of it is the call's own beginning and end.
-const chunk = 1 << 15
+// firstPackets are sent to learn the rate. A call has a cost of its own, so that one more is to send the rest.
+const firstPackets = 1 << 12
 
 // For sends for a time, and says how many packets it has sent and how long that took. It is called in the namespace of the
 // stream's interface, as Send is.
 func (g *Generator) For(d time.Duration) (sent int, took time.Duration, err error) {
-	n := chunk
-	if d < 100*time.Millisecond {
-		n /= 16
-	}
-	begin := time.Now()
-	for took < d && err == nil {
-		err = g.Send(n)
-		sent += n
-		took = time.Since(begin)
+	for n := firstPackets; took < d && err == nil; {
+		var more int
+		var time time.Duration
+		more, time, err = g.Send(n)
+		sent, took = sent+more, took+time
+		n = max(firstPackets, int(float64(sent)*float64(d-took)/float64(took)))
 	}
 	return sent, took, err
 }
 
-// Send sends n packets.
-func (g *Generator) Send(n int) error {
-	_, err := g.objs.Generate.Run(&ebpf.RunOptions{Data: g.frame, Context: g.ctx, Repeat: uint32(n), Flags: liveFrames})
-	if err != nil {
-		return fmt.Errorf("send %d packets: %w", n, err)
+// markPackets is MARK_PACKETS.
+const markPackets = 64
+
+// Send sends n packets, or more if a signal has interrupted it. What it took is told by the packets' own clock: the call's end
+// waits for an RCU grace period, some 20 ms in which nothing is sent.
+func (g *Generator) Send(n int) (sent int, took time.Duration, err error) {
+	if err := errors.Join(g.objs.Made.Set(uint32(0)), g.objs.FirstMark.Set(uint64(0))); err != nil {
+		return 0, 0, fmt.Errorf("reset the generator: %w", err)
 	}
-	return nil
+	begin := time.Now()
+	_, err = g.objs.Generate.Run(&ebpf.RunOptions{Data: g.frame, Context: g.ctx, Repeat: uint32(n), Flags: liveFrames})
+	if err != nil {
+		return 0, 0, fmt.Errorf("send %d packets: %w", n, err)
+	}
+	took = time.Since(begin)
+	var made uint32
+	var first, last uint64
+	if err := errors.Join(g.objs.Made.Get(&made), g.objs.FirstMark.Get(&first), g.objs.LastMark.Get(&last)); err != nil {
+		return 0, 0, fmt.Errorf("read the generator's clock: %w", err)
+	}
+	if marked := (int(made) - 1) / markPackets * markPackets; marked > 0 {
+		took = time.Duration(float64(last-first) * float64(made) / float64(marked))
+	}
+	return int(made), took, nil
 }
 
 // Restart begins with the first session again.

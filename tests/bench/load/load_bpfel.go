@@ -52,6 +52,9 @@ const (
 	loadProgSink     = "sink"
 	loadProgSinkXdp  = "sink_xdp"
 	loadVarArrived   = "arrived"
+	loadVarFirstMark = "first_mark"
+	loadVarLastMark  = "last_mark"
+	loadVarMade      = "made"
 	loadVarNext      = "next"
 	loadVarOthers    = "others"
 	loadVarShape     = "shape"
@@ -117,12 +120,15 @@ type loadMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type loadVariableSpecs struct {
-	Arrived *ebpf.VariableSpec `ebpf:"arrived"`
-	Next    *ebpf.VariableSpec `ebpf:"next"`
-	Others  *ebpf.VariableSpec `ebpf:"others"`
-	Shape   *ebpf.VariableSpec `ebpf:"shape"`
-	Want    *ebpf.VariableSpec `ebpf:"want"`
-	Way     *ebpf.VariableSpec `ebpf:"way"`
+	Arrived   *ebpf.VariableSpec `ebpf:"arrived"`
+	FirstMark *ebpf.VariableSpec `ebpf:"first_mark"`
+	LastMark  *ebpf.VariableSpec `ebpf:"last_mark"`
+	Made      *ebpf.VariableSpec `ebpf:"made"`
+	Next      *ebpf.VariableSpec `ebpf:"next"`
+	Others    *ebpf.VariableSpec `ebpf:"others"`
+	Shape     *ebpf.VariableSpec `ebpf:"shape"`
+	Want      *ebpf.VariableSpec `ebpf:"want"`
+	Way       *ebpf.VariableSpec `ebpf:"way"`
 }
 
 // loadObjects contains all objects after they have been loaded into the kernel.
@@ -155,12 +161,15 @@ func (m *loadMaps) Close() error {
 //
 // It can be passed to loadLoadObjects or ebpf.CollectionSpec.LoadAndAssign.
 type loadVariables struct {
-	Arrived *ebpf.Variable `ebpf:"arrived"`
-	Next    *ebpf.Variable `ebpf:"next"`
-	Others  *ebpf.Variable `ebpf:"others"`
-	Shape   *ebpf.Variable `ebpf:"shape"`
-	Want    *ebpf.Variable `ebpf:"want"`
-	Way     *ebpf.Variable `ebpf:"way"`
+	Arrived   *ebpf.Variable `ebpf:"arrived"`
+	FirstMark *ebpf.Variable `ebpf:"first_mark"`
+	LastMark  *ebpf.Variable `ebpf:"last_mark"`
+	Made      *ebpf.Variable `ebpf:"made"`
+	Next      *ebpf.Variable `ebpf:"next"`
+	Others    *ebpf.Variable `ebpf:"others"`
+	Shape     *ebpf.Variable `ebpf:"shape"`
+	Want      *ebpf.Variable `ebpf:"want"`
+	Way       *ebpf.Variable `ebpf:"way"`
 }
 
 // loadPrograms contains all programs after they have been loaded into the kernel.

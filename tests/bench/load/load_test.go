@@ -4,6 +4,7 @@ package load
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -45,7 +46,7 @@ func testHeaders(t *testing.T, s Stream) {
 		t.Fatal(err)
 	}
 	defer g.Close()
-	page := bytes.Clone(g.frame)
+	page, frames := bytes.Clone(g.frame), s.Frames()
 	for i := range s.Sessions + 1 { // and the first one again
 		copy(page, bytes.Repeat([]byte{0xa5}, headerBytes))
 		frame, err := g.one(page)
@@ -53,6 +54,9 @@ func testHeaders(t *testing.T, s Stream) {
 			t.Fatal(err)
 		}
 		n := i % s.Sessions
+		if !bytes.Equal(frame, frames[n]) {
+			t.Errorf("not as Frames has it:\n%s", packets.Dump(frames[n]))
+		}
 		at := s.Remote.Addr().As4()
 		last := int(at[2])<<8 + int(at[3]) + n>>s.PortBits
 		at[1], at[2], at[3] = at[1]+byte(last>>16), byte(last>>8), byte(last)
@@ -175,8 +179,16 @@ func (p path) generator(t *testing.T) *Generator {
 
 func send(t *testing.T, from *topo.NS, g *Generator, n int) {
 	t.Helper()
-	if err := from.Do(func() error { return OnCPU(0, func() error { return g.Send(n) }) }); err != nil {
-		t.Fatal(err)
+	var sent int
+	var took time.Duration
+	err := from.Do(func() error {
+		return OnCPU(0, func() (err error) {
+			sent, took, err = g.Send(n)
+			return err
+		})
+	})
+	if err != nil || sent != n || took <= 0 {
+		t.Fatalf("%d packets sent in %v: %v", sent, took, err)
 	}
 }
 
@@ -265,6 +277,30 @@ func (s *Sink) forwarded(frame []byte) ([]byte, error) {
 }
 
 const xdpRedirect = 4 // enum xdp_action (linux/bpf.h)
+
+// TestFor: what is sent in a time is counted, and takes it.
+func TestFor(t *testing.T) {
+	p := newPath(t)
+	if err := p.router.ReceiveOffload("toa", true); err != nil {
+		t.Fatal(err)
+	}
+	sink, g := p.sink(t, p.router, "toa", Want{}, NewSink), p.generator(t)
+	const wanted = 10 * time.Millisecond
+	var sent int
+	err := p.a.Do(func() error {
+		return OnCPU(0, func() (err error) {
+			var took time.Duration
+			if sent, took, err = g.For(wanted); took < wanted {
+				err = errors.Join(err, fmt.Errorf("it took %v, want %v", took, wanted))
+			}
+			return err
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitCount(t, sink, uint64(sent), 0, "sent in a time")
+}
 
 func TestOnCPU(t *testing.T) {
 	if err := OnCPU(1<<9, func() error { return nil }); err == nil {

@@ -57,9 +57,21 @@ func (s Stream) check() error {
 	return nil
 }
 
-// frame is the first session's packet.
-func (s Stream) frame() []byte {
-	src, dst := s.Local, s.Remote
+// Frames are each session's packet, for who sends them in another way.
+func (s Stream) Frames() (frames [][]byte) {
+	remote := s.Remote.Addr()
+	for i := range s.Sessions {
+		port := i & (1<<s.PortBits - 1)
+		if i > 0 && port == 0 {
+			remote = remote.Next()
+		}
+		frames = append(frames, s.frame(netip.AddrPortFrom(s.Local.Addr(), s.Local.Port()+uint16(port)), netip.AddrPortFrom(remote, s.Remote.Port())))
+	}
+	return frames
+}
+
+func (s Stream) frame(local, remote netip.AddrPort) []byte {
+	src, dst := local, remote
 	if s.Inbound {
 		src, dst = dst, src
 	}

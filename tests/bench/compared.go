@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/conenat/conenat/tests/bench/load"
+	"github.com/conenat/conenat/tests/topo"
+)
+
+// noEnd is longer than a run.
+const noEnd = time.Hour
+
+func (s Scale) timeout() time.Duration {
+	if s.UDPTimeout == 0 {
+		return noEnd
+	}
+	return s.UDPTimeout
+}
+
+// daemon is conenat with room for the scale. A binding has as many sessions as its port has remotes.
+func (s Scale) daemon(binary, path string) daemon {
+	d := daemon{binary: binary, path: path, udpTimeout: s.timeout().String(), sweep: "1s", more: "limits: {sessions_per_host: 0}\n"}
+	if s.Sessions > 0 {
+		d.more += fmt.Sprintf("capacity: {sessions: %d, bindings: 65536, sessions_per_binding: %d}\n", max(64, s.Sessions), max(64, s.Sessions))
+	}
+	return d
+}
+
+const conntrackMax = "/proc/sys/net/netfilter/nf_conntrack_max"
+
+// netfilter is a contender of netfilter's with room for the scale. The limit is the machine's: it is raised, and put back.
+func (s Scale) netfilter(start func(context.Context, *Lab) error) func(context.Context, *Lab) error {
+	return func(ctx context.Context, l *Lab) error {
+		if err := s.raiseConntrackMax(l); err != nil {
+			return err
+		}
+		seconds := int(s.timeout().Seconds())
+		if err := l.Host.Sysctl(fmt.Sprintf("net.netfilter.nf_conntrack_udp_timeout=%d", seconds),
+			fmt.Sprintf("net.netfilter.nf_conntrack_udp_timeout_stream=%d", seconds)); err != nil {
+			return err
+		}
+		return start(ctx, l)
+	}
+}
+
+// raiseConntrackMax: the sessions of all contenders of a run count together.
+func (s Scale) raiseConntrackMax(l *Lab) error {
+	text, err := os.ReadFile(conntrackMax)
+	if err != nil {
+		return fmt.Errorf("read netfilter's limit of connections: %w", err)
+	}
+	was, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("read netfilter's limit of connections: %w", err)
+	}
+	want := 8 * s.Sessions
+	if s.Sessions == 0 || was >= want {
+		return nil
+	}
+	l.Defer("put netfilter's limit of connections back", func() error { return os.WriteFile(conntrackMax, text, 0o644) })
+	if err := os.WriteFile(conntrackMax, []byte(strconv.Itoa(want)), 0o644); err != nil {
+		return fmt.Errorf("raise netfilter's limit of connections: %w", err)
+	}
+	return nil
+}
+
+// flush ends netfilter's sessions.
+func flush(ctx context.Context, l *Lab) error {
+	_, err := l.Host.Run(ctx, "", "conntrack", "-F")
+	return err
+}
+
+// dockerPath is Docker's without published ports. What its bridge forwards passes netfilter as a bridge's frame, too.
+func dockerPath(ctx context.Context, l *Lab) error {
+	if err := l.Host.Sysctl("net.bridge.bridge-nf-call-iptables=1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return topo.DockerRules(ctx, l.Host)
+}
+
+// The rules that dockerd 20.10 adds for a port that it publishes.
+const published = `*filter
+-A DOCKER -d %[2]s/32 ! -i docker0 -o docker0 -p %[1]s -m %[1]s --dport %[3]d -j ACCEPT
+COMMIT
+*nat
+-A POSTROUTING -s %[2]s/32 -d %[2]s/32 -p %[1]s -m %[1]s --dport %[3]d -j MASQUERADE
+-A DOCKER ! -i docker0 -p %[1]s -m %[1]s --dport %[3]d -j DNAT --to-destination %[2]s:%[3]d
+COMMIT
+`
+
+func docker(ctx context.Context, l *Lab) error {
+	if err := dockerPath(ctx, l); err != nil {
+		return err
+	}
+	for _, protocol := range []string{"udp", "tcp"} {
+		rules := fmt.Sprintf(published, protocol, l.Inside.Addr, ForwardedPort)
+		if _, err := l.Host.Run(ctx, rules, topo.Tables(l.Family)+"-restore", "--noflush"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dockerProxy starts what dockerd starts for each port that it publishes.
+func dockerProxy(ctx context.Context, l *Lab) error {
+	if err := dockerPath(ctx, l); err != nil {
+		return err
+	}
+	for _, protocol := range []string{"udp", "tcp"} {
+		if err := l.startProxy(protocol); err != nil {
+			return fmt.Errorf("docker-proxy of %s: %w", protocol, err)
+		}
+	}
+	return nil
+}
+
+// startProxy waits for what the proxy says by descriptor 3: "0", or "1" and why not.
+func (l *Lab) startProxy(protocol string) error {
+	port := strconv.Itoa(ForwardedPort)
+	cmd := l.Host.Command(context.Background(), "docker-proxy", "-proto", protocol, "-host-ip", "0.0.0.0", "-host-port", port,
+		"-container-ip", l.Inside.Addr.String(), "-container-port", port)
+	told, tell, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer told.Close()
+	cmd.ExtraFiles = []*os.File{tell}
+	_, err = l.Start("docker-proxy", cmd)
+	tell.Close()
+	if err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(told).ReadString('\n')
+	if strings.TrimSpace(line) != "0" {
+		return fmt.Errorf("it says %q: %w", line, err)
+	}
+	return nil
+}
+
+// xdpForward has an XDP program at each of the host's interfaces.
+func xdpForward(_ context.Context, l *Lab) error {
+	for _, way := range []struct {
+		from, to    string
+		destination Port
+	}{{l.InsidePort, OutsideDevice, l.Outside}, {OutsideDevice, l.InsidePort, l.Inside}} {
+		from, err := l.Host.IfIndex(way.from)
+		if err != nil {
+			return err
+		}
+		to, err := l.Host.IfIndex(way.to)
+		if err != nil {
+			return err
+		}
+		err = l.Host.Do(func() error {
+			hook, err := load.Forward(from, to, way.destination.Gateway, way.destination.MAC)
+			if err == nil {
+				l.Defer("end the XDP forwarding of "+way.from, hook.Close)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("XDP from %s to %s: %w", way.from, way.to, err)
+		}
+	}
+	return nil
+}
