@@ -26,21 +26,21 @@ func (s Scale) timeout() time.Duration {
 	return s.UDPTimeout
 }
 
-// daemon is conenat with room for the scale. A binding has as many sessions as its port has remotes.
-func (s Scale) daemon(binary, path string) daemon {
-	d := daemon{binary: binary, path: path, udpTimeout: s.timeout().String(), sweep: "1s", more: "limits: {sessions_per_host: 0}\n"}
+// daemon is conenat with room for the scale, and further lines of configuration. A binding has as many sessions as its port has
+// remotes.
+func (s Scale) daemon(binary, path string, more ...string) daemon {
+	more = append(more, "limits: {sessions_per_host: 0}")
 	if s.Sessions > 0 {
-		d.more += fmt.Sprintf("capacity: {sessions: %d, bindings: 65536, sessions_per_binding: %d}\n", max(64, s.Sessions), max(64, s.Sessions))
+		room := max(64, s.Sessions)
+		more = append(more, fmt.Sprintf("capacity: {sessions: %d, bindings: 65536, sessions_per_binding: %d}", room, room))
 	}
-	return d
+	return daemon{binary: binary, path: path, udpTimeout: s.timeout().String(), sweep: "1s", more: strings.Join(more, "\n") + "\n"}
 }
 
-const conntrackMax = "/proc/sys/net/netfilter/nf_conntrack_max"
-
-// netfilter is a contender of netfilter's with room for the scale. The limit is the machine's: it is raised, and put back.
+// netfilter is a contender of netfilter's with room for the scale.
 func (s Scale) netfilter(start func(context.Context, *Lab) error) func(context.Context, *Lab) error {
 	return func(ctx context.Context, l *Lab) error {
-		if err := s.raiseConntrackMax(l); err != nil {
+		if err := s.raiseConntrack(l); err != nil {
 			return err
 		}
 		seconds := int(s.timeout().Seconds())
@@ -52,25 +52,35 @@ func (s Scale) netfilter(start func(context.Context, *Lab) error) func(context.C
 	}
 }
 
-// raiseConntrackMax: the sessions of all contenders of a run count together.
-func (s Scale) raiseConntrackMax(l *Lab) error {
-	text, err := os.ReadFile(conntrackMax)
+// netfilterContenders is how many of a run have their sessions in netfilter's one table, at the most.
+const netfilterContenders = 4
+
+// raiseConntrack makes room for all of netfilter's sessions of a run. The limit and the table's size are the machine's, and
+// as large as each other as it comes: so are they when they are raised, that no contender's sessions lengthen another's chains.
+func (s Scale) raiseConntrack(l *Lab) error {
+	for _, setting := range []string{"nf_conntrack_buckets", "nf_conntrack_max"} {
+		if err := raise(l, "/proc/sys/net/netfilter/"+setting, netfilterContenders*s.Sessions); err != nil {
+			return fmt.Errorf("make room for netfilter's sessions: %w", err)
+		}
+	}
+	return nil
+}
+
+// raise sets a number in a file to at least what is wanted, until the lab is closed.
+func raise(l *Lab, file string, want int) error {
+	text, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("read netfilter's limit of connections: %w", err)
+		return err
 	}
 	was, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil {
-		return fmt.Errorf("read netfilter's limit of connections: %w", err)
+		return fmt.Errorf("%s: %w", file, err)
 	}
-	want := 8 * s.Sessions
-	if s.Sessions == 0 || was >= want {
+	if was >= want {
 		return nil
 	}
-	l.Defer("put netfilter's limit of connections back", func() error { return os.WriteFile(conntrackMax, text, 0o644) })
-	if err := os.WriteFile(conntrackMax, []byte(strconv.Itoa(want)), 0o644); err != nil {
-		return fmt.Errorf("raise netfilter's limit of connections: %w", err)
-	}
-	return nil
+	l.Defer("put "+file+" back", func() error { return os.WriteFile(file, text, 0o644) })
+	return os.WriteFile(file, []byte(strconv.Itoa(want)), 0o644)
 }
 
 // flush ends netfilter's sessions.

@@ -48,7 +48,8 @@ type Scale struct {
 	UDPTimeout time.Duration // 0: so long that no session ends by itself
 }
 
-// Compared is what `make bench` compares, in the order of the tables.
+// Compared is what `make bench` compares, in the order of the tables. Another way of conenat's is a line here, with its own lines of
+// configuration: s.daemon(conenat, "direct", "lines").
 func Compared(conenat string, s Scale) []Contender {
 	direct, stack := s.daemon(conenat, "direct"), s.daemon(conenat, "stack")
 	return []Contender{

@@ -218,6 +218,43 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// TestMerge: a run of one contender keeps what the file has of the others, and -render measures nothing.
+func TestMerge(t *testing.T) {
+	require.Root(t)
+	topo.AssertClean(t)
+	file := filepath.Join(t.TempDir(), "bench.jsonl")
+	measure := func(args ...string) report.Results {
+		t.Helper()
+		o, err := parse(append([]string{"-figures", "packets", "-loads", "1:60:out", "-rounds", "1", "-time", "1ms", "-conenat", "/bin/false", "-o", file}, args...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		results, err := measureAll(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return results
+	}
+	first := measure("-contenders", bench.Forwarding)
+	measure("-contenders", bench.Gateway+bench.Forwarding, "-merge")
+	both, err := readFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkFigure(t, both, report.Packets, "1:60:out", bench.Gateway+bench.Forwarding)
+	kept, _ := both.Find(report.Packets, "1:60:out", bench.Forwarding)
+	if was, _ := first.Find(report.Packets, "1:60:out", bench.Forwarding); !slices.Equal(kept.Rounds, was.Rounds) {
+		t.Errorf("%v was measured, and %v is kept", was.Rounds, kept.Rounds)
+	}
+	docs := t.TempDir()
+	if err := run(t.Context(), []string{"-render", "-o", file, "-docs", docs}); err != nil {
+		t.Fatal(err)
+	}
+	if page, err := os.ReadFile(filepath.Join(docs, "benchmarks.md")); err != nil || !strings.Contains(string(page), "| gateway-forwarding | ") {
+		t.Errorf("%v, and the page is:\n%s", err, page)
+	}
+}
+
 // TestFailureIsTold: a contender that does not start is named, and so is what it was to do.
 func TestFailureIsTold(t *testing.T) {
 	require.Root(t)

@@ -64,7 +64,7 @@ func (c *course) expire(ctx context.Context, o options, r *recorder) error {
 	if err != nil {
 		return err
 	}
-	m := report.Measurement{Contender: c.Name, Load: fmt.Sprintf("%d idle sessions", o.idle), Round: 1}
+	m := report.Measurement{Contender: c.Name, Load: report.IdleSessions(o.idle), Round: 1}
 	if missing > 0 {
 		m.Note = fmt.Sprintf("%d of them did not open", missing)
 	}

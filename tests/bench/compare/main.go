@@ -31,7 +31,11 @@ func run(ctx context.Context, args []string) error {
 		return measureErr
 	}
 	fmt.Print(results.Table())
-	if o.docs != "" && measureErr == nil {
+	switch {
+	case o.docs == "":
+	case measureErr != nil:
+		err = fmt.Errorf("%s is as it was: measure what failed with -merge, then -render -docs %s", o.docs, o.docs)
+	default:
 		err = writeDocs(o.docs, results)
 	}
 	return errors.Join(measureErr, err)

@@ -36,6 +36,7 @@ func newRecorder(ctx context.Context, o options, progress io.Writer) (*recorder,
 		return nil, err
 	}
 	r := &recorder{results: report.Results{Machine: where}, progress: progress, begin: time.Now()}
+	r.say("Linux %s, %d CPUs, load average %s: what else the machine does is in all figures", where.Kernel, where.CPUs, where.Busy)
 	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
 		return nil, err
 	}
@@ -112,6 +113,11 @@ func thisMachine(ctx context.Context, o options) (m report.Machine, err error) {
 	if found := memory.FindSubmatch(meminfo); found != nil {
 		m.Memory = strings.TrimSpace(string(found[1])) + " kB"
 	}
+	average, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return m, err
+	}
+	m.Busy, _, _ = strings.Cut(string(average), " ")
 	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output(); err == nil {
 		m.Commit = strings.TrimSpace(string(out))
 	}

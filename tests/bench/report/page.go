@@ -33,6 +33,8 @@ what arrives at the other end as it should be (addresses translated, ports kept)
   to its end. *Capacity*: sessions whose answers still get in after more have been opened than the table holds, with the sizes that
   each comes with. *Memory*: for conenat what the kernel accounts for its maps of sessions, over the sessions that they hold;
   for netfilter the growth of the slab nf_conntrack over the sessions (*all slabs* has its extensions, too).
+- netfilter's limit of connections and the size of its table, which are equal as they come, are raised together where a load needs it;
+  conenat's capacity is the load's sessions. No session ends by itself while others are measured.
 - *TCP bulk* is iperf3 with the offloads of veth (GSO and GRO of 64 KB). *CPU* is the time of all CPUs that /proc/stat counts as not
   idle while it runs, iperf3's own included, over the gigabits.
 - *Round trips* are of one byte between two blocking sockets; *under load* means beside 60-byte packets of 1,000 sessions, from
@@ -56,7 +58,8 @@ func (r Results) Page(plots map[string][]byte) string {
 	var b strings.Builder
 	b.WriteString(pageHead)
 	m := r.Machine
-	fmt.Fprintf(&b, "Linux %s, %d CPUs (%s), %s of memory; commit %s, %s.\n%s.\n\n", m.Kernel, m.CPUs, m.CPU, m.Memory, m.Commit, m.Started, m.Method)
+	fmt.Fprintf(&b, "Linux %s, %d CPUs (%s), %s of memory; commit %s, %s; load average before it: %s.\n%s.\n\n",
+		m.Kernel, m.CPUs, m.CPU, m.Memory, m.Commit, m.Started, m.Busy, m.Method)
 	b.WriteString("## Targets\n| | target | measured | |\n| --- | --- | --- | --- |\n")
 	for _, must := range []bool{true, false} {
 		for _, t := range Targets() {
@@ -103,7 +106,7 @@ const contenders = `## Contenders
 | --- | --- |
 | ` + bench.Forwarding + ` | the kernel routes, nothing translates |
 | ` + bench.NFTables + ` | nftables: masquerade and port forwards, no other rule, br_netfilter off |
-| ` + bench.Docker + ` | the rules of Docker 20.10 (iptables), with a published port, and br_netfilter on, as Docker has it |
+| ` + bench.Docker + ` | the rules of Docker 20.10 (iptables), with a published port, and br_netfilter on, where the kernel has it |
 | ` + bench.DockerProxy + ` | the same without the rule of the published port: docker-proxy, the userland proxy, carries it |
 | ` + bench.Stack + `, ` + bench.Direct + ` | conenat through the host's stack; from interface to interface |
 | ` + bench.Gateway + bench.XDPForwarding + ` | XDP rewrites MACs and the TTL, and redirects: the limit of what XDP can do here |

@@ -20,6 +20,7 @@ type Machine struct {
 	Commit  string `json:"commit"`
 	Started string `json:"started"` // RFC 3339
 	Method  string `json:"method"`  // rounds and times
+	Busy    string `json:"busy"`    // the load average of the minute before
 }
 
 // Measurement is one figure of a contender under a load in a round: a line.

@@ -37,6 +37,9 @@ func Published(protocol, percentile string) string {
 	return "published port " + protocol + " " + percentile
 }
 
+// IdleSessions is the load of what expires.
+func IdleSessions(n int) string { return fmt.Sprintf("%d idle sessions", n) }
+
 // Table is all figures, with their ratios to nftables, to Docker's path and to plain forwarding in the same topology.
 func (r Results) Table() string {
 	var text strings.Builder

@@ -49,7 +49,7 @@ func Targets() []Target {
 		{"direct, added latency of a published port, of the userland proxy's (TCP, p50)", false, 0.2, true, addedLatency},
 		atLeast(1.3, "direct, TCP bulk, 1 stream, of Docker's path", ratioOf(Bulk, oneStream, direct, bench.Docker)),
 		{"kernel memory of an IPv4 session, bytes", false, 320, true, ownFigure(Memory, direct)},
-		atLeast(0.95, "throughput while 1,000,000 idle sessions expire, of before", ownFigure(Expiry, direct)),
+		atLeast(0.95, "throughput while 1,000,000 idle sessions expire, of before", expiryOf(direct)),
 		anchor(0.9, "XDP gateway, 1 session, of XDP forwarding without NAT", ratioOf(Packets, oneSession, xdp, gatewayXDPLimit)),
 		anchor(0.97, "direct, 1 session, of kernel routing without NAT", ratioOf(Packets, oneSession, direct, bench.Forwarding)),
 		anchor(0.6, "XDP gateway, 1,000,000 sessions, of 1 session", ratioOfLoads(xdp)),
@@ -83,6 +83,13 @@ func ownFigure(figure, contender string) func(Results) (float64, bool) {
 			}
 		}
 		return 0, false
+	}
+}
+
+func expiryOf(contender string) func(Results) (float64, bool) {
+	return func(r Results) (float64, bool) {
+		f, ok := r.Find(Expiry, IdleSessions(1_000_000), contender)
+		return f.Median(), ok
 	}
 }
 
