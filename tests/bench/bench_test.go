@@ -3,6 +3,9 @@
 package bench
 
 import (
+	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -77,4 +80,46 @@ func TestCompared(t *testing.T) {
 			t.Errorf("%s is compared with %q, want %q", contender, got, want)
 		}
 	}
+}
+
+// TestLabs: both topologies are built in both families, and take a contender.
+func TestLabs(t *testing.T) {
+	for name, build := range map[string]func(context.Context, *topo.Topo, family.Family) (*Lab, error){"Bridge": NewLab, "Routed": NewRoutedLab} {
+		t.Run(name, func(t *testing.T) {
+			family.Each(t, func(t *testing.T, fam family.Family) {
+				lab, err := build(t.Context(), topo.ForTest(t), fam)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(masquerade(t.Context(), lab), lab.Open(t.Context())); err != nil {
+					t.Fatal(err)
+				}
+				if seen := seenOutside(t, lab); seen != lab.External() {
+					t.Errorf("seen from outside as %v, want %v", seen, lab.External())
+				}
+			})
+		})
+	}
+}
+
+// seenOutside is the address of a connection from inside.
+func seenOutside(t *testing.T, lab *Lab) netip.Addr {
+	t.Helper()
+	server := netip.AddrPortFrom(lab.Outside.Addr, 80)
+	listener, err := lab.Outside.NS.ListenTCP(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	client, err := lab.Inside.NS.DialTCP(netip.AddrPort{}, server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := listener.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
 }
