@@ -23,13 +23,13 @@ const iperfPort = 5201
 
 // measureBulk: TCP from inside to outside by iperf3, and what of the CPUs a gigabit takes.
 func measureBulk(ctx context.Context, o options, r *recorder) error {
-	all := prepare(ctx, o, r, "tcp bulk", bench.Scale{}, func(c bench.Contender) bool { return !c.Proxy })
+	all := prepare(ctx, o, r, report.Bulk, bench.Scale{}, func(c bench.Contender) bool { return !c.Proxy })
 	defer all.finish(r)
-	all.each(ctx, r, "tcp bulk", func(c *course) error { return c.open(ctx) })
+	all.each(ctx, r, report.Bulk, func(c *course) error { return c.open(ctx) })
 	for round := range o.rounds {
 		for _, streams := range o.streams {
 			words := streamWords(streams)
-			all.each(ctx, r, "tcp bulk, "+words, func(c *course) error {
+			all.each(ctx, r, report.Bulk+", "+words, func(c *course) error {
 				b, err := c.bulk(ctx, streams, max(time.Second, 2*o.time))
 				if err != nil {
 					return err

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -111,7 +112,11 @@ func thisMachine(ctx context.Context, o options) (m report.Machine, err error) {
 		return m, err
 	}
 	if found := memory.FindSubmatch(meminfo); found != nil {
-		m.Memory = strings.TrimSpace(string(found[1])) + " kB"
+		kilobytes, err := strconv.Atoi(string(found[1]))
+		if err != nil {
+			return m, fmt.Errorf("read /proc/meminfo: %w", err)
+		}
+		m.Memory = fmt.Sprintf("%.1f GiB", float64(kilobytes)/(1<<20))
 	}
 	average, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

@@ -102,8 +102,11 @@ func measurePublished(ctx context.Context, o options, r *recorder) error {
 
 func addPercentiles(r *recorder, m report.Measurement, samples []time.Duration, figure func(percentile string) string) {
 	slices.Sort(samples)
-	for name, part := range map[string]float64{"p50": 0.5, "p99": 0.99, "p99.9": 0.999} {
-		m.Figure, m.Unit, m.Value = figure(name), "µs", float64(percentile(samples, part).Nanoseconds())/1000
+	for _, p := range []struct {
+		name string
+		part float64
+	}{{"p50", 0.5}, {"p99", 0.99}, {"p99.9", 0.999}} {
+		m.Figure, m.Unit, m.Value = figure(p.name), "µs", float64(percentile(samples, p.part).Nanoseconds())/1000
 		r.add(m)
 	}
 }

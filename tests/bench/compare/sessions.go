@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,15 +35,9 @@ func measureSessions(ctx context.Context, o options, r *recorder) error {
 	what := fmt.Sprintf("new sessions, %d a round", o.sessions)
 	all := prepare(ctx, o, r, what, bench.Scale{Sessions: 2 * o.rounds * o.sessions}, translating)
 	defer all.finish(r)
-	before := map[*course]memoryUse{}
-	all.each(ctx, r, what, func(c *course) (err error) {
-		if err = c.addSinks(); err == nil {
-			before[c], err = c.memory()
-		}
-		return err
-	})
+	all.each(ctx, r, what, func(c *course) error { return c.addSinks() })
 	for round := range o.rounds {
-		all.each(ctx, r, what, func(c *course) error { return c.openAnew(load, r, round, before[c]) })
+		all.each(ctx, r, what, func(c *course) error { return c.openAnew(load, r, round) })
 	}
 	words := fmt.Sprintf("%d sessions", o.rounds*o.sessions)
 	all.each(ctx, r, "teardown of "+words, func(c *course) error {
@@ -57,7 +53,7 @@ func measureSessions(ctx context.Context, o options, r *recorder) error {
 }
 
 // openAnew opens a round's sessions, and adds what that took.
-func (c *course) openAnew(l report.Load, r *recorder, round int, before memoryUse) error {
+func (c *course) openAnew(l report.Load, r *recorder, round int) error {
 	w, err := c.way(l, false, remotesOf(round, l.Sessions))
 	if err != nil {
 		return err
@@ -77,8 +73,9 @@ func (c *course) openAnew(l report.Load, r *recorder, round int, before memoryUs
 	words := fmt.Sprintf("%d sessions a round", l.Sessions)
 	r.add(report.Measurement{Contender: c.Name, Figure: report.NewSessions, Load: words, Round: round + 1, Value: f.rate(), Unit: "sessions/s",
 		Sent: f.sent, Arrived: f.arrived})
-	for figure, bytes := range is.perSession(was, f.arrived) {
-		r.add(report.Measurement{Contender: c.Name, Figure: figure, Load: words, Round: round + 1, Value: bytes, Unit: "bytes/session"})
+	taken := is.perSession(was, f.arrived)
+	for _, figure := range slices.Sorted(maps.Keys(taken)) {
+		r.add(report.Measurement{Contender: c.Name, Figure: figure, Load: words, Round: round + 1, Value: taken[figure], Unit: "bytes/session"})
 	}
 	return nil
 }

@@ -75,11 +75,10 @@ func (r Results) Page(plots map[string][]byte) string {
 	for _, name := range slices.Sorted(maps.Keys(plots)) {
 		fmt.Fprintf(&b, "![%s](benchmarks/%s)\n\n", strings.TrimSuffix(name, ".svg"), name)
 	}
-	b.WriteString("## Figures\nRatios are to the contender of the same topology.\n\n")
+	b.WriteString("## Figures\nMedians, with their ratio (×) to nftables in the same topology. *Spread* is the widest of a row, from its least to its most round;\n" +
+		"*lost* is the worst of what was sent and did not arrive. Each round stands in `bin/bench.jsonl`.\n\n")
 	for _, figure := range r.figures() {
-		for _, load := range r.loads(figure) {
-			r.section(&b, figure, load)
-		}
+		r.section(&b, figure)
 	}
 	if notes := r.notes(); notes != "" {
 		b.WriteString("## Notes\n")
@@ -92,13 +91,62 @@ func (r Results) Page(plots map[string][]byte) string {
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
-func (r Results) section(b *strings.Builder, figure, load string) {
-	fmt.Fprintf(b, "### %s\n| | median | least | most | of nftables | of Docker's | of forwarding | lost |\n| --- |%s\n",
-		r.title(figure, load), strings.Repeat(" ---: |", 7))
-	for _, c := range r.contenders(figure, load) {
-		fmt.Fprintf(b, "| %s | %s |\n", c, strings.Join(r.row(figure, load, c), " | "))
+// section is a figure: a row for each load, a column for each contender.
+func (r Results) section(b *strings.Builder, figure string) {
+	names := r.distinct(func(m Measurement) (string, bool) { return m.Contender, m.Figure == figure })
+	unit := r.distinct(func(m Measurement) (string, bool) { return m.Unit, m.Figure == figure })
+	fmt.Fprintf(b, "### %s\n| %s | %s | spread | lost |\n| --- |%s\n",
+		upperFirst(figure), strings.Join(unit, ", "), strings.Join(names, " | "), strings.Repeat(" ---: |", len(names)+2))
+	for _, load := range r.loads(figure) {
+		words := load
+		if l, err := ParseLoad(load); err == nil {
+			words = l.Words()
+		}
+		fmt.Fprintf(b, "| %s |", words)
+		var spread, lost worst
+		for _, name := range names {
+			fmt.Fprintf(b, " %s |", r.cell(figure, load, name))
+			if f, ok := r.Find(figure, load, name); ok {
+				spread.see(f.Spread(), name)
+				lost.see(f.Lost(), name)
+			}
+		}
+		fmt.Fprintf(b, " %s | %s |\n", spread, lost)
 	}
 	b.WriteByte('\n')
+}
+
+func upperFirst(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
+
+func (r Results) cell(figure, load, contender string) string {
+	f, ok := r.Find(figure, load, contender)
+	if !ok {
+		return "-"
+	}
+	peer := bench.Peer(contender, bench.NFTables)
+	if ratio, ok := r.ratio(figure, load, contender, peer); ok && contender != peer {
+		return fmt.Sprintf("%s ×%.2f", number(f.Median()), ratio)
+	}
+	return number(f.Median())
+}
+
+// worst is the largest of what was seen, and whose it is.
+type worst struct {
+	part float64
+	name string
+}
+
+func (w *worst) see(part float64, name string) {
+	if part > w.part {
+		*w = worst{part, name}
+	}
+}
+
+func (w worst) String() string {
+	if w.part < 0.0005 {
+		return "0"
+	}
+	return fmt.Sprintf("%.1f %% (%s)", 100*w.part, w.name)
 }
 
 const contenders = `## Contenders

@@ -123,6 +123,14 @@ func (r Results) Find(figure, load, contender string) (f Figure, ok bool) {
 // Median is the figure's.
 func (f Figure) Median() float64 { return Median(f.Rounds) }
 
+// Spread is from the least to the most round, of the median.
+func (f Figure) Spread() float64 {
+	if f.Median() == 0 {
+		return 0
+	}
+	return math.Abs((slices.Max(f.Rounds) - slices.Min(f.Rounds)) / f.Median())
+}
+
 // Lost is the part that did not arrive, of what was counted.
 func (f Figure) Lost() float64 {
 	if f.Sent == 0 {

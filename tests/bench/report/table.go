@@ -21,20 +21,20 @@ const (
 	Capacity    = "capacity"
 	Memory      = "memory"
 	AllSlabs    = "memory, all slabs"
-	Bulk        = "tcp bulk"
-	CPU         = "cpu"
+	Bulk        = "TCP bulk"
+	CPU         = "CPU"
 	Expiry      = "expiry"
 	ExpiryTime  = "expiry time"
 )
 
 // RoundTrip is a figure of round trips: of protocol, and of so many percent of them.
 func RoundTrip(protocol, percentile string) string {
-	return "round trip " + protocol + " " + percentile
+	return "round trip " + strings.ToUpper(protocol) + " " + percentile
 }
 
 // Published is the same from outside, to a published port.
 func Published(protocol, percentile string) string {
-	return "published port " + protocol + " " + percentile
+	return "published port " + strings.ToUpper(protocol) + " " + percentile
 }
 
 // IdleSessions is the load of what expires.
