@@ -13,6 +13,7 @@ import (
 
 	"github.com/conenat/conenat/tests/docker"
 	"github.com/conenat/conenat/tests/family"
+	"github.com/conenat/conenat/tests/patience"
 	"github.com/conenat/conenat/tests/probe"
 	"github.com/conenat/conenat/tests/topo"
 )
@@ -94,13 +95,14 @@ func testServicesOnOwnAddresses(t *testing.T, fam family.Family) {
 	l.Detach()
 }
 
-// TestAddressChange: under 200 flows an address goes and another one comes: flows at other addresses lose nothing, those that lived
+// TestAddressChange: under 200 flows (in an emulated machine, 40) an address goes and another one comes: flows at other addresses lose nothing, those that lived
 // there end with their events, and go on from another address.
 func TestAddressChange(t *testing.T) { family.Each(t, testAddressChange) }
 
 func testAddressChange(t *testing.T, fam family.Family) {
 	at := fam.At
-	const containers, each = 20, 10
+	const containers = 20
+	each := patience.Load(10)
 	l := newLabIn(fam, t, topo.Figure3Config{Containers: containers}, "external: 198.51.100.0/24\n")
 	l.addExtra(4)
 	server, err := probe.ServeStreams(l.Peer1, 0)
