@@ -86,12 +86,23 @@ func NewRoutedLab(ctx context.Context, t *topo.Topo, fam family.Family) (*Lab, e
 	})
 }
 
-// Lab is the one that a contender is for.
+// Lab is the one that a contender is for. What XDP redirects keeps no partial checksum, so that the ends make whole ones where
+// it does, and take frames of XDP.
 func (c Contender) Lab(ctx context.Context, t *topo.Topo, fam family.Family) (*Lab, error) {
+	build := NewLab
 	if c.Routed {
-		return NewRoutedLab(ctx, t, fam)
+		build = NewRoutedLab
 	}
-	return NewLab(ctx, t, fam)
+	l, err := build(ctx, t, fam)
+	if err != nil || !c.XDP {
+		return l, err
+	}
+	for _, end := range []Port{l.Inside, l.Outside} {
+		if err := errors.Join(end.NS.TransmitOffload(end.Name, false), end.NS.SetGRO(end.Name, true)); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
 }
 
 func newLab(f *topo.Figure3, fam family.Family, inside *topo.NS, device, port string) *Lab {

@@ -13,17 +13,23 @@ import (
 // NAME tx). It is on in a new veth: packets then carry half a checksum that nobody verifies. Switched off at the
 // sender, the receiver verifies what the code under test made of the checksum.
 func (ns *NS) TransmitOffload(name string, on bool) error {
-	return ns.offload(name, "transmit checksum offload", unix.ETHTOOL_STXCSUM, on)
+	_, err := ns.ethtool(name, "set transmit checksum offload", unix.ETHTOOL_STXCSUM, on)
+	return err
 }
 
-// ReceiveOffload switches GRO of what an interface receives (ethtool -K NAME gro). It is off in a new veth, which then takes
-// no frames of XDP from its other end either: with it, or with an XDP program, the interface has a NAPI of its own, as a
-// network card has.
-func (ns *NS) ReceiveOffload(name string, on bool) error {
-	return ns.offload(name, "GRO", unix.ETHTOOL_SGRO, on)
+// SetGRO switches an interface's receive offload: without it, and without an XDP program, a veth takes no frames that somebody
+// redirects to its other end by XDP.
+func (ns *NS) SetGRO(name string, on bool) error {
+	_, err := ns.ethtool(name, "set GRO", unix.ETHTOOL_SGRO, on)
+	return err
 }
 
-func (ns *NS) offload(name, what string, command uint32, on bool) error {
+// GRO says whether it is on.
+func (ns *NS) GRO(name string) (bool, error) {
+	return ns.ethtool(name, "read GRO", unix.ETHTOOL_GGRO, false)
+}
+
+func (ns *NS) ethtool(name, what string, command uint32, on bool) (bool, error) {
 	value := ethtoolValue{command: command}
 	if on {
 		value.data = 1
@@ -43,9 +49,9 @@ func (ns *NS) offload(name, what string, command uint32, on bool) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("set %s of %s in namespace %s to %v: %w", what, name, ns.Name, on, err)
+		return false, fmt.Errorf("%s of %s in namespace %s (%v): %w", what, name, ns.Name, on, err)
 	}
-	return nil
+	return value.data != 0, nil
 }
 
 // ethtoolValue is struct ethtool_value (include/uapi/linux/ethtool.h).

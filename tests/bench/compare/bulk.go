@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +24,7 @@ const iperfPort = 5201
 func measureBulk(ctx context.Context, o options, r *recorder) error {
 	all := prepare(ctx, o, r, report.Bulk, bench.Scale{}, func(c bench.Contender) bool { return !c.Proxy })
 	defer all.finish(r)
-	all.each(ctx, r, report.Bulk, func(c *course) error { return c.open(ctx) })
+	all.each(ctx, r, report.Bulk, func(c *course) error { return c.lab.Open(ctx) })
 	for round := range o.rounds {
 		for _, streams := range o.streams {
 			words := streamWords(streams)
@@ -50,24 +49,7 @@ func streamWords(n int) string {
 	return fmt.Sprintf("%d streams", n)
 }
 
-// open lets sockets at the ends talk. What XDP redirects keeps no partial checksum, so that the ends have to make whole ones
-// then, and to take frames of XDP.
-func (c *course) open(ctx context.Context) error {
-	if err := c.lab.Open(ctx); err != nil {
-		return err
-	}
-	if !c.XDP {
-		return nil
-	}
-	for _, end := range []bench.Port{c.inside, c.outside} {
-		if err := errors.Join(end.NS.TransmitOffload(end.Name, false), end.NS.ReceiveOffload(end.Name, true)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// note says what open has taken from a contender's sockets.
+// note says what the lab of a contender with XDP takes from its sockets.
 func (c *course) note() string {
 	if c.XDP {
 		return "without checksum and segmentation offload, which XDP on a veth does not keep"

@@ -119,11 +119,11 @@ func (all *courses) addGenerators(r *recorder) {
 // receive gives the host's interfaces what they need to take packets from a generator, as network cards do.
 func (c *course) receive() error {
 	if c.alone {
-		return c.outside.NS.ReceiveOffload(c.outside.Name, true)
+		return c.outside.NS.SetGRO(c.outside.Name, true)
 	}
 	return errors.Join(
-		c.lab.Host.ReceiveOffload(c.lab.InsidePort, true),
-		c.lab.Host.ReceiveOffload(bench.OutsideDevice, true))
+		c.lab.Host.SetGRO(c.lab.InsidePort, true),
+		c.lab.Host.SetGRO(bench.OutsideDevice, true))
 }
 
 // source is the local address as it is seen outside.

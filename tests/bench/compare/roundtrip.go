@@ -46,7 +46,7 @@ func measureRoundTrips(ctx context.Context, o options, r *recorder) error {
 
 // openForLoad lets sockets talk, and drops packets of the load alone.
 func (c *course) openForLoad(ctx context.Context) (err error) {
-	if err := c.open(ctx); err != nil {
+	if err := c.lab.Open(ctx); err != nil {
 		return err
 	}
 	c.out, err = c.sink(c.outside, load.Want{Dst: netip.AddrPortFrom(netip.Addr{}, remotePort), OthersPass: true})
@@ -82,7 +82,7 @@ func (c *course) roundTrips(o options, protocol, beside string, m *report.Measur
 func measurePublished(ctx context.Context, o options, r *recorder) error {
 	all := prepare(ctx, o, r, "published port", bench.Scale{}, func(c bench.Contender) bool { return !c.Routed })
 	defer all.finish(r)
-	all.each(ctx, r, "published port", func(c *course) error { return c.open(ctx) })
+	all.each(ctx, r, "published port", func(c *course) error { return c.lab.Open(ctx) })
 	for round := range o.rounds {
 		for _, protocol := range protocols {
 			all.each(ctx, r, "published port, "+protocol, func(c *course) error {

@@ -195,7 +195,7 @@ func send(t *testing.T, from *topo.NS, g *Generator, n int) {
 // TestSinksCount: all that is sent arrives, and is told apart.
 func TestSinksCount(t *testing.T) {
 	p := newPath(t)
-	if err := p.router.ReceiveOffload("toa", true); err != nil {
+	if err := p.router.SetGRO("toa", true); err != nil {
 		t.Fatal(err)
 	}
 	g := p.generator(t)
@@ -281,7 +281,7 @@ const xdpRedirect = 4 // enum xdp_action (linux/bpf.h)
 // TestFor: what is sent in a time is counted, and takes it.
 func TestFor(t *testing.T) {
 	p := newPath(t)
-	if err := p.router.ReceiveOffload("toa", true); err != nil {
+	if err := p.router.SetGRO("toa", true); err != nil {
 		t.Fatal(err)
 	}
 	sink, g := p.sink(t, p.router, "toa", Want{}, NewSink), p.generator(t)
