@@ -82,6 +82,7 @@ var reasonNames = [ReasonCount]string{
 	natNatReasonREASON_DROPPED_MALFORMED:        "dropped_malformed",
 	natNatReasonREASON_DROPPED_SPOOFED:          "dropped_spoofed",
 	natNatReasonREASON_DROPPED_FILTERED:         "dropped_filtered",
+	natNatReasonREASON_DROPPED_UNSOLICITED:      "dropped_unsolicited",
 	natNatReasonREASON_DROPPED_ISOLATED:         "dropped_isolated",
 	natNatReasonREASON_DROPPED_NO_ADDRESS:       "dropped_no_address",
 	natNatReasonREASON_DROPPED_PORT_EXHAUSTED:   "dropped_port_exhausted",
@@ -184,6 +185,12 @@ const (
 	SlotFragments      = uint32(natNatProgramPROGRAM_FRAGMENTS)
 )
 
+// Slots of xdp6 (enum nat_xdp_program).
+const (
+	SlotXDPInside  = uint32(natNatXdpProgramXDP_PROGRAM_INSIDE)
+	SlotXDPOutside = uint32(natNatXdpProgramXDP_PROGRAM_OUTSIDE)
+)
+
 // Answer is nat_control's return value (enum nat_answer).
 type Answer = natNatAnswer
 
@@ -235,6 +242,9 @@ const (
 	LinkPeer         = 1 << 0
 	LinkLayer3       = 1 << 1
 	LinkStack        = 1 << 2
+	LinkXDP          = 1 << 3
+	LinkUnsolicited  = 1 << 4
+	LinkXDPPeer      = 1 << 5
 	LabelLen         = 64
 	ZoneIsolated     = 1 << 0
 	ZoneMSSClamp     = 1 << 1
@@ -280,6 +290,8 @@ const (
 	ProgramOutsideIngress = natProgNatOutsideIngress
 	ProgramOutsideEgress  = natProgNatOutsideEgress
 	ProgramFragments      = natProgNatFragments
+	ProgramXDPInside      = natProgNatXdpInside
+	ProgramXDPOutside     = natProgNatXdpOutside
 	ProgramControl        = natProgNatControl
 
 	ConstFIBSkipNeigh   = natVarFibSkipNeigh

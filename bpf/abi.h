@@ -60,6 +60,13 @@ enum nat_program {
 	PROGRAM_COUNT,
 };
 
+/* The same of what is called at XDP hooks. */
+enum nat_xdp_program {
+	XDP_PROGRAM_INSIDE,
+	XDP_PROGRAM_OUTSIDE,
+	XDP_PROGRAM_COUNT,
+};
+
 /* Indices of per-protocol tables. */
 enum nat_l4 {
 	NAT_L4_UDP,
@@ -117,6 +124,7 @@ enum nat_reason {
 	REASON_DROPPED_MALFORMED,
 	REASON_DROPPED_SPOOFED, /* source not of the network, or another's */
 	REASON_DROPPED_FILTERED, /* RFC 4787 section 5 */
+	REASON_DROPPED_UNSOLICITED, /* to a port of the NAT's that nobody has */
 	REASON_DROPPED_ISOLATED, /* hairpin to another network's binding */
 	REASON_DROPPED_NO_ADDRESS, /* the outside has none for this host now */
 	REASON_DROPPED_PORT_EXHAUSTED,
@@ -208,14 +216,18 @@ enum nat_link_kind {
 #define LINK_PEER (1 << 0) /* bpf_redirect_peer may be used */
 #define LINK_LAYER3 (1 << 1) /* packets have no Ethernet header */
 #define LINK_STACK (1 << 2) /* packets go the kernel's way: path stack */
+#define LINK_XDP (1 << 3) /* XDP translates here, and may send by it */
+#define LINK_DROP_UNSOLICITED (1 << 4) /* of an outside */
+#define LINK_XDP_PEER (1 << 5) /* a port whose peer takes XDP's frames */
 
 struct nat_link {
 	__u32 ifindex;
 	__u16 owner; /* zone or realm */
 	__u8 kind; /* enum nat_link_kind */
 	__u8 flags;
-	__u8 mac[6]; /* of the gateway: what is routed comes to it */
-	__u8 pad[2];
+	__u8 mac[6]; /* of the gateway, or outside: what is routed comes to it */
+	__u8 epoch; /* of next hops: session_half.hop_epoch; 0: none is good */
+	__u8 pad;
 };
 
 struct nat_prefix {
@@ -443,7 +455,9 @@ struct session_half {
 	__u8 seen; /* TCP flags so far */
 	__u8 peer_reset; /* the other half's side has sent a RST since */
 	__u8 closed; /* both sides have sent FIN: no packet refreshes */
-	__u8 pad[HALF_PAD];
+	__u8 pad[HALF_PAD]; /* of IPv4 none */
+	__u8 hop_epoch; /* of the link that XDP sends by, when it wrote hop */
+	__u8 hop[6]; /* MAC of the next hop, for XDP; zeros: tc sends */
 };
 
 /* What the sweeper walks: an array beside the hash. */

@@ -10,7 +10,7 @@ typedef __be32 nat_addr;
 typedef __be16 nat_id; /* of a datagram: its fragments have it */
 
 /* What fills whole cache lines, and words. */
-#define HALF_PAD 7
+#define HALF_PAD 0
 #define BINDING_PAD 5
 
 #define session_key session_key4

@@ -13,7 +13,7 @@ typedef struct nat_addr6 nat_addr;
 typedef __be32 nat_id; /* of a datagram: its fragments have it */
 
 /* What fills whole cache lines, and words. */
-#define HALF_PAD 35
+#define HALF_PAD 28
 #define BINDING_PAD 1
 
 #define session_key session_key6

@@ -44,6 +44,15 @@ struct {
 	__type(value, __u32);
 } programs6 SEC(".maps");
 
+/* The same for XDP, whose programs no other type can call. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, XDP_PROGRAM_COUNT);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u32);
+} xdp6 SEC(".maps");
+
 /* What operators set. */
 MAP_ARRAY(config, struct nat_config, 1);
 MAP_ARRAY(zones, struct nat_zone, NAT_ZONES);
@@ -143,6 +152,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
+
+/* The same of packets that never came to tc; the daemon adds them up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASON_COUNT);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} xdp_counters SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

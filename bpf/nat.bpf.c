@@ -24,6 +24,7 @@ struct nat_abi {
 	enum nat_behavior behavior;
 	enum nat_l4 l4;
 	enum nat_program program;
+	enum nat_xdp_program xdp_program;
 	enum nat_command command;
 	enum nat_answer answer;
 	enum nat_pool_id pool;
@@ -410,6 +411,18 @@ SEC("tc")
 int nat_control(struct __sk_buff *skb)
 {
 	return control(skb);
+}
+
+SEC("xdp.frags")
+int nat_xdp_inside(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
+SEC("xdp.frags")
+int nat_xdp_outside(struct xdp_md *ctx)
+{
+	return XDP_PASS;
 }
 
 char __license[] SEC("license") = "Dual BSD/GPL";

@@ -190,7 +190,8 @@ type nat6NatLink struct {
 	Kind    uint8
 	Flags   uint8
 	Mac     [6]uint8
-	Pad     [2]uint8
+	Epoch   uint8
+	Pad     uint8
 }
 
 type nat6NatOrigin struct {
@@ -365,7 +366,9 @@ type nat6SessionHalf6 struct {
 	Seen        uint8
 	PeerReset   uint8
 	Closed      uint8
-	Pad         [35]uint8
+	Pad         [28]uint8
+	HopEpoch    uint8
+	Hop         [6]uint8
 }
 
 type nat6SessionKey6 struct {
@@ -470,6 +473,8 @@ const (
 	nat6MapSets6              = "sets6"
 	nat6MapSweeper6           = "sweeper6"
 	nat6MapWantScratch        = "want_scratch"
+	nat6MapXdp6               = "xdp6"
+	nat6MapXdpCounters        = "xdp_counters"
 	nat6MapZoneUsage          = "zone_usage"
 	nat6MapZones6             = "zones6"
 	nat6ProgNatControl        = "nat_control"
@@ -477,6 +482,8 @@ const (
 	nat6ProgNatInside         = "nat_inside"
 	nat6ProgNatOutsideEgress  = "nat_outside_egress"
 	nat6ProgNatOutsideIngress = "nat_outside_ingress"
+	nat6ProgNatXdpInside      = "nat_xdp_inside"
+	nat6ProgNatXdpOutside     = "nat_xdp_outside"
 	nat6VarClockIsVirtual     = "clock_is_virtual"
 	nat6VarFibSkipNeigh       = "fib_skip_neigh"
 	nat6VarHaveConntrack      = "have_conntrack"
@@ -531,6 +538,8 @@ type nat6ProgramSpecs struct {
 	NatInside         *ebpf.ProgramSpec `ebpf:"nat_inside"`
 	NatOutsideEgress  *ebpf.ProgramSpec `ebpf:"nat_outside_egress"`
 	NatOutsideIngress *ebpf.ProgramSpec `ebpf:"nat_outside_ingress"`
+	NatXdpInside      *ebpf.ProgramSpec `ebpf:"nat_xdp_inside"`
+	NatXdpOutside     *ebpf.ProgramSpec `ebpf:"nat_xdp_outside"`
 }
 
 // nat6MapSpecs contains maps before they are loaded into the kernel.
@@ -578,6 +587,8 @@ type nat6MapSpecs struct {
 	Sets6           *ebpf.MapSpec `ebpf:"sets6"`
 	Sweeper6        *ebpf.MapSpec `ebpf:"sweeper6"`
 	WantScratch     *ebpf.MapSpec `ebpf:"want_scratch"`
+	Xdp6            *ebpf.MapSpec `ebpf:"xdp6"`
+	XdpCounters     *ebpf.MapSpec `ebpf:"xdp_counters"`
 	ZoneUsage       *ebpf.MapSpec `ebpf:"zone_usage"`
 	Zones6          *ebpf.MapSpec `ebpf:"zones6"`
 }
@@ -654,6 +665,8 @@ type nat6Maps struct {
 	Sets6           *ebpf.Map `ebpf:"sets6"`
 	Sweeper6        *ebpf.Map `ebpf:"sweeper6"`
 	WantScratch     *ebpf.Map `ebpf:"want_scratch"`
+	Xdp6            *ebpf.Map `ebpf:"xdp6"`
+	XdpCounters     *ebpf.Map `ebpf:"xdp_counters"`
 	ZoneUsage       *ebpf.Map `ebpf:"zone_usage"`
 	Zones6          *ebpf.Map `ebpf:"zones6"`
 }
@@ -701,6 +714,8 @@ func (m *nat6Maps) Close() error {
 		m.Sets6,
 		m.Sweeper6,
 		m.WantScratch,
+		m.Xdp6,
+		m.XdpCounters,
 		m.ZoneUsage,
 		m.Zones6,
 	)
@@ -726,6 +741,8 @@ type nat6Programs struct {
 	NatInside         *ebpf.Program `ebpf:"nat_inside"`
 	NatOutsideEgress  *ebpf.Program `ebpf:"nat_outside_egress"`
 	NatOutsideIngress *ebpf.Program `ebpf:"nat_outside_ingress"`
+	NatXdpInside      *ebpf.Program `ebpf:"nat_xdp_inside"`
+	NatXdpOutside     *ebpf.Program `ebpf:"nat_xdp_outside"`
 }
 
 func (p *nat6Programs) Close() error {
@@ -735,6 +752,8 @@ func (p *nat6Programs) Close() error {
 		p.NatInside,
 		p.NatOutsideEgress,
 		p.NatOutsideIngress,
+		p.NatXdpInside,
+		p.NatXdpOutside,
 	)
 }
 

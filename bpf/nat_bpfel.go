@@ -277,7 +277,8 @@ type natNatLink struct {
 	Kind    uint8
 	Flags   uint8
 	Mac     [6]uint8
-	Pad     [2]uint8
+	Epoch   uint8
+	Pad     uint8
 }
 
 type natNatLinkKind uint32
@@ -386,33 +387,34 @@ const (
 	natNatReasonREASON_DROPPED_MALFORMED        natNatReason = 27
 	natNatReasonREASON_DROPPED_SPOOFED          natNatReason = 28
 	natNatReasonREASON_DROPPED_FILTERED         natNatReason = 29
-	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 30
-	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 31
-	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 32
-	natNatReasonREASON_DROPPED_PROTOCOL         natNatReason = 33
-	natNatReasonREASON_DROPPED_REMOTE_TAKEN     natNatReason = 34
-	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 35
-	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 36
-	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 37
-	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 38
-	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 39
-	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 40
-	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 41
-	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 42
-	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 43
-	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 44
-	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 45
-	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 46
-	natNatReasonREASON_DROPPED_UNMAPPED         natNatReason = 47
-	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 48
-	natNatReasonREASON_DROPPED_TTL              natNatReason = 49
-	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 50
-	natNatReasonREASON_DROPPED_NO_ROUTE         natNatReason = 51
-	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 52
-	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 53
-	natNatReasonREASON_DROPPED_RACE             natNatReason = 54
-	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 55
-	natNatReasonREASON_COUNT                    natNatReason = 56
+	natNatReasonREASON_DROPPED_UNSOLICITED      natNatReason = 30
+	natNatReasonREASON_DROPPED_ISOLATED         natNatReason = 31
+	natNatReasonREASON_DROPPED_NO_ADDRESS       natNatReason = 32
+	natNatReasonREASON_DROPPED_PORT_EXHAUSTED   natNatReason = 33
+	natNatReasonREASON_DROPPED_PROTOCOL         natNatReason = 34
+	natNatReasonREASON_DROPPED_REMOTE_TAKEN     natNatReason = 35
+	natNatReasonREASON_DROPPED_BINDINGS_FULL    natNatReason = 36
+	natNatReasonREASON_DROPPED_SESSIONS_FULL    natNatReason = 37
+	natNatReasonREASON_DROPPED_QUOTA            natNatReason = 38
+	natNatReasonREASON_DROPPED_HOST_PORTS       natNatReason = 39
+	natNatReasonREASON_DROPPED_HOST_SESSIONS    natNatReason = 40
+	natNatReasonREASON_DROPPED_NETWORK_PORTS    natNatReason = 41
+	natNatReasonREASON_DROPPED_NETWORK_SESSIONS natNatReason = 42
+	natNatReasonREASON_DROPPED_TCP_NO_SESSION   natNatReason = 43
+	natNatReasonREASON_DROPPED_FRAGMENT         natNatReason = 44
+	natNatReasonREASON_DROPPED_ICMP_TYPE        natNatReason = 45
+	natNatReasonREASON_DROPPED_ICMP_CHECKSUM    natNatReason = 46
+	natNatReasonREASON_DROPPED_ICMP_NO_SESSION  natNatReason = 47
+	natNatReasonREASON_DROPPED_UNMAPPED         natNatReason = 48
+	natNatReasonREASON_DROPPED_ROUTE_MOVED      natNatReason = 49
+	natNatReasonREASON_DROPPED_TTL              natNatReason = 50
+	natNatReasonREASON_DROPPED_TOO_BIG          natNatReason = 51
+	natNatReasonREASON_DROPPED_NO_ROUTE         natNatReason = 52
+	natNatReasonREASON_DROPPED_UNCUT            natNatReason = 53
+	natNatReasonREASON_DROPPED_CONFLICT         natNatReason = 54
+	natNatReasonREASON_DROPPED_RACE             natNatReason = 55
+	natNatReasonREASON_DROPPED_REWRITE          natNatReason = 56
+	natNatReasonREASON_COUNT                    natNatReason = 57
 )
 
 type natNatRequest4 struct {
@@ -477,6 +479,14 @@ type natNatUsage struct {
 	_    structs.HostLayout
 	Word uint64
 }
+
+type natNatXdpProgram uint32
+
+const (
+	natNatXdpProgramXDP_PROGRAM_INSIDE  natNatXdpProgram = 0
+	natNatXdpProgramXDP_PROGRAM_OUTSIDE natNatXdpProgram = 1
+	natNatXdpProgramXDP_PROGRAM_COUNT   natNatXdpProgram = 2
+)
 
 type natNatZone4 struct {
 	_         structs.HostLayout
@@ -569,7 +579,9 @@ type natSessionHalf4 struct {
 	Seen        uint8
 	PeerReset   uint8
 	Closed      uint8
-	Pad         [7]uint8
+	Pad         [0]uint8
+	HopEpoch    uint8
+	Hop         [6]uint8
 }
 
 type natSessionKey4 struct {
@@ -683,6 +695,8 @@ const (
 	natMapSets4              = "sets4"
 	natMapSweeper            = "sweeper"
 	natMapWantScratch        = "want_scratch"
+	natMapXdp6               = "xdp6"
+	natMapXdpCounters        = "xdp_counters"
 	natMapZoneUsage          = "zone_usage"
 	natMapZones4             = "zones4"
 	natProgNatControl        = "nat_control"
@@ -690,6 +704,8 @@ const (
 	natProgNatInside         = "nat_inside"
 	natProgNatOutsideEgress  = "nat_outside_egress"
 	natProgNatOutsideIngress = "nat_outside_ingress"
+	natProgNatXdpInside      = "nat_xdp_inside"
+	natProgNatXdpOutside     = "nat_xdp_outside"
 	natVarClockIsVirtual     = "clock_is_virtual"
 	natVarFibSkipNeigh       = "fib_skip_neigh"
 	natVarHaveConntrack      = "have_conntrack"
@@ -744,6 +760,8 @@ type natProgramSpecs struct {
 	NatInside         *ebpf.ProgramSpec `ebpf:"nat_inside"`
 	NatOutsideEgress  *ebpf.ProgramSpec `ebpf:"nat_outside_egress"`
 	NatOutsideIngress *ebpf.ProgramSpec `ebpf:"nat_outside_ingress"`
+	NatXdpInside      *ebpf.ProgramSpec `ebpf:"nat_xdp_inside"`
+	NatXdpOutside     *ebpf.ProgramSpec `ebpf:"nat_xdp_outside"`
 }
 
 // natMapSpecs contains maps before they are loaded into the kernel.
@@ -791,6 +809,8 @@ type natMapSpecs struct {
 	Sets4           *ebpf.MapSpec `ebpf:"sets4"`
 	Sweeper         *ebpf.MapSpec `ebpf:"sweeper"`
 	WantScratch     *ebpf.MapSpec `ebpf:"want_scratch"`
+	Xdp6            *ebpf.MapSpec `ebpf:"xdp6"`
+	XdpCounters     *ebpf.MapSpec `ebpf:"xdp_counters"`
 	ZoneUsage       *ebpf.MapSpec `ebpf:"zone_usage"`
 	Zones4          *ebpf.MapSpec `ebpf:"zones4"`
 }
@@ -867,6 +887,8 @@ type natMaps struct {
 	Sets4           *ebpf.Map `ebpf:"sets4"`
 	Sweeper         *ebpf.Map `ebpf:"sweeper"`
 	WantScratch     *ebpf.Map `ebpf:"want_scratch"`
+	Xdp6            *ebpf.Map `ebpf:"xdp6"`
+	XdpCounters     *ebpf.Map `ebpf:"xdp_counters"`
 	ZoneUsage       *ebpf.Map `ebpf:"zone_usage"`
 	Zones4          *ebpf.Map `ebpf:"zones4"`
 }
@@ -914,6 +936,8 @@ func (m *natMaps) Close() error {
 		m.Sets4,
 		m.Sweeper,
 		m.WantScratch,
+		m.Xdp6,
+		m.XdpCounters,
 		m.ZoneUsage,
 		m.Zones4,
 	)
@@ -939,6 +963,8 @@ type natPrograms struct {
 	NatInside         *ebpf.Program `ebpf:"nat_inside"`
 	NatOutsideEgress  *ebpf.Program `ebpf:"nat_outside_egress"`
 	NatOutsideIngress *ebpf.Program `ebpf:"nat_outside_ingress"`
+	NatXdpInside      *ebpf.Program `ebpf:"nat_xdp_inside"`
+	NatXdpOutside     *ebpf.Program `ebpf:"nat_xdp_outside"`
 }
 
 func (p *natPrograms) Close() error {
@@ -948,6 +974,8 @@ func (p *natPrograms) Close() error {
 		p.NatInside,
 		p.NatOutsideEgress,
 		p.NatOutsideIngress,
+		p.NatXdpInside,
+		p.NatXdpOutside,
 	)
 }
 

@@ -21,8 +21,8 @@ func (d *Dataplane) pins6() string { return filepath.Join(d.pins, "ipv6") }
 // shared are the maps that there is one of for all families.
 func (d *Dataplane) shared() map[string]*ebpf.Map {
 	o := &d.objs
-	return map[string]*ebpf.Map{"config": o.Config, "links": o.Links, "links_overflow": o.LinksOverflow, "programs6": o.Programs6,
-		"zone_usage": o.ZoneUsage, "counters": o.Counters, "events": o.Events, "events_lost": o.EventsLost}
+	return map[string]*ebpf.Map{"config": o.Config, "links": o.Links, "links_overflow": o.LinksOverflow, "programs6": o.Programs6, "xdp6": o.Xdp6,
+		"zone_usage": o.ZoneUsage, "counters": o.Counters, "xdp_counters": o.XdpCounters, "events": o.Events, "events_lost": o.EventsLost}
 }
 
 // adoptIPv6 loads IPv6's programs where an earlier daemon has left maps of it.
@@ -131,6 +131,11 @@ func (d *Dataplane) callIPv6() error {
 		bpf.SlotOutsideEgress: d.objs6.NatOutsideEgress, bpf.SlotFragments: d.objs6.NatFragments,
 	} {
 		if err := d.objs.Programs6.Put(slot, program); err != nil {
+			return fmt.Errorf("call %s: %w", program, err)
+		}
+	}
+	for slot, program := range map[uint32]*ebpf.Program{bpf.SlotXDPInside: d.objs6.NatXdpInside, bpf.SlotXDPOutside: d.objs6.NatXdpOutside} {
+		if err := d.objs.Xdp6.Put(slot, program); err != nil {
 			return fmt.Errorf("call %s: %w", program, err)
 		}
 	}

@@ -94,6 +94,7 @@ type Counter struct {
 	Name    string // as "translated_outbound"
 	Verdict string // translated, diverted (and seen once more), passed or dropped
 	Packets uint64
+	XDP     uint64 // of Packets: those that never came to tc
 }
 
 // Counters are all reasons in the order of enum nat_reason, those without packets too.
@@ -102,19 +103,34 @@ func (d *Dataplane) Counters() ([]Counter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("count the CPUs: %w", err)
 	}
-	keys, values := make([]uint32, bpf.ReasonCount), make([]uint64, cpus*int(bpf.ReasonCount))
-	if _, err := d.objs.Counters.BatchLookup(new(ebpf.MapBatchCursor), keys, values, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("read counters: %w", err)
+	tc, err := reasonCounts(d.objs.Counters, cpus)
+	if err != nil {
+		return nil, err
+	}
+	xdp, err := reasonCounts(d.objs.XdpCounters, cpus)
+	if err != nil {
+		return nil, err
 	}
 	out := make([]Counter, 0, bpf.ReasonCount)
 	for r := bpf.Reason(1); r < bpf.ReasonCount; r++ {
-		c := Counter{Name: bpf.ReasonName(r), Verdict: verdictOf(r)}
-		for _, n := range values[int(r)*cpus:][:cpus] {
-			c.Packets += n
-		}
-		out = append(out, c)
+		out = append(out, Counter{Name: bpf.ReasonName(r), Verdict: verdictOf(r), Packets: tc[r] + xdp[r], XDP: xdp[r]})
 	}
 	return out, nil
+}
+
+// reasonCounts are a map's counters, of all CPUs together.
+func reasonCounts(m *ebpf.Map, cpus int) ([bpf.ReasonCount]uint64, error) {
+	var sums [bpf.ReasonCount]uint64
+	keys, values := make([]uint32, bpf.ReasonCount), make([]uint64, cpus*int(bpf.ReasonCount))
+	if _, err := m.BatchLookup(new(ebpf.MapBatchCursor), keys, values, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return sums, fmt.Errorf("read counters: %w", err)
+	}
+	for r := range sums {
+		for _, n := range values[r*cpus:][:cpus] {
+			sums[r] += n
+		}
+	}
+	return sums, nil
 }
 
 func verdictOf(r bpf.Reason) string {
