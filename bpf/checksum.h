@@ -36,6 +36,21 @@ static __always_inline __u16 csum_of_sum(__u64 sum)
 	return csum_fold((sum & 0xffff) + (sum >> 16));
 }
 
+/*
+ * What another address, or port, changes: numbers to add up, by csum_of_sum, with the
+ * complement of the checksum. Cheaper than bpf_csum_diff where a call counts.
+ */
+static __always_inline __u64 csum_addr_change(nat_addr old, nat_addr new)
+{
+	return sizeof(old) / sizeof(__u32) * 0xffffffffULL - addr_sum(old) +
+	       addr_sum(new);
+}
+
+static __always_inline __u32 csum_word_change(__u16 old, __u16 new)
+{
+	return (__u16)~old + new;
+}
+
 /* What changes a checksum that covers both addresses. */
 static __always_inline __u32 csum_addr_diff(nat_addr old_s, nat_addr old_d,
 					    nat_addr new_s, nat_addr new_d)

@@ -23,9 +23,8 @@ static __always_inline bool packet_is_atomic(const struct packet *p)
 
 #ifdef NAT_IPV6
 /* Of IPv6, fragments alone have one, of 32 bits, and random (RFC 7739): it stays. */
-static __always_inline nat_id identification(struct __sk_buff *skb,
-					     nat_addr saddr, nat_addr daddr,
-					     __u8 proto)
+static __always_inline nat_id identification(nat_addr saddr, nat_addr daddr,
+					     __u8 proto, __u32 segments)
 {
 	return 0;
 }
@@ -41,11 +40,10 @@ static __always_inline __u32 *identification_at(__u32 index)
 }
 
 /* A new ID, never 0; a GSO packet's segments count on from it. */
-NAT_GLOBAL __u16 identification(struct __sk_buff *skb, nat_addr saddr,
-				nat_addr daddr, __u8 proto)
+NAT_GLOBAL __u16 identification(nat_addr saddr, nat_addr daddr, __u8 proto,
+				__u32 segments)
 {
 	__u32 *secret = identification_at(IDENTIFICATION_SECRET);
-	__u32 segments = skb->gso_segs ? skb->gso_segs : 1;
 	__u32 *counter, hash, first;
 
 	if (!secret)

@@ -66,6 +66,32 @@ static __always_inline int ip_parse(struct __sk_buff *skb,
 	return 0;
 }
 
+/* The same straight on a frame, of XDP: without options, and no fragment. */
+static __always_inline bool ip_parse_plain(struct hdr_cursor *cursor, void *end,
+					   struct packet *p)
+{
+	struct iphdr *ip = cursor->pos;
+	__u32 total;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 ||
+	    ip->ihl * 4 != sizeof(*ip) ||
+	    ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return false;
+	total = bpf_ntohs(ip->tot_len);
+	if (cursor->pos + total > end)
+		return false;
+	cursor->pos = ip + 1;
+	p->total = total;
+	p->segment = total;
+	p->saddr = ip->saddr;
+	p->daddr = ip->daddr;
+	p->id = ip->id;
+	p->proto = ip->protocol;
+	p->ttl = ip->ttl;
+	p->flags = ip->frag_off & bpf_htons(IP_DF) ? PACKET_DF : 0;
+	return true;
+}
+
 /* A header that is not the packet's own, at the offset l3. */
 static __always_inline int ip_load(struct __sk_buff *skb, __u32 l3, __u32 end,
 				   struct ip_header *h)
@@ -166,6 +192,26 @@ static __always_inline int ip_rewrite(struct __sk_buff *skb,
 				&tail, sizeof(tail), 0) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return 0;
+}
+
+/* The same straight on a frame. addr_change: of csum_addr_change. */
+static __always_inline void ip_rewrite_plain(struct iphdr *ip,
+					     const struct rewrite *to,
+					     __u64 addr_change)
+{
+	__u8 ttl = ip->ttl - to->decrement_ttl;
+	__u64 sum = (__u16)~ip->check + addr_change;
+
+	sum += csum_word_change(ip_word(ip->ttl, ip->protocol),
+				ip_word(ttl, ip->protocol));
+	if (to->id) {
+		sum += csum_word_change(ip->id, to->id);
+		ip->id = to->id;
+	}
+	ip->ttl = ttl;
+	ip->saddr = to->saddr;
+	ip->daddr = to->daddr;
+	ip->check = csum_of_sum(sum);
 }
 
 static __always_inline int ip_set_ttl(struct __sk_buff *skb,

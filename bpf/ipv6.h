@@ -162,6 +162,29 @@ static __always_inline int ip_parse(struct __sk_buff *skb,
 					   0;
 }
 
+/* The same straight on a frame, of XDP: without extensions. */
+static __always_inline bool ip_parse_plain(struct hdr_cursor *cursor, void *end,
+					   struct packet *p)
+{
+	struct ipv6hdr *ip = cursor->pos;
+	__u32 payload;
+
+	if ((void *)(ip + 1) > end || ip->version != 6)
+		return false;
+	cursor->pos = ip + 1;
+	payload = bpf_ntohs(ip->payload_len);
+	if (cursor->pos + payload > end || payload > 0xffff - sizeof(*ip))
+		return false;
+	p->total = payload + sizeof(*ip);
+	p->segment = p->total;
+	__builtin_memcpy(&p->saddr, &ip->saddr, sizeof(p->saddr));
+	__builtin_memcpy(&p->daddr, &ip->daddr, sizeof(p->daddr));
+	p->proto = ip->nexthdr;
+	p->ttl = ip->hop_limit;
+	p->flags = PACKET_DF;
+	return true;
+}
+
 /* A header that is not the packet's own, at the offset l3. */
 static __always_inline int ip_load(struct __sk_buff *skb, __u32 l3, __u32 end,
 				   struct ip_header *h)
@@ -246,6 +269,16 @@ static __always_inline int ip_rewrite(struct __sk_buff *skb,
 				sizeof(tail.daddr.word[3]), 0) < 0)
 		return -REASON_DROPPED_REWRITE;
 	return 0;
+}
+
+/* The same straight on a frame; no checksum in the header takes up the change. */
+static __always_inline void ip_rewrite_plain(struct ipv6hdr *ip,
+					     const struct rewrite *to,
+					     __u64 addr_change)
+{
+	ip->hop_limit -= to->decrement_ttl;
+	__builtin_memcpy(&ip->saddr, &to->saddr, sizeof(to->saddr));
+	__builtin_memcpy(&ip->daddr, &to->daddr, sizeof(to->daddr));
 }
 
 static __always_inline int ip_set_ttl(struct __sk_buff *skb,

@@ -13,6 +13,7 @@
 #include "nptv6.h"
 #include "outbound.h"
 #include "reached.h"
+#include "xdp.h"
 
 /* Types that only Go reads by name: so that the object's BTF has them. */
 struct nat_abi {
@@ -274,6 +275,7 @@ int nat_outside_ingress(struct __sk_buff *skb)
 	n.tick = clock_tick();
 	n.zone = NAT_ZONE_OUTSIDE;
 	n.stack = link->flags & LINK_STACK;
+	n.drop_unsolicited = link->flags & LINK_DROP_UNSOLICITED;
 	rc = packet_parse(skb, link_l3(link), &n.p);
 	/* What is odd may be the host's: it judges. */
 	if (rc <= -REASON_DROPPED_MALFORMED)
@@ -290,6 +292,9 @@ int nat_outside_ingress(struct __sk_buff *skb)
 	}
 	if (rc == -REASON_PASSED_UNBOUND || rc == -REASON_PASSED_PROTOCOL)
 		rc = reached_inbound(&n, rc);
+	if (rc == -REASON_PASSED_UNBOUND && n.drop_unsolicited &&
+	    packet_is_unsolicited(skb, &n.p))
+		rc = -REASON_DROPPED_UNSOLICITED;
 	if (first) /* its later ones go the same way */
 		rc = fragment_settle(&n, rc);
 	return verdict(&n, rc);
@@ -416,13 +421,13 @@ int nat_control(struct __sk_buff *skb)
 SEC("xdp.frags")
 int nat_xdp_inside(struct xdp_md *ctx)
 {
-	return XDP_PASS;
+	return xdp_inside(ctx);
 }
 
 SEC("xdp.frags")
 int nat_xdp_outside(struct xdp_md *ctx)
 {
-	return XDP_PASS;
+	return xdp_outside(ctx);
 }
 
 char __license[] SEC("license") = "Dual BSD/GPL";

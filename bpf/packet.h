@@ -109,6 +109,7 @@ static __always_inline void packet_segment(struct __sk_buff *skb,
 
 /* The flags' byte (RFC 9293 section 3.1). */
 #define TCP_FLAGS 13
+#define TCP_FIN (1 << 0)
 #define TCP_SYN (1 << 1)
 #define TCP_RST (1 << 2)
 #define TCP_ACK (1 << 4)

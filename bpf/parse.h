@@ -5,8 +5,8 @@
 
 #include "ip.h"
 
-static __always_inline int parse_udp(struct __sk_buff *skb,
-				     struct hdr_cursor *cursor, void *end,
+/* The length of its header, or -REASON. */
+static __always_inline int parse_udp(struct hdr_cursor *cursor, void *end,
 				     struct packet *p)
 {
 	struct udphdr *udp = cursor->pos;
@@ -17,8 +17,7 @@ static __always_inline int parse_udp(struct __sk_buff *skb,
 		return -REASON_DROPPED_MALFORMED;
 	p->sport = udp->source;
 	p->dport = udp->dest;
-	packet_segment(skb, p, sizeof(*udp));
-	return 0;
+	return sizeof(*udp);
 }
 
 /* SEEN_*, four bits for each of what RST, SYN and FIN can be together. */
@@ -26,8 +25,8 @@ static __always_inline int parse_udp(struct __sk_buff *skb,
 	(SEEN_OTHER | SEEN_FIN << 4 | SEEN_SYN << 8 | SEEN_SYN << 12 | \
 	 SEEN_RST << 16 | SEEN_RST << 20 | SEEN_RST << 24 | SEEN_RST << 28)
 
-static __always_inline int parse_tcp(struct __sk_buff *skb,
-				     struct hdr_cursor *cursor, void *end,
+/* The same. */
+static __always_inline int parse_tcp(struct hdr_cursor *cursor, void *end,
 				     struct packet *p)
 {
 	struct tcphdr *tcp = cursor->pos;
@@ -42,8 +41,7 @@ static __always_inline int parse_tcp(struct __sk_buff *skb,
 	p->dport = tcp->dest;
 	p->tcp = ((__u8 *)tcp)[TCP_FLAGS];
 	p->seen = (__u32)SEEN_OF_FLAGS >> (p->tcp & 7) * 4 & 0xf;
-	packet_segment(skb, p, tcp->doff * 4);
-	return 0;
+	return tcp->doff * 4;
 }
 
 static __always_inline int parse_icmp(struct hdr_cursor *cursor, void *end,
@@ -99,15 +97,25 @@ NAT_GLOBAL int parse_portless(struct __sk_buff *skb, struct packet *p)
 		       0;
 }
 
+/* header: the length of the transport's, or -REASON. */
+static __always_inline int parse_segment(struct __sk_buff *skb,
+					 struct packet *p, int header)
+{
+	if (header < 0)
+		return header;
+	packet_segment(skb, p, header);
+	return 0;
+}
+
 static __always_inline int parse_transport(struct __sk_buff *skb,
 					   struct hdr_cursor *cursor, void *end,
 					   struct packet *p)
 {
 	switch (p->proto) {
 	case IPPROTO_UDP:
-		return parse_udp(skb, cursor, end, p);
+		return parse_segment(skb, p, parse_udp(cursor, end, p));
 	case IPPROTO_TCP:
-		return parse_tcp(skb, cursor, end, p);
+		return parse_segment(skb, p, parse_tcp(cursor, end, p));
 	case PROTO_ICMP:
 		return parse_icmp(cursor, end, p);
 	}

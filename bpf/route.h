@@ -35,6 +35,7 @@ struct nat {
 	__u8 stack; /* the interface's packets go the kernel's way */
 	__u8 stack_egress; /* at egress of an interface whose path is the stack */
 	__u8 from_port; /* at a bridge port: the sender's own */
+	__u8 drop_unsolicited; /* LINK_DROP_UNSOLICITED of the interface */
 };
 
 /*

@@ -296,27 +296,38 @@ NAT_GLOBAL int session_tcp_change(const struct session_key *key,
 }
 
 /*
- * What a packet of the session leaves behind in its half; most write nothing.
  * The first RST starts the time that the session is held from then on (RFC 7857
  * section 2.3); those that follow it do not refresh (section 7.1), and neither
  * does what follows both sides' FIN (RFC 6146 section 3.5.2.2).
  */
-static __always_inline void session_touch(const struct nat *n,
-					  const struct session_key *key,
-					  struct session_half *half)
+static __always_inline void session_refresh(const struct nat *n,
+					    struct session_half *half)
 {
-	__u8 seen;
-
 	if (half->last_seen != n->tick && !half->closed &&
 	    !(n->p.seen & half->seen & SEEN_RST)) {
 		half->last_seen = n->tick;
 		if (half->flags & HALF_PRIMARY && n->p.proto == IPPROTO_UDP)
 			binding_touch(half->binding, n->tick);
 	}
-	if (n->p.proto != IPPROTO_TCP || !n->p.seen)
-		return;
-	seen = tcp_seen_next(half->seen, n->p.seen);
-	if (seen != half->seen || half->peer_reset)
+}
+
+/* Whether a segment is news to its half: session_tcp_change. */
+static __always_inline bool session_tcp_changes(const struct session_half *half,
+						const struct packet *p)
+{
+	if (p->proto != IPPROTO_TCP || !p->seen)
+		return false;
+	return tcp_seen_next(half->seen, p->seen) != half->seen ||
+	       half->peer_reset;
+}
+
+/* What a packet of the session leaves behind in its half; most write nothing. */
+static __always_inline void session_touch(const struct nat *n,
+					  const struct session_key *key,
+					  struct session_half *half)
+{
+	session_refresh(n, half);
+	if (session_tcp_changes(half, &n->p))
 		session_tcp_change(key, half, &n->p);
 }
 
@@ -370,6 +381,7 @@ NAT_GLOBAL int session_route(struct __sk_buff *skb, const struct packet *p,
 	half->next_hop = r.next_hop;
 	half->mtu = r.mtu;
 	half->resolved = clock_tick();
+	half->hop_epoch = 0; /* XDP is to ask for the neighbour */
 	if (r.unknown_hop)
 		half->resolved -= ROUTE_TICKS + 1;
 	return 0;
@@ -574,8 +586,11 @@ static __always_inline int session_limits(struct nat *n,
 static __always_inline void session_identify(struct nat *n, nat_addr saddr,
 					     nat_addr daddr)
 {
+	__u32 segments = n->skb->gso_segs;
+
 	if (!addr_equal(saddr, n->p.saddr))
-		n->id = identification(n->skb, saddr, daddr, n->p.proto);
+		n->id = identification(saddr, daddr, n->p.proto,
+				       segments ? segments : 1);
 }
 
 /* The MTU of the way outside, as far as it is known at a packet of either way. */
@@ -662,6 +677,7 @@ NAT_GLOBAL int session_port_changed(const struct session_key *key,
 	other = session_find(&reverse);
 	if (!other)
 		return 0;
+	other->hop_epoch = 0; /* another host's interface, by all appearances */
 	/* One byte turns it: packets on other CPUs read this half meanwhile. */
 	if (port_is_owners(key, port)) {
 		__sync_lock_test_and_set(&other->ifindex, port); /* a barrier */
