@@ -109,8 +109,11 @@ static __always_inline void hop_write(struct session_half *half,
 static __always_inline bool hop_is_to_be_used(const struct session_half *half,
 					      __u32 tick, __u8 epoch)
 {
+	__u32 mixed = (tick + half->slot) *
+		      0x9e3779b1U; /* 2^32 / golden ratio */
+
 	return half->hop_epoch == epoch && half->target != TARGET_PORT &&
-	       (tick / ROUTE_TICKS + half->slot) % HOP_PROBE == 0;
+	       (mixed >> 16) % HOP_PROBE == 0;
 }
 
 /* Finds a half's hop, as of the epoch. 0: it is there; else tc sends. */

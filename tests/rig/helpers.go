@@ -23,6 +23,11 @@ import (
 // From sends a packet of a container through another hook than p1's: "p2", "q1" or a bridge device.
 func (r *Rig) From(dev string, s packets.Spec) result {
 	r.T.Helper()
+	return r.Send(r.DP.Objects().NatInside, dev, r.Frame(r.fromHost(dev, s)), nil)
+}
+
+// fromHost is FromContainer of one by another hook than p1's.
+func (r *Rig) fromHost(dev string, s packets.Spec) packets.Spec {
 	if s.DstMAC == nil && (dev == "q1" || dev == "br1") {
 		s.DstMAC = Bridge2
 	}
@@ -30,7 +35,7 @@ func (r *Rig) From(dev string, s packets.Spec) result {
 	if dev == "p2" {
 		s.SrcMAC = C2MAC
 	}
-	return r.Send(r.DP.Objects().NatInside, dev, r.Frame(s), nil)
+	return s
 }
 
 // Out and in send a packet that must be translated there and back, and nothing else changed but the TTL.
