@@ -76,6 +76,7 @@ type Config struct {
 	Local     []netip.Addr   // the host's addresses
 	Elsewhere []netip.Prefix // routes that do not lead outside, beside the networks'
 	Stack     bool           // between the inside and the outside the host routes and filters (path stack)
+	Drop      bool           // what comes to a port of the range that nobody has (unsolicited: drop)
 
 	PortLow, PortHigh  uint16 // for internal ports from 1024 up
 	SessionsPerBinding int

@@ -310,6 +310,15 @@ func (n *NAT) FromOutside(p Packet) Result {
 	return r
 }
 
+// unbound is what becomes of a packet to an endpoint that nobody has; of the host's sockets the model knows none.
+func (n *NAT) unbound(p Packet) Reason {
+	c, port := n.config, p.Dst.Port()
+	if c.Drop && p.Protocol != ICMP && c.isExternal(p.Dst.Addr()) && port >= c.PortLow && port <= c.PortHigh {
+		return DroppedUnsolicited
+	}
+	return PassedUnbound
+}
+
 func (n *NAT) outsideKnown(p Packet) Result {
 	if d, ok := n.lookup(Outside, p.Protocol, p.flow()); ok {
 		return n.translate(d, p)
@@ -322,7 +331,7 @@ func (n *NAT) outsideKnown(p Packet) Result {
 	case b == nil && n.claimAt(p.Protocol, p.Dst) != nil:
 		return Result{Reason: PassedHost}
 	case b == nil:
-		return Result{Reason: PassedUnbound}
+		return Result{Reason: n.unbound(p)}
 	case n.isMartian(p.Src.Addr(), b):
 		return Result{Reason: DroppedSpoofed}
 	case p.Protocol == ICMP || !n.admits(b, p.Src.Addr()):

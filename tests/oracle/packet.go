@@ -120,6 +120,7 @@ const (
 
 	DroppedSpoofed       Reason = "dropped_spoofed"
 	DroppedFiltered      Reason = "dropped_filtered"
+	DroppedUnsolicited   Reason = "dropped_unsolicited"
 	DroppedIsolated      Reason = "dropped_isolated"
 	DroppedNoAddress     Reason = "dropped_no_address"
 	DroppedPortExhausted Reason = "dropped_port_exhausted"
@@ -146,7 +147,7 @@ const (
 var Reasons = []Reason{
 	TranslatedOutbound, TranslatedInbound, TranslatedHairpin, TranslatedICMPError, TranslatedHost, TranslatedStack,
 	PassedNoLink, PassedLocal, PassedNotOutside, PassedUnbound, PassedHost, PassedTTL, PassedStack, PassedExcluded, PassedDestination,
-	DroppedSpoofed, DroppedFiltered, DroppedIsolated, DroppedNoAddress, DroppedPortExhausted, DroppedRemoteTaken, DroppedBindingsFull,
+	DroppedSpoofed, DroppedFiltered, DroppedUnsolicited, DroppedIsolated, DroppedNoAddress, DroppedPortExhausted, DroppedRemoteTaken, DroppedBindingsFull,
 	DroppedSessionsFull, DroppedHostPorts, DroppedHostSessions, DroppedNetworkPorts, DroppedNetworkSessions, DroppedQuota, DroppedTCPNoSession, DroppedICMPType, DroppedICMPChecksum, DroppedICMPNoSession,
 	DroppedFragment, DroppedTTL, DroppedConflict,
 }

@@ -73,11 +73,13 @@ func (d *duel) run(t *trip) {
 	t.ctx.Ifindex = uint32(d.rig.Ports[t.dev])
 	in := t.frame(t.packet)
 	after := rig.SKB{}
-	opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256), Context: t.ctx, ContextOut: &after}
-	var err error
-	t.verdict, err = t.program.Run(&opts)
-	d.must("run program", err)
-	t.out = opts.DataOut
+	if !d.runXDP(t, in) {
+		opts := ebpf.RunOptions{Data: in, DataOut: make([]byte, len(in)+256), Context: t.ctx, ContextOut: &after}
+		var err error
+		t.verdict, err = t.program.Run(&opts)
+		d.must("run program", err)
+		t.out = opts.DataOut
+	}
 	d.compareReason(t)
 	d.reached[t.want.Reason]++
 	d.choose(t)
@@ -97,6 +99,34 @@ func (d *duel) run(t *trip) {
 	if inside := t.want.Inside.AsSlice(); inside != nil && after.Mark != binary.NativeEndian.Uint32(inside[len(inside)-4:]) {
 		d.Fatalf("%s: %v: mark %x, want that of %s", t.dev, t.packet, after.Mark, t.want.Inside)
 	}
+}
+
+// runXDP runs the program in front of tc's, if there is one; false: it hands the frame on, and as it was.
+func (d *duel) runXDP(t *trip, in []byte) bool {
+	d.Helper()
+	o := d.rig.DP.Objects()
+	program := map[*ebpf.Program]*ebpf.Program{o.NatInside: o.NatXdpInside, o.NatOutsideIngress: o.NatXdpOutside}[t.program]
+	if d.xdp == nil || program == nil {
+		return false
+	}
+	verdict, out, err := d.rig.RunXDP(program, t.dev, in)
+	d.must("run XDP program", err)
+	switch verdict {
+	case rig.XDPPass:
+		if !bytes.Equal(in, out) {
+			d.Fatalf("%s: %v: XDP hands on what it has changed to\n%s", t.dev, t.packet, packets.Dump(out))
+		}
+		return false
+	case rig.XDPDrop:
+		t.verdict, t.out = rig.Shot, out
+	case rig.XDPRedirect:
+		t.verdict, t.out = rig.Redirect, d.rig.AtTC(in, out)
+	default:
+		d.Fatalf("%s: %v: XDP's verdict is %d", t.dev, t.packet, verdict)
+	}
+	d.Logf("by XDP")
+	d.byXDP++
+	return true
 }
 
 // wanted is the translated frame. Of IPv6, one that goes in by the kernel has the inside address but for what the mark has of it.
@@ -140,11 +170,13 @@ func (t *trip) wantsNext() uint32 {
 func (d *duel) compareReason(t *trip) {
 	d.Helper()
 	want := string(t.want.Reason)
-	var perCPU []uint64
-	d.must("read counter", d.rig.DP.Objects().Counters.Lookup(reasons[want], &perCPU))
 	var count uint64
-	for _, n := range perCPU {
-		count += n
+	for _, counters := range []*ebpf.Map{d.rig.DP.Objects().Counters, d.rig.DP.Objects().XdpCounters} {
+		var perCPU []uint64
+		d.must("read counter", counters.Lookup(reasons[want], &perCPU))
+		for _, n := range perCPU {
+			count += n
+		}
 	}
 	if d.packets[want]++; count != d.packets[want] {
 		d.packets[want]--

@@ -5,6 +5,7 @@ package prog
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"testing"
 
@@ -40,6 +41,24 @@ func testOracle(t *testing.T, fam family.Family) {
 		if w.reached[reason] == 0 && n >= sequencesInCI {
 			t.Errorf("no packet of %d sequences has got to %s: the steps do not try what they are to", n, reason)
 		}
+	}
+}
+
+// TestOracleXDP is TestOracle with XDP on each link: each packet comes to it first, and to tc if XDP hands it on. What comes of it
+// is the same.
+func TestOracleXDP(t *testing.T) { family.Each(t, testOracleXDP) }
+
+func testOracleXDP(t *testing.T, fam family.Family) {
+	w := newWorld(t, fam)
+	w.xdp = maps.Clone(rig.Gateway)
+	maps.Copy(w.xdp, rig.Containers)
+	w.rig.TakeXDP(w.xdp)
+	n := numberOfSequences(fam) / 2
+	setFlag(t, "rapid.checks", fmt.Sprint(n))
+	w.play(t, func(*oracle.Config) {})
+	t.Logf("%d packets of %d sequences by XDP alone", w.byXDP, n)
+	if w.byXDP < n/4 {
+		t.Errorf("%d packets of %d sequences went by XDP: the steps do not try what they are to", w.byXDP, n)
 	}
 }
 

@@ -29,6 +29,7 @@ type setup struct {
 	external  []netip.Addr // may be empty
 	second    bool         // whether the second network is there
 	stack     bool         // the path
+	drop      bool         // what is unsolicited
 	refusal   dataplane.Refusal
 	limits    dataplane.Limits
 	exclude   string // a prefix that the first network's packets reach untranslated; "": none
@@ -39,6 +40,8 @@ type setup struct {
 type world struct {
 	places
 	rig     *rig.Rig
+	xdp     map[string]uint8 // flags of the links
+	byXDP   int              // packets that never came to tc
 	setup   setup
 	owners  map[netip.Addr]dataplane.Owner // of the first network
 	reached map[oracle.Reason]int          // how many packets
@@ -86,6 +89,7 @@ func (w *world) drawSetup(t *rapid.T) setup {
 	}
 	s.settings.SessionsPerBinding = pick(t, "sessions per binding", []uint32{3, 1000})
 	s.stack = rapid.IntRange(0, 3).Draw(t, "path") == 3
+	s.drop = rapid.IntRange(0, 3).Draw(t, "unsolicited") == 3
 	s.limits = drawLimits(t)
 	if rapid.IntRange(0, 3).Draw(t, "excludes") == 3 {
 		s.exclude = pick(t, "exclude", exclusions)
@@ -110,7 +114,7 @@ func drawLimits(t *rapid.T) dataplane.Limits {
 func (w *world) oracle() oracle.Config {
 	s := w.setup.settings
 	c := oracle.Config{
-		Networks: map[oracle.Place]oracle.Network{}, External: w.setup.external, Stack: w.setup.stack,
+		Networks: map[oracle.Place]oracle.Network{}, External: w.setup.external, Stack: w.setup.stack, Drop: w.setup.drop,
 		Local:   []netip.Addr{w.gateways[0], w.gateways[1], w.externals[0]},
 		PortLow: s.PortLow, PortHigh: s.PortHigh, SessionsPerBinding: int(s.SessionsPerBinding), Sessions: oracleSessions, Bindings: oracleBindings,
 		UDPTimeout: s.UDPTimeout, TCPEstablishedTimeout: s.TCPEstablishedTimeout, TCPPartialOpenTimeout: s.TCPPartialOpenTimeout,
@@ -175,7 +179,7 @@ func (w *world) configure(s setup) error {
 		err = errors.Join(err, w.rig.DP.PutOutside(dataplane.Outside{Name: "eth0", IfIndex: w.rig.Ports["eth0"], Addresses: s.external}))
 	}
 	w.setup = s
-	return errors.Join(err, w.takePath())
+	return errors.Join(err, w.putFlags())
 }
 
 func (w *world) network(n dataplane.Network, s setup) dataplane.Network {
@@ -217,28 +221,21 @@ func (w *world) attachSecond(s setup) error {
 	})
 }
 
-// takePath puts the links' flag straight into their table: to attach them once more would cost a hundred times as much.
-func (w *world) takePath() error {
-	links := w.rig.DP.Objects().Links
+// putFlags puts the links' flags straight into their table: to attach them once more would cost a hundred times as much.
+func (w *world) putFlags() error {
+	err := w.rig.XDPLinks(w.xdp)
 	for _, name := range []string{"br0", "p1", "p2", "br1", "q1", "eth0"} {
-		var l bpf.Link
-		index := uint32(w.rig.Ports[name])
-		if err := links.Lookup(index, &l); err != nil {
-			return fmt.Errorf("read link %s: %w", name, err)
-		}
-		flags := l.Flags &^ bpf.LinkStack
-		if w.setup.stack {
-			flags |= bpf.LinkStack
-		}
-		if l.Ifindex != index || l.Flags == flags {
-			continue
-		}
-		l.Flags = flags
-		if err := links.Put(index, l); err != nil {
-			return fmt.Errorf("write link %s: %w", name, err)
-		}
+		err = errors.Join(err, w.rig.ChangeLink(name, func(l *bpf.Link) {
+			l.Flags &^= bpf.LinkStack | bpf.LinkUnsolicited
+			if w.setup.stack {
+				l.Flags |= bpf.LinkStack
+			}
+			if w.setup.drop && name == "eth0" {
+				l.Flags |= bpf.LinkUnsolicited
+			}
+		}))
 	}
-	return nil
+	return err
 }
 
 // restore undoes what configure does not: nobody owns an address.
@@ -299,7 +296,7 @@ func (w *world) nothingLeft() error {
 // change is a change of the configuration, or of the host.
 func (d *duel) change() {
 	s := d.setup
-	switch pick(d.T, "what changes", []string{"mapping", "filtering", "isolated", "timeouts", "ports", "sessions per binding", "limits", "address", "network", "equal networks", "exclude", "path"}) {
+	switch pick(d.T, "what changes", []string{"mapping", "filtering", "isolated", "timeouts", "ports", "sessions per binding", "limits", "address", "network", "equal networks", "exclude", "path", "unsolicited"}) {
 	case "mapping":
 		s.mapping = drawBehaviors(d.T, "mapping", behaviors)
 	case "filtering":
@@ -328,6 +325,8 @@ func (d *duel) change() {
 		s.exclude = pick(d.T, "exclude", exclusions)
 	case "path":
 		s.stack = !s.stack
+	case "unsolicited":
+		s.drop = !s.drop
 	}
 	before := d.setup.external
 	d.Logf("change: %+v", s)
