@@ -4,6 +4,7 @@ package fuzz
 
 import (
 	"bytes"
+	"maps"
 	"testing"
 	"time"
 
@@ -24,6 +25,10 @@ const shortest, longest = rig.L4, 2000
 // newRig has a port forward, beside what open makes anew each time.
 func newRig(f *testing.F, fam family.Family) *rig.Rig {
 	r := rig.New(f, rig.In(fam))
+	links := maps.Clone(rig.Gateway)
+	maps.Copy(links, rig.Containers)
+	links["eth0"] |= bpf.LinkUnsolicited
+	r.TakeXDP(links)
 	r.Forward("br0", dataplane.TCP, rig.External+":8080", rig.C1+":80")
 	return r
 }
@@ -45,6 +50,8 @@ func open(r *rig.Rig, t *testing.T) {
 	r.Wait(3 * time.Hour) // longer than any timeout
 	r.Wait(time.Hour)     // and than ports are held
 	r.OpenAll()
+	r.Outside(TCP(rig.Peer1+":80", rig.External+":2000", "SA", ""))
+	r.Inside(TCP(rig.C1+":2000", rig.Peer1+":80", "A", ""))
 	r.From("p2", UDP(rig.C2+":3000", rig.Peer2+":53", "x"))
 	r.From("q1", TCP(rig.Other+":4000", rig.Peer2+":80", "S", ""))
 	r.Forget()
@@ -67,6 +74,7 @@ var insideDevs = []string{"p1", "p2", "br0", "q1", "br1"}
 func FuzzInside(f *testing.F) {
 	for i, s := range []Spec{
 		UDP(rig.C1+":2000", rig.Peer1+":53", "x"), TCP(rig.C1+":2001", rig.Peer1+":80", "S", ""), Ping(rig.C1+":7", rig.Peer1),
+		TCP(rig.C1+":2000", rig.Peer1+":80", "A", "data"),
 		UDP(rig.C1+":2000", rig.External+":3000", "x"), TCP(rig.C2+":9", rig.External+":8080", "S", ""), UDP(rig.C1+":2000", rig.External+":2000", "x"),
 		ICMPError(rig.C1, rig.Peer1, 3, 3, UDP(rig.Peer1+":53", rig.C1+":2000", "payload"), 0),
 		ICMPError(rig.C1, rig.Peer1, 11, 0, Pong(rig.Peer1, rig.C1+":2000").With(withOptions), 0).With(withOptions),
@@ -82,7 +90,7 @@ func FuzzInside(f *testing.F) {
 	f.Fuzz(func(t *testing.T, frame []byte, dev uint8) {
 		r := rigs(frame)
 		open(r, t)
-		judge(r, rig.Hook{Name: "Inside", Program: r.DP.Objects().NatInside, Dev: insideDevs[int(dev)%len(insideDevs)]}, frame)
+		judge(r, rig.Hook{Name: "Inside", Program: r.DP.Objects().NatInside, XDP: r.DP.Objects().NatXdpInside, Dev: insideDevs[int(dev)%len(insideDevs)]}, frame)
 	})
 }
 
@@ -92,6 +100,7 @@ func withOptions(s *Spec) { s.Options = []byte{7, 7, 4, 0, 0, 0, 0, 0} } // reco
 func FuzzOutside(f *testing.F) {
 	for _, s := range []Spec{
 		UDP(rig.Peer1+":53", rig.External+":2000", "x"), UDP(rig.Peer1+":9", rig.External+":2000", "x"), TCP(rig.Peer1+":80", rig.External+":2000", "SA", ""),
+		TCP(rig.Peer1+":80", rig.External+":2000", "A", "data"), TCP(rig.Peer1+":80", rig.External+":7777", "S", ""), UDP(rig.Peer1+":80", rig.External+":7777", "x"),
 		TCP(rig.Peer2+":9", rig.External+":8080", "S", ""), Pong(rig.Peer1, rig.External+":2000"), Ping(rig.Peer1+":1", rig.External),
 		ICMPError(rig.Peer2, rig.External, 3, 4, UDP(rig.External+":2000", rig.Peer1+":53", "payload"), 28),
 		ICMPError(rig.Peer2, rig.External, 12, 0, TCP(rig.External+":2000", rig.Peer1+":80", "A", "x").With(withOptions), 0),
@@ -106,7 +115,7 @@ func FuzzOutside(f *testing.F) {
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		r := rigs(frame)
 		open(r, t)
-		judge(r, rig.Hook{Name: "Outside", Program: r.DP.Objects().NatOutsideIngress, Dev: "eth0"}, frame)
+		judge(r, rig.Hook{Name: "Outside", Program: r.DP.Objects().NatOutsideIngress, XDP: r.DP.Objects().NatXdpOutside, Dev: "eth0"}, frame)
 	})
 }
 

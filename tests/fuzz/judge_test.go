@@ -21,6 +21,12 @@ func judge(r *rig.Rig, h rig.Hook, frame []byte) {
 	if len(frame) < shortest || len(frame) > longest {
 		return
 	}
+	if h.XDP != nil {
+		if problem := r.JudgeXDP(h, frame); problem != "" {
+			r.T.Errorf("XDP %s: %s", h.Name, problem)
+			return
+		}
+	}
 	reason, out, problem := r.Judged(h, frame)
 	if problem != "" {
 		r.T.Errorf("%s: %s", h.Name, problem)

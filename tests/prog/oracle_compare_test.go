@@ -125,7 +125,7 @@ func (d *duel) runXDP(t *trip, in []byte) bool {
 		d.Fatalf("%s: %v: XDP's verdict is %d", t.dev, t.packet, verdict)
 	}
 	d.Logf("by XDP")
-	d.byXDP++
+	d.byXDP[t.want.Reason]++
 	return true
 }
 

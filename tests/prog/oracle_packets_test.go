@@ -228,6 +228,30 @@ func (d *duel) answer() {
 	d.fromOutside(p)
 }
 
+// talk is what both ends of a session say once it is there.
+func (d *duel) talk() {
+	s, ok := d.someSession()
+	if !ok || s.Receiver != nil || s.Binding.Network == oracle.Host {
+		return
+	}
+	p := oracle.Packet{Protocol: s.Binding.Protocol, TTL: 64}
+	switch p.Kind = oracle.Datagram; p.Protocol {
+	case oracle.TCP:
+		p.Kind = oracle.Segment
+	case oracle.ICMP, oracle.GRE:
+		return
+	}
+	for _, inside := range rapid.SliceOfN(rapid.Bool(), 1, 6).Draw(d.T, "from inside") {
+		if inside {
+			p.Src, p.Dst = s.Binding.Internal, s.Remote
+			d.fromInside(d.hostOf(p.Src.Addr()), p)
+		} else {
+			p.Src, p.Dst = s.Remote, s.Binding.External
+			d.fromOutside(p)
+		}
+	}
+}
+
 // icmpError is an ICMP error about a packet of a session, or about one that was never sent. It comes from outside, from the
 // end that opened the session, from a hairpin's other one, or by the host's own way.
 func (d *duel) icmpError() {

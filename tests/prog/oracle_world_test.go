@@ -40,8 +40,8 @@ type setup struct {
 type world struct {
 	places
 	rig     *rig.Rig
-	xdp     map[string]uint8 // flags of the links
-	byXDP   int              // packets that never came to tc
+	xdp     map[string]uint8      // flags of the links
+	byXDP   map[oracle.Reason]int // packets that never came to tc
 	setup   setup
 	owners  map[netip.Addr]dataplane.Owner // of the first network
 	reached map[oracle.Reason]int          // how many packets

@@ -94,6 +94,27 @@ func (r *Rig) Judge(h Hook, frame []byte) (problem string) {
 	return problem
 }
 
+// JudgeXDP sends a frame to the XDP program in front of a hook, then to the hook, and says where they disagree: XDP hands a frame
+// on as it came, or makes of it what tc does.
+func (r *Rig) JudgeXDP(h Hook, frame []byte) (problem string) {
+	r.T.Helper()
+	byXDP := r.XDP(h.XDP, h.Dev, frame)
+	if byXDP.Verdict == XDPPass {
+		if byXDP.Reason != "" || !bytes.Equal(byXDP.out, frame) {
+			return "handed on, for " + byXDP.Reason + ", as\n" + packets.Dump(byXDP.out)
+		}
+		return ""
+	}
+	byTC := r.Send(h.Program, h.Dev, frame, h.Change)
+	verdict := map[uint32]uint32{XDPDrop: Shot, XDPRedirect: Redirect}[byXDP.Verdict]
+	out := r.AtTC(frame, byXDP.out)
+	if verdict != byTC.Verdict || byXDP.Reason != byTC.Reason || !bytes.Equal(out, Renumbered(frame, byTC.out, out)) {
+		return fmt.Sprintf("verdict %d of XDP for %s, %d of tc for %s\n%s\n%s", byXDP.Verdict, byXDP.Reason, byTC.Verdict, byTC.Reason,
+			packets.Dump(byXDP.out), packets.Dump(byTC.out))
+	}
+	return ""
+}
+
 // Judged is Judge with what came of the frame.
 func (r *Rig) Judged(h Hook, frame []byte) (reason string, out []byte, problem string) {
 	r.T.Helper()

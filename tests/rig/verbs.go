@@ -99,6 +99,7 @@ func rawPortOf(endpoint string) uint16 {
 type Hook struct {
 	Name    string
 	Program *ebpf.Program
+	XDP     *ebpf.Program // in front of it; nil: none
 	Dev     string
 	Change  func(*SKB)
 }
@@ -106,8 +107,8 @@ type Hook struct {
 func (r *Rig) Hooks() []Hook {
 	o := r.DP.Objects()
 	forwarded := func(c *SKB) { c.IngressIfindex = uint32(r.Ports["br0"]) }
-	return []Hook{{"Inside", o.NatInside, "p1", nil}, {"Outside", o.NatOutsideIngress, "eth0", nil},
-		{"EgressForwarded", o.NatOutsideEgress, "eth0", forwarded}, {"EgressHost", o.NatOutsideEgress, "eth0", nil}}
+	return []Hook{{"Inside", o.NatInside, o.NatXdpInside, "p1", nil}, {"Outside", o.NatOutsideIngress, o.NatXdpOutside, "eth0", nil},
+		{"EgressForwarded", o.NatOutsideEgress, nil, "eth0", forwarded}, {"EgressHost", o.NatOutsideEgress, nil, "eth0", nil}}
 }
 
 // After gives a program that does something to the packet's metadata and goes on with another program:
