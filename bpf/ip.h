@@ -37,6 +37,15 @@ struct ip_fragment {
 	bool more;
 };
 
+/* A length to add to a packet's pointer: 6.1's verifier knows no bounds of a byte swap. */
+static __always_inline __u32 ip_length(__be16 field)
+{
+	__u32 length = bpf_ntohs(field);
+
+	barrier_var(length);
+	return length & 0xffff;
+}
+
 #ifdef NAT_IPV6
 #include "icmpv6.h"
 #include "ipv6.h"

@@ -77,7 +77,7 @@ static __always_inline bool ip_parse_plain(struct hdr_cursor *cursor, void *end,
 	    ip->ihl * 4 != sizeof(*ip) ||
 	    ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return false;
-	total = bpf_ntohs(ip->tot_len);
+	total = ip_length(ip->tot_len);
 	if (cursor->pos + total > end)
 		return false;
 	cursor->pos = ip + 1;

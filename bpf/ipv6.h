@@ -172,7 +172,7 @@ static __always_inline bool ip_parse_plain(struct hdr_cursor *cursor, void *end,
 	if ((void *)(ip + 1) > end || ip->version != 6)
 		return false;
 	cursor->pos = ip + 1;
-	payload = bpf_ntohs(ip->payload_len);
+	payload = ip_length(ip->payload_len);
 	if (cursor->pos + payload > end || payload > 0xffff - sizeof(*ip))
 		return false;
 	p->total = payload + sizeof(*ip);

@@ -16,13 +16,14 @@
 static __always_inline bool packet_is_for_nat(const struct packet *p)
 {
 	struct nat_config *cfg = config_get();
+	nat_addr external = p->daddr; /* a caller's memory is no key */
 	__u16 port = bpf_ntohs(p->dport);
 
 	if (p->flags & PACKET_LATER_FRAGMENT ||
 	    (p->proto != IPPROTO_UDP && p->proto != IPPROTO_TCP))
 		return false;
 	return cfg && port >= cfg->port_low && port <= cfg->port_high &&
-	       bpf_map_lookup_elem(&addresses, &p->daddr);
+	       bpf_map_lookup_elem(&addresses, &external);
 }
 
 /*

@@ -140,7 +140,7 @@ NAT_GLOBAL int hop_resolve(struct xdp_md *ctx, const struct packet *p,
 		return -REASON_PASSED_STACK;
 	}
 	used = hop_is_to_be_used(half, tick, epoch);
-	if (outside)
+	if (outside && fib.mtu_result > 1)
 		half->mtu = fib.mtu_result;
 	half->resolved = tick;
 	hop_write(half, fib.dmac, epoch);

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/conenat/conenat/bpf"
+	"github.com/conenat/conenat/control/conntrack"
 	"github.com/conenat/conenat/dataplane"
 	"github.com/conenat/conenat/tests/family"
 	. "github.com/conenat/conenat/tests/packets"
@@ -455,10 +456,15 @@ func testUnsolicited(t *testing.T, fam family.Family) {
 	r.Forward("br0", dataplane.UDP, rig.External+":3000", rig.C1+":3000")
 	r.Egress("", UDP(rig.External+":4000", rig.Peer1+":53", "the host's"))
 	r.HostListens(rig.External + ":5000")
+	connection := conntrack.Flow{Protocol: dataplane.UDP, Timeout: time.Minute,
+		Original: conntrack.Tuple{Src: r.Endpoint(rig.External + ":6000"), Dst: r.Endpoint(rig.Peer1 + ":9")},
+		Reply:    conntrack.Tuple{Src: r.Endpoint(rig.Peer1 + ":9"), Dst: r.Endpoint(rig.External + ":6000")}}
+	r.Must("make a conntrack entry", func() error { _, err := conntrack.Replace([]conntrack.Flow{connection}); return err })
 	r.Subtest("Dropped", func() {
 		for name, s := range map[string]Spec{
 			"Datagram": UDP(rig.Peer1+":9", rig.External+":7777", "x"), "SYN": TCP(rig.Peer1+":9", rig.External+":7777", "S", ""),
 			"Segment": TCP(rig.Peer1+":9", rig.External+":7777", "A", "x"), "Lowest": UDP(rig.Peer1+":9", rig.External+":2001", "x"),
+			"OfNoConnection":             UDP(rig.Peer2+":9", rig.External+":6000", "x"),
 			"Highest":                    UDP(rig.Peer1+":9", rig.External+":60000", "x"),
 			"ToWhatUDPHas":               TCP(rig.Peer1+":9", rig.External+":2000", "S", ""),
 			"FromWhatThePacketPathKnows": UDP(rig.Peer1+":53", rig.External+":2001", "x"),
@@ -480,6 +486,7 @@ func testUnsolicited(t *testing.T, fam family.Family) {
 			"TheHostsOwn":      {UDP(rig.Peer1+":53", rig.External+":4000", "x"), "passed_host"},
 			"ListensUDP":       {UDP(rig.Peer2+":9", rig.External+":5000", "x"), "passed_unbound"},
 			"ListensTCP":       {TCP(rig.Peer2+":9", rig.External+":5000", "S", ""), "passed_unbound"},
+			"OfAConnection":    {UDP(rig.Peer1+":9", rig.External+":6000", "x"), "passed_unbound"},
 			"BelowTheRange":    {UDP(rig.Peer1+":9", rig.External+":1999", "x"), "passed_unbound"},
 			"AboveTheRange":    {UDP(rig.Peer1+":9", rig.External+":60001", "x"), "passed_unbound"},
 			"ToAnotherAddress": {UDP(rig.Peer1+":9", "198.51.100.2:7777", "x"), "passed_unbound"},
