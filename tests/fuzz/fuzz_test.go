@@ -19,8 +19,18 @@ import (
 
 func TestMain(m *testing.M) { rig.Main(m) }
 
-// BPF_PROG_RUN takes no IPv4 frame without a whole header; what is longer than this no link of the rig takes.
+// BPF_PROG_RUN takes no frame of IPv4 or of IPv6 without a whole header; what is longer than this no link of the rig takes.
 const shortest, longest = rig.L4, 2000
+
+// canRun says whether BPF_PROG_RUN takes a frame.
+func canRun(frame []byte) bool {
+	whole := !isIPv6(frame) || len(frame) >= l3+40
+	return whole && len(frame) >= shortest && len(frame) <= longest
+}
+
+func isIPv6(frame []byte) bool {
+	return len(frame) > l3 && bytes.Equal(frame[l3-2:l3], []byte{0x86, 0xdd})
+}
 
 // newRig has a port forward, beside what open makes anew each time.
 func newRig(f *testing.F, fam family.Family) *rig.Rig {
@@ -37,7 +47,7 @@ func newRig(f *testing.F, fam family.Family) *rig.Rig {
 func newRigs(f *testing.F) func(frame []byte) *rig.Rig {
 	v4, v6 := newRig(f, family.V4), newRig(f, family.V6)
 	return func(frame []byte) *rig.Rig {
-		if len(frame) > l3 && bytes.Equal(frame[l3-2:l3], []byte{0x86, 0xdd}) {
+		if isIPv6(frame) {
 			return v6
 		}
 		return v4

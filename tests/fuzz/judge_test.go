@@ -18,7 +18,7 @@ const l3, l4 = rig.L3, rig.L4
 // judge sends a frame and holds what comes of it to what must hold of every packet.
 func judge(r *rig.Rig, h rig.Hook, frame []byte) {
 	r.T.Helper()
-	if len(frame) < shortest || len(frame) > longest {
+	if !canRun(frame) {
 		return
 	}
 	if h.XDP != nil {

@@ -52,9 +52,19 @@ func Renumbered(in, want, out []byte) []byte {
 		return want
 	}
 	want = bytes.Clone(want)
-	copy(want[L3+4:], id)
-	packets.FixIPChecksum(want[L3:])
+	setID(want[L3:], id)
 	return want
+}
+
+// setID changes an IPv4 header's ID; a checksum that is wrong stays as wrong as it was (RFC 1624).
+func setID(ip, id []byte) {
+	field := binary.BigEndian.Uint16
+	sum := uint32(^field(ip[10:])) + uint32(^field(ip[4:])) + uint32(field(id))
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	copy(ip[4:], id[:2])
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum))
 }
 
 // shape is where things lie in a packet of a family without options or extension headers, from its IP header on.
