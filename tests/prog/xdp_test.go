@@ -435,7 +435,8 @@ func TestXDPRefreshes(t *testing.T) {
 			eachXDP(t, func(r *rig.Rig, dev string) {
 				for range 3 {
 					r.Wait(299 * time.Second)
-					if way(r, dev) == rig.XDPPass && way(r, dev) == rig.XDPPass { // one may go by tc
+					first, second := way(r, dev), way(r, dev) // one may go by tc
+					if first == rig.XDPPass && second == rig.XDPPass {
 						r.T.Error("two packets by tc")
 					}
 				}
