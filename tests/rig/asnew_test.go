@@ -115,7 +115,7 @@ func (r *Rig) untouchable(name string) bool {
 			return v.ReadOnly()
 		}
 	}
-	return name == "Sweeper" || name == "Programs6" || name == "Events" && r.ring.AvailableBytes() > 0
+	return name == "Sweeper" || name == "Programs6" || name == "Xdp6" || name == "Events" && r.ring.AvailableBytes() > 0
 }
 
 func spoilMap(m *ebpf.Map) error {
