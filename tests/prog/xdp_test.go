@@ -146,17 +146,19 @@ func nextZero(r *rig.Rig, h rig.Hook, frame []byte, at int) uint16 {
 func TestXDPHandsOn(t *testing.T) {
 	eachXDP(t, func(r *rig.Rig, dev string) {
 		openTCP(r, dev)
+		r.Opened("udp", rig.C2+":4000")
+		r.From(dev, UDP(rig.C1+":2000", rig.External+":4000", "x")).Translated("translated_hairpin", UDP(rig.External+":2000", rig.C2+":4000", "x").Hop())
 		for name, s := range map[string]Spec{
 			"Of no session":         UDP(rig.C1+":2001", rig.Peer1+":53", "x"),
 			"To another remote":     UDP(rig.C1+":2000", rig.Peer2+":53", "x"),
-			"Of an excluded family": Ping(rig.C1+":7", rig.Peer1),
+			"Ping":                  Ping(rig.C1+":7", rig.Peer1),
 			"SYN":                   TCP(rig.TcpInside, rig.TcpRemote, "S", ""),
 			"FIN":                   TCP(rig.TcpInside, rig.TcpRemote, "FA", ""),
 			"RST":                   TCP(rig.TcpInside, rig.TcpRemote, "R", ""),
 			"TTL of 1":              query.With(func(s *Spec) { s.TTL = 1 }),
 			"Too big":               UDP(rig.C1+":2000", rig.Peer1+":53", sized(r.Family, 1501)),
 			"For another port":      query.With(func(s *Spec) { s.DstMAC = rig.C2MAC }),
-			"Hairpin":               UDP(rig.C1+":2000", rig.External+":2000", "x"),
+			"Hairpin":               UDP(rig.C1+":2000", rig.External+":4000", "x"),
 			"Protocol without port": Raw(rig.C1, rig.Peer1, 47, []byte("0123456789ab")),
 		} {
 			r.Subtest(strings.ReplaceAll(name, " ", ""), func() { r.XDPInside(dev, s).HandedOn() })
