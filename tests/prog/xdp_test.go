@@ -522,3 +522,15 @@ func testUnsolicited(t *testing.T, fam family.Family) {
 	})
 	r.Consistent()
 }
+
+// TestUnsolicitedToOwn: of an address that is one inside host's alone, any port is that host's.
+func TestUnsolicitedToOwn(t *testing.T) {
+	family.Each(t, func(t *testing.T, fam family.Family) {
+		r := newOwn(t, fam, dataplane.EndpointIndependent)
+		r.TakeXDP(map[string]uint8{"eth0": bpf.LinkUnsolicited})
+		s := UDP(rig.Peer2+":9", own+":7777", "x")
+		r.XDPOutside(s).HandedOn()
+		r.In(s, UDP(rig.Peer2+":9", rig.C1+":7777", "x"))
+		r.XDPOutside(UDP(rig.Peer2+":9", rig.External+":7777", "x")).Dropped("unsolicited")
+	})
+}
