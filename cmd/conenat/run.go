@@ -52,6 +52,8 @@ func runCommand(e env) *cobra.Command {
 	f.String("mapping", "endpoint-independent", "mapping behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
 	f.String("filtering", "address-dependent", "filtering behaviour: endpoint-independent, address-dependent or address-and-port-dependent")
 	f.String("path", "auto", "packets' path: direct, which the host's FORWARD rules do not see; stack, which they do; auto is direct unless that bypasses somebody's rules")
+	f.String("xdp", "auto", "native XDP: gateway, to translate between network cards, too; auto, to drop what is unsolicited where that is asked for; off")
+	f.String("unsolicited", "pass", "what comes from outside for a port of the NAT's that nobody has: pass, to the host; drop")
 	f.String("ports", "1024-65535", "external ports, `LOW-HIGH`")
 	f.String("socket", config.DefaultSocket, "unix socket of the API")
 	f.String("state-dir", config.DefaultStateDir, "`DIR` on a bpffs where the dataplane is pinned")
@@ -102,6 +104,7 @@ func layer(f *pflag.FlagSet, flags runFlags) (l config.Layer) {
 		return config.Flag(name, text)
 	}
 	l.Path, l.Ports = given("path"), given("ports")
+	l.XDP.Mode, l.Unsolicited = given("xdp"), given("unsolicited")
 	l.Socket, l.StateDir = given("socket"), given("state-dir")
 	l.Mapping.All, l.Filtering.All = given("mapping"), given("filtering")
 	if flags.docker {

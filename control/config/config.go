@@ -31,18 +31,21 @@ type Config struct {
 	Path      Path
 	Mapping   [3]dataplane.Behavior // indices as in dataplane.Network
 	Filtering [3]dataplane.Behavior // the same
-	Refusal   dataplane.Refusal     // to an inside host whose packet gets no mapping or session
-	MSSClamp  bool
-	Settings  dataplane.Settings
-	Capacity  dataplane.Capacity // zero where nothing is said: the dataplane's default
-	Limits    dataplane.Limits   // of each network that has none of its own
-	BlockSize uint32             // the same
-	Exclude   []netip.Prefix     // destinations that are not translated (RFC 6888 REQ-6), of each network that has none of its own
-	Networks  map[string]Network // by interface, or by Docker's name
-	Forwards  []dataplane.Forward
-	Socket    string
-	StateDir  string
-	Warnings  []string // what is allowed but against an RFC's MUST
+	XDP       XDP
+	// DropUnsolicited: what comes from outside for a port of Settings that nobody has is dropped, and not the host's to refuse.
+	DropUnsolicited bool
+	Refusal         dataplane.Refusal // to an inside host whose packet gets no mapping or session
+	MSSClamp        bool
+	Settings        dataplane.Settings
+	Capacity        dataplane.Capacity // zero where nothing is said: the dataplane's default
+	Limits          dataplane.Limits   // of each network that has none of its own
+	BlockSize       uint32             // the same
+	Exclude         []netip.Prefix     // destinations that are not translated (RFC 6888 REQ-6), of each network that has none of its own
+	Networks        map[string]Network // by interface, or by Docker's name
+	Forwards        []dataplane.Forward
+	Socket          string
+	StateDir        string
+	Warnings        []string // what is allowed but against an RFC's MUST
 }
 
 // Network is what one network has of its own.
@@ -75,6 +78,7 @@ func Build(l Layer) (Config, error) {
 		External: b.external(l.External),
 		Docker:   b.boolean(l.Docker),
 		Path:     b.pathChoice(l.Path),
+		XDP:      b.xdp(l.XDP),
 		Settings: dataplane.DefaultSettings(),
 		Capacity: dataplane.Capacity{
 			Sessions: b.number(l.Capacity.Sessions, 0, 64, 1<<24),
@@ -87,6 +91,7 @@ func Build(l Layer) (Config, error) {
 	c.Mapping = b.behaviors(l.Mapping, dataplane.EndpointIndependent)
 	c.Filtering = b.behaviors(l.Filtering, dataplane.AddressDependent)
 	b.warnings = append(b.warnings, MappingWarnings(l.Mapping.origin(), c.Mapping)...)
+	c.DropUnsolicited = b.unsolicited(l.Unsolicited)
 	c.Refusal = b.refusal(l.Refusal)
 	c.MSSClamp = b.mss(l.MSS)
 	b.settings(&c.Settings, l)

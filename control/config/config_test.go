@@ -40,6 +40,8 @@ outside: [eth0]
 external: 198.51.100.1
 mapping: {icmp: endpoint-independent}
 path: direct
+xdp: {mode: gateway, containers: true, veth: true}
+unsolicited: drop
 filtering: {udp: endpoint-independent, tcp: address-and-port-dependent}
 refusal: admin-prohibited
 mss: clamp
@@ -66,8 +68,9 @@ state_dir: /sys/fs/bpf/x/
 	}
 	want := Config{
 		Inside: []string{"docker0", "br-a"}, Outside: []string{"eth0"},
-		External:  []Range{{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.1")}},
-		Path:      PathDirect,
+		External: []Range{{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.1")}},
+		Path:     PathDirect,
+		XDP:      XDP{Mode: XDPGateway, Containers: true, Veth: true}, DropUnsolicited: true,
 		Filtering: [3]dataplane.Behavior{dataplane.EndpointIndependent, dataplane.AddressAndPortDependent, dataplane.AddressDependent},
 		Refusal:   dataplane.RefuseAdminProhibited,
 		MSSClamp:  true,
@@ -96,7 +99,7 @@ func TestBuildDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	ad := dataplane.AddressDependent
-	want := Config{Inside: []string{"br0"}, Path: PathAuto, Filtering: [3]dataplane.Behavior{ad, ad, ad}, Settings: dataplane.DefaultSettings(),
+	want := Config{Inside: []string{"br0"}, Path: PathAuto, XDP: XDP{Mode: XDPAuto}, Filtering: [3]dataplane.Behavior{ad, ad, ad}, Settings: dataplane.DefaultSettings(),
 		Limits:  dataplane.Limits{HostPorts: 16384, HostSessions: 65536},
 		Refusal: dataplane.RefuseHostUnreachable, Socket: "/run/conenat/conenat.sock", StateDir: "/sys/fs/bpf/conenat"}
 	if diff := cmp.Diff(want, got, compareIP); diff != "" {
@@ -175,6 +178,32 @@ func TestFlagsOverrideTheFile(t *testing.T) {
 	}
 }
 
+// TestXDP: one word, keys, or a flag before them; off is off.
+func TestXDP(t *testing.T) {
+	for name, tt := range map[string]struct {
+		file  string
+		flags Layer
+		want  XDP
+	}{
+		"default":              {"", Layer{}, XDP{Mode: XDPAuto}},
+		"one":                  {"xdp: gateway", Layer{}, XDP{Mode: XDPGateway}},
+		"off":                  {"xdp: off", Layer{}, XDP{Mode: XDPOff}},
+		"keys":                 {"xdp: {mode: gateway, containers: true}", Layer{}, XDP{Mode: XDPGateway, Containers: true}},
+		"flag_before_the_file": {"xdp: {mode: gateway, containers: true}", Layer{XDP: XDPValues{Mode: Flag("xdp", "off")}}, XDP{Mode: XDPOff, Containers: true}},
+		"flag_with_the_file":   {"xdp: {containers: true}", Layer{XDP: XDPValues{Mode: Flag("xdp", "gateway")}}, XDP{Mode: XDPGateway, Containers: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := build(t, "inside: [br0]\n"+tt.file, tt.flags)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got.XDP); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	const in = "inside: [br0]\n"
 	tests := []struct {
@@ -215,6 +244,13 @@ func TestRefusals(t *testing.T) {
 		{"mapping", in + "mapping: symmetric", Layer{}, `c.yaml:2:10: unknown behaviour "symmetric"`},
 		{"unknown_mapping_protocol", in + "mapping: {sctp: address-dependent}", Layer{}, `c.yaml:2:11: unknown field "sctp"`},
 		{"path_unknown", in, Layer{Path: Flag("path", "sideways")}, "--path: path \"sideways\": want auto, direct or stack"},
+		{"xdp", in + "xdp: generic", Layer{}, `c.yaml:2:6: xdp "generic": want auto, off or gateway`},
+		{"xdp_flag", in, Layer{XDP: XDPValues{Mode: Flag("xdp", "native")}}, `--xdp: xdp "native": want auto, off or gateway`},
+		{"xdp_mode", in + "xdp: {mode: on}", Layer{}, `c.yaml:2:13: xdp "on": want auto, off or gateway`},
+		{"xdp_key", in + "xdp: {container: true}", Layer{}, `c.yaml:2:7: unknown field "container"`},
+		{"xdp_boolean", in + "xdp: {veth: maybe}", Layer{}, `c.yaml:2:13: "maybe": want true or false`},
+		{"xdp_containers_alone", in + "xdp: {containers: true}", Layer{}, "c.yaml:2:19: containers are reached by XDP with mode gateway beside it alone"},
+		{"unsolicited", in + "unsolicited: reject", Layer{}, `c.yaml:2:14: unsolicited "reject": want pass or drop`},
 		{"docker_odd", in, Layer{Docker: Value{Text: "maybe", Origin: "c.yaml:1:9"}}, "c.yaml:1:9: \"maybe\": want true or false"},
 		{"ports_low", in + "ports: 80-2000", Layer{}, "c.yaml:2:8: ports \"80-2000\": want LOW-HIGH"},
 		{"ports_swapped", in, Layer{Ports: Flag("ports", "3000-2000")}, "--ports: "},

@@ -45,6 +45,9 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 				t.Errorf("docs/configuration.md has no row for %s of %s", key, of.Name())
 			default:
 				rows[key] = rows[key][1:]
+				if kind == reflect.TypeFor[XDPValues]() { // a value, or keys
+					walk(kind)
+				}
 			}
 		}
 	}
@@ -64,7 +67,7 @@ func TestDocumentedDefaults(t *testing.T) {
 	}
 	s, rows := c.Settings, documented(t)
 	for key, want := range map[string]any{
-		"mapping": c.Mapping[0], "filtering": c.Filtering[0], "path": c.Path, "ports": fmt.Sprintf("%d-%d", s.PortLow, s.PortHigh),
+		"mapping": c.Mapping[0], "filtering": c.Filtering[0], "path": c.Path, "veth": c.XDP.Veth, "containers": c.XDP.Containers, "unsolicited": map[bool]string{true: "drop", false: "pass"}[c.DropUnsolicited], "ports": fmt.Sprintf("%d-%d", s.PortLow, s.PortHigh),
 		"block_size": c.BlockSize, "refusal": c.Refusal, "mss": map[bool]string{true: "clamp", false: "keep"}[c.MSSClamp],
 		"socket": c.Socket, "state_dir": c.StateDir, "ports_per_host": c.Limits.HostPorts, "ports_per_network": c.Limits.NetworkPorts,
 		"sessions_per_network": c.Limits.NetworkSessions, "udp": s.UDPTimeout, "tcp_established": s.TCPEstablishedTimeout,

@@ -47,25 +47,27 @@ func (e *ValueError) Unwrap() error { return e.Err }
 
 // Layer is what one source (the file, the command line) says, unchecked.
 type Layer struct {
-	Inside    []Value         `yaml:"inside"`
-	Outside   []Value         `yaml:"outside"`
-	External  List            `yaml:"external"`
-	Docker    Value           `yaml:"docker"`
-	Mapping   Behaviors       `yaml:"mapping"`
-	Filtering Behaviors       `yaml:"filtering"`
-	Refusal   Value           `yaml:"refusal"`
-	MSS       Value           `yaml:"mss"`
-	Path      Value           `yaml:"path"`
-	Ports     Value           `yaml:"ports"`
-	Timeouts  Timeouts        `yaml:"timeouts"`
-	Capacity  Capacity        `yaml:"capacity"`
-	Limits    Limits          `yaml:"limits"`
-	BlockSize Value           `yaml:"block_size"`
-	Exclude   []Value         `yaml:"exclude"`
-	Networks  []NetworkValues `yaml:"networks"`
-	Forwards  []Forward       `yaml:"forwards"`
-	Socket    Value           `yaml:"socket"`
-	StateDir  Value           `yaml:"state_dir"`
+	Inside      []Value         `yaml:"inside"`
+	Outside     []Value         `yaml:"outside"`
+	External    List            `yaml:"external"`
+	Docker      Value           `yaml:"docker"`
+	Mapping     Behaviors       `yaml:"mapping"`
+	Filtering   Behaviors       `yaml:"filtering"`
+	Refusal     Value           `yaml:"refusal"`
+	MSS         Value           `yaml:"mss"`
+	Path        Value           `yaml:"path"`
+	XDP         XDPValues       `yaml:"xdp"`
+	Unsolicited Value           `yaml:"unsolicited"`
+	Ports       Value           `yaml:"ports"`
+	Timeouts    Timeouts        `yaml:"timeouts"`
+	Capacity    Capacity        `yaml:"capacity"`
+	Limits      Limits          `yaml:"limits"`
+	BlockSize   Value           `yaml:"block_size"`
+	Exclude     []Value         `yaml:"exclude"`
+	Networks    []NetworkValues `yaml:"networks"`
+	Forwards    []Forward       `yaml:"forwards"`
+	Socket      Value           `yaml:"socket"`
+	StateDir    Value           `yaml:"state_dir"`
 }
 
 // Behaviors are one mapping or filtering behaviour for all protocols, or one for each.
@@ -258,12 +260,13 @@ func Merge(base, over Layer) Layer {
 
 // values are the single values, in one order for every Layer, without mapping and filtering, which are all or nothing.
 func (l *Layer) values() []*Value {
-	t, c, m := &l.Timeouts, &l.Capacity, &l.Limits
+	t, c, m, x := &l.Timeouts, &l.Capacity, &l.Limits, &l.XDP
 	return []*Value{
 		&l.Docker, &l.Refusal, &l.MSS, &l.Path, &l.Ports, &l.Socket, &l.StateDir,
 		&t.UDP, &t.TCPEstablished, &t.TCPPartialOpen, &t.TCPClosing, &t.ICMP, &t.Sweep,
 		&c.Sessions, &c.Bindings, &c.SessionsPerBinding,
 		&m.PortsPerHost, &m.SessionsPerHost, &m.PortsPerNetwork, &m.SessionsPerNetwork, &l.BlockSize,
+		&x.Mode, &x.Containers, &x.Veth, &l.Unsolicited,
 	}
 }
 
