@@ -71,7 +71,7 @@ func (d *Dataplane) attachHooks(l Link) error {
 			err = detachClsact(l.IfIndex, h.parent)
 		case errors.Is(err, ebpf.ErrNotSupported):
 			if err = attachClsact(l, h); err == nil {
-				err = d.detachTCX(l.IfIndex, h.name)
+				err = d.detachLink(l.IfIndex, h.name)
 			}
 		}
 		if err != nil {
@@ -90,7 +90,7 @@ func (d *Dataplane) attachTCX(l Link, h hook) error {
 		if err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == l.IfIndex {
 			return pinned.Update(h.program)
 		}
-		if err := d.detachTCX(l.IfIndex, h.name); err != nil {
+		if err := d.detachLink(l.IfIndex, h.name); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -107,8 +107,8 @@ func (d *Dataplane) attachTCX(l Link, h hook) error {
 	return nil
 }
 
-// detachTCX removes a pin; the link ends with it, since nobody else holds it.
-func (d *Dataplane) detachTCX(ifindex int, name string) error {
+// detachLink removes a pin of a TCX link or XDP's; the link ends with it, since nobody else holds it.
+func (d *Dataplane) detachLink(ifindex int, name string) error {
 	pin := d.hookPin(ifindex, name)
 	l, err := link.LoadPinnedLink(pin, nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -202,9 +202,13 @@ func detachClsact(ifindex int, parent uint32) error {
 	return nil
 }
 
+// detachHooks begins with what is in front of the hooks, and sends packets past them.
 func (d *Dataplane) detachHooks(ifindex int) error {
+	if err := d.detachLink(ifindex, xdpHook); err != nil {
+		return fmt.Errorf("XDP: %w", err)
+	}
 	for _, h := range d.hooksOf(OutsideLink) { // both places, whatever it was
-		if err := errors.Join(d.detachTCX(ifindex, h.name), detachClsact(ifindex, h.parent)); err != nil {
+		if err := errors.Join(d.detachLink(ifindex, h.name), detachClsact(ifindex, h.parent)); err != nil {
 			return err
 		}
 	}

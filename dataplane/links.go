@@ -55,6 +55,10 @@ func (d *Dataplane) attach(l Link) error {
 			return err
 		}
 	}
+	if known { // AttachXDP's
+		raw.Flags |= before.Flags & (bpf.LinkXDP | bpf.LinkXDPPeer)
+	}
+	raw.Epoch = nextEpoch(before.Epoch)
 	if err := d.attachHooks(l); err != nil {
 		if !known {
 			err = errors.Join(err, d.detachHooks(l.IfIndex), d.deleteLink(raw.Ifindex))
@@ -83,7 +87,11 @@ func (d *Dataplane) rawLink(l Link) (bpf.Link, error) {
 	if l.Stack {
 		raw.Flags |= bpf.LinkStack
 	}
+	if l.DropUnsolicited {
+		raw.Flags |= bpf.LinkUnsolicited
+	}
 	if l.Kind == OutsideLink {
+		copy(raw.Mac[:], l.MAC)
 		id, _ := known.realmID(l.Owner)
 		if id < 0 {
 			return raw, fmt.Errorf("outside %s: %w", l.Owner, ErrNotFound)
@@ -268,10 +276,14 @@ func (d *Dataplane) Links() ([]Link, error) {
 			Peer:    r.Flags&bpf.LinkPeer != 0,
 			Layer3:  r.Flags&bpf.LinkLayer3 != 0,
 			Stack:   r.Flags&bpf.LinkStack != 0,
+
+			DropUnsolicited: r.Flags&bpf.LinkUnsolicited != 0,
+			XDP:             d.xdpUse(r),
 		}
 		l.Owner = known.zoneName(r.Owner)
 		if l.Kind == OutsideLink {
 			l.Owner = nameOf(known.realms[r.Owner%bpf.Realms].Name)
+			l.MAC = macOf(r)
 		}
 		l.Name = present[l.IfIndex]
 		if l.Mechanism, err = d.mechanism(l); err != nil {
@@ -282,7 +294,7 @@ func (d *Dataplane) Links() ([]Link, error) {
 	return out, nil
 }
 
-// Unhooked are the indices of interfaces whose TCX hooks somebody else took away, which the kernel announces to nobody
+// Unhooked are the indices of interfaces whose TCX hooks, or XDP program, somebody else took away, which the kernel announces to nobody
 // (of clsact filters it does: RTNLGRP_TC), or that are gone. It costs two system calls for each hook.
 func (d *Dataplane) Unhooked() ([]int, error) {
 	if !d.features.TCX {
@@ -296,18 +308,26 @@ func (d *Dataplane) Unhooked() ([]int, error) {
 	var out []int
 	for _, r := range raw {
 		l := Link{IfIndex: int(r.Ifindex), Kind: kindOf(r)}
-		if d.queryHooks(l, ids) {
+		if d.queryHooks(l, ids) && !d.lostXDP(r) {
 			continue
 		}
 		by, err := d.mechanism(l) // another daemon's programs, or clsact after all
 		if err != nil {
 			return nil, fmt.Errorf("look at the hooks of interface %d: %w", l.IfIndex, err)
 		}
-		if by == "" {
+		if by == "" || d.lostXDP(r) {
 			out = append(out, l.IfIndex)
 		}
 	}
 	return out, nil
+}
+
+// macOf is nil for a link without Ethernet header.
+func macOf(l bpf.Link) net.HardwareAddr {
+	if l.Mac == [6]uint8{} {
+		return nil
+	}
+	return net.HardwareAddr(l.Mac[:])
 }
 
 func kindOf(l bpf.Link) (kind LinkKind) {

@@ -31,6 +31,8 @@ var (
 	ErrABI = errors.New("state directory holds another ABI version")
 	// ErrPermission: a capability is missing.
 	ErrPermission = errors.New("permission denied")
+	// ErrOtherXDP: an interface has an XDP program that is not conenat's.
+	ErrOtherXDP = errors.New("another XDP program is on the interface")
 	// ErrFull: a table of the dataplane has no room.
 	ErrFull = errors.New("table is full")
 )
@@ -281,13 +283,19 @@ func (k LinkKind) String() string {
 
 // Link is an interface that carries hooks.
 type Link struct {
-	IfIndex   int
-	Name      string // interface name, for messages
-	Kind      LinkKind
-	Owner     string // Network.Name or Outside.Name
-	Peer      bool   // InsidePort: a veth whose other end is in another network namespace (bpf_redirect_peer)
-	Layer3    bool   // packets carry no Ethernet header
-	Stack     bool   // packets go the kernel's way: path stack
+	IfIndex int
+	Name    string // interface name, for messages
+	Kind    LinkKind
+	Owner   string // Network.Name or Outside.Name
+	Peer    bool   // InsidePort: a veth whose other end is in another network namespace (bpf_redirect_peer)
+	Layer3  bool   // packets carry no Ethernet header
+	Stack   bool   // packets go the kernel's way: path stack
+
+	// DropUnsolicited, of an OutsideLink: packets for a port of Settings that nobody has are dropped, not the host's to answer.
+	DropUnsolicited bool
+	MAC             net.HardwareAddr // of an OutsideLink: its own, for XDP; that of what is inside is its network's Gateway
+
+	XDP       XDPUse // AttachXDP's; filled by Links
 	Mechanism string // "tcx" or "clsact"; filled by Links; empty: a hook is missing
 }
 

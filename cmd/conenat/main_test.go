@@ -42,6 +42,10 @@ func (fakeHost) Snapshot() (hostnet.Snapshot, error) {
 }
 func (fakeHost) Sockets() ([]hostnet.Socket, error) { return nil, nil }
 func (fakeHost) Changes() <-chan struct{}           { return nil }
+func (fakeHost) Hops() <-chan struct{}              { return nil }
+func (h fakeHost) WatchHops(ctx context.Context, ready chan<- struct{}, failed func(error)) error {
+	return h.Watch(ctx, ready, failed)
+}
 func (fakeHost) Watch(ctx context.Context, ready chan<- struct{}, _ func(error)) error {
 	close(ready)
 	<-ctx.Done()

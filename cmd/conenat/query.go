@@ -183,7 +183,7 @@ func statusTable(w io.Writer, list []api.Status) {
 		fmt.Fprintln(w, "\nVERDICT\tREASON\tPACKETS")
 		for _, c := range s.Counters {
 			if c.Packets > 0 {
-				fmt.Fprintf(w, "%s\t%s\t%d\n", c.Verdict, c.Name, c.Packets)
+				fmt.Fprintf(w, "%s\t%s\t%d%s\n", c.Verdict, c.Name, c.Packets, atXDP(c))
 			}
 		}
 		if len(s.Warnings) > 0 {
@@ -193,6 +193,13 @@ func statusTable(w io.Writer, list []api.Status) {
 			fmt.Fprintf(w, "- %s\n", text)
 		}
 	}
+}
+
+func atXDP(c api.Counter) string {
+	if c.XDP == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d at XDP)", c.XDP)
 }
 
 func statusHead(w io.Writer, s api.Status) {
@@ -213,6 +220,9 @@ func statusHead(w io.Writer, s api.Status) {
 	for _, o := range s.Outsides {
 		fmt.Fprintf(w, "outside\t%s (index %d), external address %s%s, %s\n", o.Name, o.IfIndex, dash(o.Address), poolText(o), o.State)
 	}
+	for _, x := range s.XDP {
+		fmt.Fprintf(w, "xdp\t%s\n", xdpText(x))
+	}
 	fmt.Fprintf(w, "bindings\t%d of %d%s\n", s.Usage.Bindings, s.Capacity.Bindings, ofIPv6(s.UsageIPv6.Bindings, s.Capacity.Bindings))
 	fmt.Fprintf(w, "sessions\t%d of %d%s\n", s.Usage.Sessions, s.Capacity.Sessions, ofIPv6(s.UsageIPv6.Sessions, s.Capacity.Sessions))
 	for _, n := range s.Networks {
@@ -220,6 +230,18 @@ func statusHead(w io.Writer, s api.Status) {
 			ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), n.Hosts, busiest(n))
 	}
 	fmt.Fprintf(w, "events lost\t%d\n", s.EventsLost)
+}
+
+// xdpText says what XDP does on an interface, and why not.
+func xdpText(x api.XDP) string {
+	text := fmt.Sprintf("%s (%s): %s", x.Interface, x.Kind, x.State)
+	if x.State != "none" {
+		text += ", to " + x.Use
+	}
+	if x.Reason != "" {
+		text += ": " + x.Reason
+	}
+	return text
 }
 
 func ofIPv6(used, capacity uint32) string {

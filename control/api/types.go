@@ -28,6 +28,7 @@ type Status struct {
 	Docker      *Docker       `json:"docker,omitempty"` // left out where Docker is not followed
 	Mechanism   string        `json:"mechanism"`        // tcx or clsact
 	Outsides    []Outside     `json:"outsides"`
+	XDP         []XDP         `json:"xdp"`      // of each interface where the configuration asks for it, or would
 	Capacity    Entries       `json:"capacity"` // of each address family
 	Usage       Entries       `json:"usage"`    // of IPv4's
 	UsageIPv6   Entries       `json:"usage_ipv6"`
@@ -66,6 +67,16 @@ type Outside struct {
 	Pool      []string `json:"pool"`      // those of them that no network and no container has named
 }
 
+// XDP is how it stands with native XDP on an interface.
+type XDP struct {
+	Interface string `json:"interface"`
+	IfIndex   int    `json:"ifindex"`
+	Kind      string `json:"kind"`             // inside-device, outside or inside-port
+	State     string `json:"state"`            // native or none
+	Use       string `json:"use"`              // translate or drop; none
+	Reason    string `json:"reason,omitempty"` // why it is none, or less than asked for
+}
+
 // Entries counts table entries.
 type Entries struct {
 	Sessions uint32 `json:"sessions"`
@@ -77,6 +88,7 @@ type Counter struct {
 	Name    string `json:"name"`
 	Verdict string `json:"verdict"`
 	Packets uint64 `json:"packets"`
+	XDP     uint64 `json:"xdp"` // of packets: those that were done with at XDP
 }
 
 // Network is an inside network.

@@ -40,19 +40,23 @@ func (d *daemon) Status() (api.Status, error) {
 	if err != nil {
 		return api.Status{}, err
 	}
+	xdp, err := d.xdp(view)
+	if err != nil {
+		return api.Status{}, err
+	}
 	capacity := d.dp.Capacity()
 	st := api.Status{
 		Version: d.deps.Version, PID: os.Getpid(), UptimeS: time.Since(d.since).Seconds(),
 		Kernel: d.dp.Features().KernelRelease, StateDir: d.cfg.StateDir, Adopted: d.dp.Adopted(),
 		Path: view.Path.String(), PathReasons: nonNil(view.Path.Reasons), Docker: d.docker(view),
-		Mechanism: d.mechanism(), Outsides: outsides,
+		Mechanism: d.mechanism(), Outsides: outsides, XDP: xdp,
 		Capacity: api.Entries{Sessions: capacity.Sessions, Bindings: capacity.Bindings},
 		Usage:    api.Entries{Sessions: usage.Sessions, Bindings: usage.Bindings}, UsageIPv6: api.Entries{Sessions: usage.Sessions6, Bindings: usage.Bindings6},
 		Counters: []api.Counter{}, EventsLost: usage.EventsLost,
 		Networks: networks, Settings: settingsOf(d.cfg.Settings), Warnings: append(d.warnings(view, capacity, usage), limitWarnings(networks)...),
 	}
 	for _, c := range counters {
-		st.Counters = append(st.Counters, api.Counter{Name: c.Name, Verdict: c.Verdict, Packets: c.Packets})
+		st.Counters = append(st.Counters, api.Counter{Name: c.Name, Verdict: c.Verdict, Packets: c.Packets, XDP: c.XDP})
 	}
 	return st, nil
 }

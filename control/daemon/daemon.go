@@ -36,6 +36,7 @@ type Dataplane interface {
 type Host interface {
 	reconcile.Host
 	Watch(ctx context.Context, ready chan<- struct{}, failed func(error)) error
+	WatchHops(ctx context.Context, ready chan<- struct{}, failed func(error)) error
 }
 
 // Docker is what the daemon needs of the Engine.
@@ -99,6 +100,11 @@ func Run(ctx context.Context, cfg config.Config, deps Deps) error {
 func begin(ctx context.Context, group *errgroup.Group, cfg config.Config, deps Deps) (Dataplane, error) {
 	if err := follow(ctx, group, deps.Log, "the host's network", deps.Host.Watch); err != nil {
 		return nil, err
+	}
+	if cfg.XDP.Mode == config.XDPGateway {
+		if err := follow(ctx, group, deps.Log, "the host's routes and neighbours", deps.Host.WatchHops); err != nil {
+			return nil, err
+		}
 	}
 	if deps.Firewall != nil {
 		if err := follow(ctx, group, deps.Log, "the host's firewall rules", deps.Firewall.Watch); err != nil {
@@ -237,6 +243,7 @@ func (d *daemon) serve(ctx context.Context, group *errgroup.Group) {
 		})
 	}
 	part("loop", func() error { return d.loop.Run(ctx) })
+	part("next hops", func() error { return d.loop.FollowHops(ctx) })
 	part("events", func() error { return d.watcher.Run(ctx) })
 	part("api", func() error { return api.Serve(ctx, d.listener, d, d.deps.Log) })
 	d.deps.Log.Info("ready", "version", d.deps.Version, "pid", os.Getpid(), "socket", d.cfg.Socket, "state_dir", d.cfg.StateDir,

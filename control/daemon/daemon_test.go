@@ -33,6 +33,10 @@ type fakeHost struct{ snapshot hostnet.Snapshot }
 func (h fakeHost) Snapshot() (hostnet.Snapshot, error) { return h.snapshot, nil }
 func (h fakeHost) Sockets() ([]hostnet.Socket, error)  { return nil, nil }
 func (h fakeHost) Changes() <-chan struct{}            { return nil }
+func (h fakeHost) Hops() <-chan struct{}               { return nil }
+func (h fakeHost) WatchHops(ctx context.Context, ready chan<- struct{}, failed func(error)) error {
+	return h.Watch(ctx, ready, failed)
+}
 func (h fakeHost) Watch(ctx context.Context, ready chan<- struct{}, _ func(error)) error {
 	close(ready)
 	<-ctx.Done()

@@ -20,10 +20,11 @@ import (
 // Host reads the network namespace of the thread that calls it.
 type Host struct {
 	changes chan struct{}
+	hops    chan struct{}
 }
 
 // New is a Host that nobody watches yet.
-func New() *Host { return &Host{changes: make(chan struct{}, 1)} }
+func New() *Host { return &Host{changes: make(chan struct{}, 1), hops: make(chan struct{}, 1)} }
 
 // Snapshot reads everything anew.
 func (h *Host) Snapshot() (Snapshot, error) {

@@ -33,6 +33,7 @@ type Verb string
 
 // The verbs, in the order in which a plan has them.
 const (
+	DetachXDP     Verb = "detach XDP from"
 	Detach        Verb = "detach"
 	RemoveForward Verb = "remove forward"
 	RemoveOwner   Verb = "remove container"
@@ -45,6 +46,7 @@ const (
 	PutOwner      Verb = "put container"
 	AddForward    Verb = "add forward"
 	Attach        Verb = "attach"
+	AttachXDP     Verb = "attach XDP to"
 )
 
 // Action is one step; the field that its verb speaks of is set.
@@ -63,6 +65,8 @@ func (a Action) String() string {
 	switch a.Verb {
 	case Detach, Attach:
 		return fmt.Sprintf("%s %s hooks, interface %s (index %d)", a.Verb, a.Link.Kind, a.Link.Name, a.Link.IfIndex)
+	case DetachXDP, AttachXDP:
+		return fmt.Sprintf("%s interface %s (index %d)", a.Verb, a.Link.Name, a.Link.IfIndex)
 	case RemoveForward, AddForward:
 		return fmt.Sprintf("%s %s", a.Verb, ForwardID(a.Forward.Protocol, a.Forward.External))
 	case RemoveOwner, ForgetOwner, PutOwner:
@@ -84,6 +88,7 @@ func ForwardID(p dataplane.Protocol, external netip.AddrPort) string {
 // of them needs the whole plan to have succeeded.
 func New(desired, actual State) []Action {
 	var p []Action
+	p = append(p, detachXDP(desired, actual)...)
 	p = append(p, detach(desired, actual)...)
 	p = append(p, remove(desired, actual)...)
 	if desired.Settings != actual.Settings {
@@ -91,6 +96,7 @@ func New(desired, actual State) []Action {
 	}
 	p = append(p, put(desired, actual)...)
 	p = append(p, attach(desired, actual)...)
+	p = append(p, attachXDP(desired, actual)...)
 	return p
 }
 
@@ -102,6 +108,30 @@ func detach(desired, actual State) (p []Action) {
 		}
 	}
 	slices.Reverse(p) // the inside first
+	return p
+}
+
+// detachXDP leaves to Detach what loses its hooks, too.
+func detachXDP(desired, actual State) (p []Action) {
+	want := index(desired.Links, linkKey)
+	for _, l := range inOrder(actual.Links, compareLinks) {
+		if w, ok := want[l.IfIndex]; ok && l.XDP != dataplane.XDPNone && w.XDP == dataplane.XDPNone {
+			p = append(p, Action{Verb: DetachXDP, Link: l})
+		}
+	}
+	return p
+}
+
+// attachXDP comes after the hooks, which take what XDP hands on.
+func attachXDP(desired, actual State) (p []Action) {
+	have := index(actual.Links, linkKey)
+	for _, l := range inOrder(desired.Links, compareLinks) {
+		is := have[l.IfIndex]
+		anew := slices.Contains(actual.Stale, l.IfIndex) || is.Kind != l.Kind || is.Owner != l.Owner
+		if l.XDP != dataplane.XDPNone && (anew || is.XDP != l.XDP) {
+			p = append(p, Action{Verb: AttachXDP, Link: l})
+		}
+	}
 	return p
 }
 
@@ -218,10 +248,10 @@ func distinct(list []netip.Prefix) []netip.Prefix {
 	return slices.Compact(inOrder(list, netip.Prefix.Compare))
 }
 
-// sameLink leaves out Name, which is for messages, and Mechanism, which the dataplane chooses.
+// sameLink leaves out Name, which is for messages, Mechanism, which the dataplane chooses, and XDP, which has actions of its own.
 func sameLink(a, b dataplane.Link) bool {
 	return a.IfIndex == b.IfIndex && a.Kind == b.Kind && a.Owner == b.Owner && a.Peer == b.Peer && a.Layer3 == b.Layer3 &&
-		a.Stack == b.Stack
+		a.Stack == b.Stack && a.DropUnsolicited == b.DropUnsolicited && bytes.Equal(a.MAC, b.MAC)
 }
 
 func sameOwner(a, b dataplane.Owner) bool {

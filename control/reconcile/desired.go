@@ -36,6 +36,7 @@ type target struct {
 	plan.State
 	problems  []string
 	leftAlone []LeftAlone
+	xdp       []XDP
 	diverted  []reservation // endpoints that the host's nat rules take elsewhere
 	named     []naming
 	alone     map[netip.Addr]string // 1:1 addresses, and whose: docker.Endpoint.ID
@@ -146,7 +147,8 @@ func (t *target) outside(in inputs, name string) {
 		return
 	}
 	t.Outsides = append(t.Outsides, dataplane.Outside{Name: name, IfIndex: l.Index, Addresses: t.addresses(in, l, was.Addresses)})
-	t.Links = append(t.Links, dataplane.Link{IfIndex: l.Index, Name: l.Name, Kind: dataplane.OutsideLink, Owner: name, Layer3: l.Layer3})
+	t.Links = append(t.Links, dataplane.Link{IfIndex: l.Index, Name: l.Name, Kind: dataplane.OutsideLink, Owner: name, Layer3: l.Layer3,
+		MAC: gateway(l), DropUnsolicited: in.cfg.DropUnsolicited})
 }
 
 func (t *target) inside(in inputs, want inside) {

@@ -126,6 +126,10 @@ func (r *Reconciler) act(a plan.Action) error {
 	case plan.AddForward:
 		_, err := r.dp.AddForward(a.Forward)
 		return err
+	case plan.AttachXDP:
+		return r.dp.AttachXDP(a.Link)
+	case plan.DetachXDP:
+		return gone(r.dp.DetachXDP(a.Link.IfIndex))
 	case plan.Attach:
 		err := r.dp.Attach(a.Link)
 		if a.Link.Kind == dataplane.InsidePort { // a container that ended since the snapshot

@@ -66,7 +66,7 @@ func (p passState) failed() (list []Failure) {
 
 // publish shows the pass to View, and logs what is new or over.
 func (r *Reconciler) publish(host hostnet.Snapshot, t target) {
-	next := View{Host: host, Path: r.guard.path, LeftAlone: t.leftAlone, Problems: t.problems, Failures: r.pass.failed()}
+	next := View{Host: host, Path: r.guard.path, LeftAlone: t.leftAlone, XDP: t.xdp, Problems: t.problems, Failures: r.pass.failed()}
 	if r.docker != nil {
 		next.Docker = r.docker.Snapshot()
 	}

@@ -35,6 +35,9 @@ type Dataplane interface {
 	Outsides() ([]dataplane.Outside, error)
 	Attach(dataplane.Link) error
 	Detach(ifindex int) error
+	AttachXDP(dataplane.Link) error
+	DetachXDP(ifindex int) error
+	ForgetHops() error
 	Links() ([]dataplane.Link, error)
 	Unhooked() ([]int, error)
 	EnsureReordering(mtu int) error
@@ -58,6 +61,7 @@ type Host interface {
 	Snapshot() (hostnet.Snapshot, error)
 	Sockets() ([]hostnet.Socket, error)
 	Changes() <-chan struct{}
+	Hops() <-chan struct{} // the next hop of some route may be another one
 }
 
 // Docker is the Engine that is followed.
@@ -143,6 +147,7 @@ type View struct {
 	Docker    docker.Snapshot
 	Path      Path
 	LeftAlone []LeftAlone // by name
+	XDP       []XDP       // by index; empty where XDP is not asked for
 	Problems  []string    // what is waited for
 	Failures  []Failure   // what did not succeed and is tried again
 }
@@ -301,6 +306,7 @@ func (r *Reconciler) reconcile(all bool) {
 	t := desire(in)
 	r.published = slices.DeleteFunc(slices.Clone(t.Forwards), func(f dataplane.Forward) bool { return !f.Published })
 	r.choosePath(&t)
+	t.chooseXDP(r.cfg, host)
 	t.apart(host, r.guard.path.Stack)
 	t.diverted = r.diverted(&t, externalAddresses(t.Outsides))
 	actions := plan.New(t.State, actual)

@@ -41,6 +41,7 @@ type fakeHost struct {
 	sockets  []hostnet.Socket
 	err      error
 	changes  chan struct{}
+	hops     chan struct{}
 }
 
 func (h *fakeHost) Snapshot() (hostnet.Snapshot, error) {
@@ -50,6 +51,7 @@ func (h *fakeHost) Snapshot() (hostnet.Snapshot, error) {
 }
 func (h *fakeHost) Sockets() ([]hostnet.Socket, error) { return h.sockets, nil }
 func (h *fakeHost) Changes() <-chan struct{}           { return h.changes }
+func (h *fakeHost) Hops() <-chan struct{}              { return h.hops }
 
 func (h *fakeHost) edit(name string, change func(*hostnet.Link)) {
 	for i := range h.snapshot.Links {
@@ -76,7 +78,7 @@ func (e *fakeExceptions) Ensure(p []exceptions.Pair) error {
 }
 
 func dockerHost() *fakeHost {
-	return &fakeHost{changes: make(chan struct{}, 1), snapshot: hostnet.Snapshot{
+	return &fakeHost{changes: make(chan struct{}, 1), hops: make(chan struct{}), snapshot: hostnet.Snapshot{
 		IPForward: true,
 		Default:   []int{2},
 		Links: []hostnet.Link{

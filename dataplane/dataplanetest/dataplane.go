@@ -219,7 +219,7 @@ func (d *Dataplane) Attach(l dataplane.Link) error {
 		if (l.Kind == dataplane.OutsideLink && !outside) || (l.Kind != dataplane.OutsideLink && !network) {
 			return fmt.Errorf("owner %s: %w", l.Owner, dataplane.ErrNotFound)
 		}
-		l.Mechanism = "tcx"
+		l.Mechanism, l.XDP = "tcx", d.links[l.IfIndex].XDP
 		d.links[l.IfIndex] = l
 		return nil
 	})
@@ -234,6 +234,33 @@ func (d *Dataplane) Detach(ifindex int) error {
 		delete(d.links, ifindex)
 		return nil
 	})
+}
+
+// AttachXDP has XDP used on an interface that has hooks.
+func (d *Dataplane) AttachXDP(l dataplane.Link) error {
+	return d.changeXDP(fmt.Sprintf("attach XDP %s %d", l.XDP, l.IfIndex), l.IfIndex, l.XDP)
+}
+
+// DetachXDP ends that.
+func (d *Dataplane) DetachXDP(ifindex int) error {
+	return d.changeXDP(fmt.Sprintf("detach XDP %d", ifindex), ifindex, dataplane.XDPNone)
+}
+
+func (d *Dataplane) changeXDP(op string, ifindex int, use dataplane.XDPUse) error {
+	return d.do(op, func() error {
+		l, ok := d.links[ifindex]
+		if !ok {
+			return dataplane.ErrNotFound
+		}
+		l.XDP = use
+		d.links[ifindex] = l
+		return nil
+	})
+}
+
+// ForgetHops is in the log.
+func (d *Dataplane) ForgetHops() error {
+	return d.do("forget hops", func() error { return nil })
 }
 
 // Links are the interfaces that carry hooks, by index.
