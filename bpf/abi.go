@@ -245,6 +245,7 @@ const (
 	LinkXDP          = 1 << 3
 	LinkUnsolicited  = 1 << 4
 	LinkXDPPeer      = 1 << 5
+	LinkGROSwitched  = 1 << 6
 	LabelLen         = 64
 	ZoneIsolated     = 1 << 0
 	ZoneMSSClamp     = 1 << 1

@@ -20,7 +20,7 @@ func TestDefinesMatch(t *testing.T) {
 		"NAT_ABI_VERSION": ABIVersion, "NAT_ZONES": Zones, "NAT_REALMS": Realms, "NAT_LINKS": Links,
 		"NAT_ADDRESSES": Addresses, "NAT_SETS": Sets, "NAT_HOST_PAIRS": HostPairs, "EXTERNAL_NAMED": ExternalNamed, "BINDING_OWN": BindingOwn, "NAT_PROTOCOLS": Protocols, "NAT_PREFIXES": Prefixes,
 		"NAT_TICK_SHIFT": TickShift, "NAT_ZONE_LAST": ZoneLast, "NAT_ZONE_HOST": ZoneHost,
-		"NAT_ZONE_CLAIM": ZoneClaim, "LINK_PEER": LinkPeer, "LINK_LAYER3": LinkLayer3, "LINK_XDP": LinkXDP, "LINK_DROP_UNSOLICITED": LinkUnsolicited, "LINK_XDP_PEER": LinkXDPPeer,
+		"NAT_ZONE_CLAIM": ZoneClaim, "LINK_PEER": LinkPeer, "LINK_LAYER3": LinkLayer3, "LINK_XDP": LinkXDP, "LINK_DROP_UNSOLICITED": LinkUnsolicited, "LINK_XDP_PEER": LinkXDPPeer, "LINK_GRO_SWITCHED": LinkGROSwitched,
 		"HALF_PRIMARY": HalfPrimary, "HALF_HAIRPIN": HalfHairpin, "HALF_SELF": HalfSelf,
 		"BINDING_STATIC": BindingStatic, "BINDING_DYING": BindingDying, "CLAIM_HOST": ClaimHost,
 		"EVENT_FLAG_STATIC": EventFlagStatic, "EVENT_FLAG_HAIRPIN": EventFlagHairpin,

@@ -202,11 +202,7 @@ func detachClsact(ifindex int, parent uint32) error {
 	return nil
 }
 
-// detachHooks begins with what is in front of the hooks, and sends packets past them.
 func (d *Dataplane) detachHooks(ifindex int) error {
-	if err := d.detachLink(ifindex, xdpHook); err != nil {
-		return fmt.Errorf("XDP: %w", err)
-	}
 	for _, h := range d.hooksOf(OutsideLink) { // both places, whatever it was
 		if err := errors.Join(d.detachLink(ifindex, h.name), detachClsact(ifindex, h.parent)); err != nil {
 			return err

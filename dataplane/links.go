@@ -56,7 +56,7 @@ func (d *Dataplane) attach(l Link) error {
 		}
 	}
 	if known { // AttachXDP's
-		raw.Flags |= before.Flags & (bpf.LinkXDP | bpf.LinkXDPPeer)
+		raw.Flags |= before.Flags & (bpf.LinkXDP | bpf.LinkXDPPeer | bpf.LinkGROSwitched)
 	}
 	raw.Epoch = nextEpoch(before.Epoch)
 	if err := d.attachHooks(l); err != nil {
@@ -238,6 +238,9 @@ func (d *Dataplane) Detach(ifindex int) error {
 	l, known, err := d.lookupLink(uint32(ifindex))
 	if err == nil && !known {
 		err = ErrNotFound
+	}
+	if err == nil {
+		err = d.detachXDP(l)
 	}
 	if err == nil { // before its hooks are off: nothing leaves by it that cannot come back
 		err = d.putLink(bpf.Link{Ifindex: l.Ifindex})

@@ -165,7 +165,7 @@ func removeAll(stateDir string) (RemoveReport, error) {
 	return report, nil
 }
 
-// removeHooks detaches the interfaces that the links map names. TCX links end with their pins.
+// removeHooks detaches the interfaces that the links map names.
 func removeHooks(dir string, report *RemoveReport) error {
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "links"), nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -188,6 +188,11 @@ func removeHooks(dir string, report *RemoveReport) error {
 	links, err := d.rawLinks()
 	if err != nil {
 		return err
+	}
+	for _, l := range links { // of all of them first: nobody redirects to one that is not ready for it any more
+		if err := d.detachXDP(l); err != nil {
+			return fmt.Errorf("take XDP off interface %d: %w", l.Ifindex, err)
+		}
 	}
 	for _, l := range links {
 		if err := d.detachHooks(int(l.Ifindex)); err != nil {

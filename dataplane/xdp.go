@@ -61,21 +61,17 @@ func (d *Dataplane) AttachXDP(l Link) error {
 	return nil
 }
 
-func (d *Dataplane) attachXDP(l Link, raw bpf.Link) error {
-	before := raw
-	raw.Flags &^= bpf.LinkXDP
-	raw.Epoch = nextEpoch(raw.Epoch)
-	err := d.loadXDP(l)
+func (d *Dataplane) attachXDP(l Link, raw bpf.Link) (err error) {
+	flags := raw.Flags &^ bpf.LinkXDP
+	if l.Kind == InsidePort {
+		flags, err = receiveXDP(l, flags)
+	} else if err = d.loadXDP(l); l.XDP == XDPTranslate {
+		flags |= bpf.LinkXDP
+	}
 	if err != nil {
-		err = errors.Join(err, d.putLink(raw), d.detachLink(l.IfIndex, xdpHook))
-		return err
+		return errors.Join(err, d.detachXDP(raw))
 	}
-	if l.XDP == XDPTranslate {
-		raw.Flags |= bpf.LinkXDP
-	}
-	if raw == before {
-		return nil
-	}
+	raw.Flags, raw.Epoch = flags, nextEpoch(raw.Epoch)
 	return d.putLink(raw)
 }
 
@@ -171,12 +167,8 @@ func (d *Dataplane) DetachXDP(ifindex int) error {
 	if err == nil && !known {
 		err = ErrNotFound
 	}
-	if err == nil && raw.Flags&bpf.LinkXDP != 0 { // first nobody sends there any more
-		raw.Flags &^= bpf.LinkXDP
-		err = d.putLink(raw)
-	}
 	if err == nil {
-		err = d.detachLink(ifindex, xdpHook)
+		err = d.detachXDP(raw)
 	}
 	if err != nil {
 		return fmt.Errorf("take XDP off interface %d: %w", ifindex, err)
@@ -184,9 +176,26 @@ func (d *Dataplane) DetachXDP(ifindex int) error {
 	return nil
 }
 
+// detachXDP: first nobody sends there any more.
+func (d *Dataplane) detachXDP(raw bpf.Link) error {
+	if raw.Kind == bpf.LinkInsidePort {
+		return d.detachPort(raw)
+	}
+	if raw.Flags&bpf.LinkXDP != 0 {
+		raw.Flags &^= bpf.LinkXDP
+		if err := d.putLink(raw); err != nil {
+			return err
+		}
+	}
+	return d.detachLink(int(raw.Ifindex), xdpHook)
+}
+
 // xdpUse is what is done at XDP of an interface now: nothing where somebody else took the program away.
 func (d *Dataplane) xdpUse(raw bpf.Link) XDPUse {
-	if raw.Kind != bpf.LinkOutside && raw.Kind != bpf.LinkInsideDevice {
+	switch {
+	case raw.Kind == bpf.LinkInsidePort && raw.Flags&bpf.LinkXDPPeer != 0:
+		return XDPTranslate
+	case raw.Kind != bpf.LinkOutside && raw.Kind != bpf.LinkInsideDevice:
 		return XDPNone
 	}
 	pinned, err := link.LoadPinnedLink(d.hookPin(int(raw.Ifindex), xdpHook), nil)

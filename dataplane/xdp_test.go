@@ -249,3 +249,45 @@ func TestForgetHops(t *testing.T) {
 		t.Errorf("docker0 has changed from %+v to %+v", bridge, now)
 	}
 }
+
+// TestXDPIntoContainers: the container's end takes what is redirected to it, and is as it was when that is over.
+func TestXDPIntoContainers(t *testing.T) {
+	f, dir := lab(t)
+	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
+	must(t, equip(f, d))
+	index, err := f.Host.IfIndex("veth-c1")
+	must(t, err)
+	port := dataplane.Link{IfIndex: index, Name: "veth-c1", Kind: dataplane.InsidePort, Owner: "docker0", Peer: true, XDP: dataplane.XDPTranslate}
+	attach := func() error { return f.Host.Do(func() error { return errors.Join(d.Attach(port), d.AttachXDP(port)) }) }
+	check := func(want bool) {
+		t.Helper()
+		raw := rawLink(t, d, index)
+		gro, err := f.Containers[0].GRO("eth0")
+		if err != nil || gro != want || raw.Flags&bpf.LinkXDPPeer != 0 != want || hostLink(t, f, d, "veth-c1").XDP == dataplane.XDPTranslate != want {
+			t.Errorf("GRO %v (%v), flags %#x; want %v", gro, err, raw.Flags, want)
+		}
+	}
+	must(t, attach())
+	check(true)
+	d.Close()
+	d = mustOpen(t, f, dataplane.Options{StateDir: dir})
+	must(t, attach())
+	check(true)
+	must(t, f.Host.Do(func() error { return d.DetachXDP(index) }))
+	check(false)
+
+	must(t, f.Containers[0].SetGRO("eth0", true))
+	must(t, attach())
+	must(t, f.Host.Do(func() error { return d.DetachXDP(index) }))
+	if gro, err := f.Containers[0].GRO("eth0"); err != nil || !gro {
+		t.Errorf("GRO that was on before is %v (%v)", gro, err)
+	}
+	must(t, f.Containers[0].SetGRO("eth0", false))
+
+	must(t, attach())
+	d.Close()
+	must(t, f.Host.Do(func() error { _, err := dataplane.Remove(dir); return err }))
+	if gro, err := f.Containers[0].GRO("eth0"); err != nil || gro {
+		t.Errorf("after Remove, GRO is %v (%v)", gro, err)
+	}
+}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/conenat/conenat/control/api"
 	"github.com/conenat/conenat/control/api/client"
+	"github.com/conenat/conenat/dataplane"
 )
 
 // listing is a command that asks for a list and prints it.
@@ -220,8 +221,8 @@ func statusHead(w io.Writer, s api.Status) {
 	for _, o := range s.Outsides {
 		fmt.Fprintf(w, "outside\t%s (index %d), external address %s%s, %s\n", o.Name, o.IfIndex, dash(o.Address), poolText(o), o.State)
 	}
-	for _, x := range s.XDP {
-		fmt.Fprintf(w, "xdp\t%s\n", xdpText(x))
+	for _, line := range xdpLines(s.XDP) {
+		fmt.Fprintf(w, "xdp\t%s\n", line)
 	}
 	fmt.Fprintf(w, "bindings\t%d of %d%s\n", s.Usage.Bindings, s.Capacity.Bindings, ofIPv6(s.UsageIPv6.Bindings, s.Capacity.Bindings))
 	fmt.Fprintf(w, "sessions\t%d of %d%s\n", s.Usage.Sessions, s.Capacity.Sessions, ofIPv6(s.UsageIPv6.Sessions, s.Capacity.Sessions))
@@ -230,6 +231,26 @@ func statusHead(w io.Writer, s api.Status) {
 			ofLimit(n.Usage.Sessions, n.Limits.SessionsPerNetwork), n.Hosts, busiest(n))
 	}
 	fmt.Fprintf(w, "events lost\t%d\n", s.EventsLost)
+}
+
+// xdpLines are one for each interface, but for the ports of containers that are as they should be: these are counted.
+func xdpLines(list []api.XDP) (lines []string) {
+	containers, ready := 0, 0
+	for _, x := range list {
+		port := x.Kind == dataplane.InsidePort.String()
+		if port {
+			containers++
+		}
+		if port && x.State != "none" {
+			ready++
+			continue
+		}
+		lines = append(lines, xdpText(x))
+	}
+	if containers > 0 {
+		lines = append(lines, fmt.Sprintf("straight into %d of %d containers", ready, containers))
+	}
+	return lines
 }
 
 // xdpText says what XDP does on an interface, and why not.

@@ -111,7 +111,7 @@ func TestStatusAndNetworks(t *testing.T) {
 	}
 	st[0].UptimeS = 0
 	want := []api.Status{{Version: "v1", PID: os.Getpid(), Kernel: "6.18.0", StateDir: "/sys/fs/bpf/test", Path: "direct", PathReasons: []string{}, Mechanism: "tcx",
-		Outsides: []api.Outside{{Name: "eth0", IfIndex: 2, Address: "198.51.100.1", State: "active", Addresses: []string{"198.51.100.1"}, Pool: []string{"198.51.100.1"}}},
+		Outsides: []api.Outside{{Name: "eth0", IfIndex: 2, Address: "198.51.100.1", State: "active", Addresses: []string{"198.51.100.1"}, Pool: []string{"198.51.100.1"}}}, XDP: []api.XDP{},
 		Capacity: api.Entries{Sessions: 1024, Bindings: 512}, Counters: []api.Counter{{Name: "translated_outbound", Verdict: "translated", Packets: 7}},
 		Networks: []api.NetworkUse{{Name: "br0", Mode: "nat", Busiest: api.HostUse{Blocks: []string{}}}},
 		Settings: api.StatusSetting{UDPTimeoutS: 300, TCPEstablishedTimeoutS: 7440, TCPPartialOpenTimeoutS: 240, TCPClosingTimeoutS: 240, ICMPTimeoutS: 60,

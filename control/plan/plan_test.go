@@ -28,6 +28,13 @@ func settings(variant int64) dataplane.Settings {
 	return s
 }
 
+// fast is full() with XDP on the outside and on a port.
+func fast() State {
+	s := full()
+	s.Links[2].XDP, s.Links[3].XDP = dataplane.XDPTranslate, dataplane.XDPTranslate
+	return s
+}
+
 func full() State {
 	return State{
 		Settings: settings(0),
@@ -89,6 +96,22 @@ func TestNew(t *testing.T) {
 		{"refusal_changed", func(s *State) { s.Networks[0].Refusal = dataplane.RefuseAdminProhibited }, full(), []string{"put network br0"}},
 		{"destination_excluded", func(s *State) { s.Networks[0].Exclude = []netip.Prefix{prefixB} }, full(), []string{"put network br0"}},
 		{"mss_clamp_changed", func(s *State) { s.Networks[0].MSSClamp = true }, full(), []string{"put network br0"}},
+		{"MAC_changed", func(s *State) { s.Links[3].MAC = net.HardwareAddr{2, 0, 0, 0, 0, 7} }, full(), []string{"attach outside hooks, interface eth0 (index 2)"}},
+		{"unsolicited_dropped", func(s *State) { s.Links[3].DropUnsolicited = true }, full(), []string{"attach outside hooks, interface eth0 (index 2)"}},
+		{"XDP_asked_for", func(s *State) { *s = fast() }, full(), []string{"attach XDP to interface eth0 (index 2)", "attach XDP to interface veth0 (index 4)"}},
+		{"XDP_is_there", func(s *State) { *s = fast() }, fast(), nil},
+		{"XDP_of_another_use", func(s *State) { s.Links[3].XDP = dataplane.XDPDrop; s.Links[2].XDP = dataplane.XDPTranslate }, fast(), []string{"attach XDP to interface eth0 (index 2)"}},
+		{"XDP_not_asked_for", func(*State) {}, fast(), []string{"detach XDP from interface eth0 (index 2)", "detach XDP from interface veth0 (index 4)"}},
+		{"XDP_of_an_earlier_daemon", func(s *State) { *s = fast() }, func() State { s := fast(); s.Stale = []int{2, 5}; return s }(), []string{
+			"attach outside hooks, interface eth0 (index 2)", "attach inside-port hooks, interface veth1 (index 5)", "attach XDP to interface eth0 (index 2)"}},
+		{"XDP_goes_with_its_hooks", func(s *State) { s.Outsides[0].IfIndex, s.Links = 0, s.Links[:3] }, fast(), []string{
+			"detach XDP from interface veth0 (index 4)", "detach outside hooks, interface eth0 (index 2)", "put outside eth0"}},
+		{"port_with_XDP_changed_bridges", func(s *State) {
+			*s = fast()
+			s.Networks = append(s.Networks, dataplane.Network{Name: "br1", IfIndex: 8})
+			s.Links[2].Owner = "br1"
+		}, fast(), []string{"detach inside-port hooks, interface veth0 (index 4)", "put network br1", "attach inside-port hooks, interface veth0 (index 4)",
+			"attach XDP to interface veth0 (index 4)"}},
 		{"settings_changed", func(s *State) { s.Settings = settings(1) }, full(), []string{"configure"}},
 		{"forward_without_network_is_there", func(s *State) { s.Forwards[0].Network = "" }, full(), nil},
 		{"forward_goes_elsewhere", func(s *State) { s.Forwards[0].Internal = netip.MustParseAddrPort("172.17.0.3:80") }, full(), []string{
@@ -158,6 +181,9 @@ func random(r *rand.Rand) State {
 			s.Forwards = append(s.Forwards, f)
 		}
 	}
+	for i := range s.Links {
+		s.Links[i].XDP = dataplane.XDPUse(r.IntN(3))
+	}
 	return s
 }
 
@@ -176,6 +202,10 @@ func actual(t *testing.T, d *dataplanetest.Dataplane) (s State) {
 
 func execute(d *dataplanetest.Dataplane, a Action) error {
 	switch a.Verb {
+	case DetachXDP:
+		return d.DetachXDP(a.Link.IfIndex)
+	case AttachXDP:
+		return d.AttachXDP(a.Link)
 	case Detach:
 		return d.Detach(a.Link.IfIndex)
 	case RemoveForward:

@@ -127,7 +127,11 @@ func (r *Reconciler) act(a plan.Action) error {
 		_, err := r.dp.AddForward(a.Forward)
 		return err
 	case plan.AttachXDP:
-		return r.dp.AttachXDP(a.Link)
+		err := r.dp.AttachXDP(a.Link)
+		if a.Link.Kind == dataplane.InsidePort {
+			return gone(err)
+		}
+		return err
 	case plan.DetachXDP:
 		return gone(r.dp.DetachXDP(a.Link.IfIndex))
 	case plan.Attach:

@@ -23,40 +23,46 @@ func (x XDP) Action() string { return plan.Action{Verb: plan.AttachXDP, Link: x.
 // chooseXDP sets what is done at XDP of each link. The path has been chosen.
 func (t *target) chooseXDP(cfg config.Config, host hostnet.Snapshot) {
 	for i, l := range t.Links {
-		use, asked := usesOf(cfg, l)
-		if !asked {
+		dev, _ := host.LinkAt(l.IfIndex)
+		use := useOf(cfg, dev, l)
+		if use == dataplane.XDPNone {
 			continue
 		}
-		dev, _ := host.LinkAt(l.IfIndex)
 		reason := withoutXDP(cfg, dev, l)
 		if reason == "" {
 			t.Links[i].XDP = use
-		} else if dev.Kind != "bridge" {
+		} else if use == dataplane.XDPTranslate && dev.Kind != "bridge" && l.Kind != dataplane.InsidePort {
 			t.problem("interface %s is without XDP: %s", l.Name, reason)
 		}
 		t.xdp = append(t.xdp, XDP{Link: t.Links[i], Reason: reason})
 	}
 }
 
-// usesOf is what the configuration asks of XDP on a link; asked: that is something, if only the path allows it.
-func usesOf(cfg config.Config, l dataplane.Link) (use dataplane.XDPUse, asked bool) {
-	drops := l.Kind == dataplane.OutsideLink && cfg.DropUnsolicited
+// useOf is what the configuration asks of XDP on a link, whether it can be had there or not.
+func useOf(cfg config.Config, dev hostnet.Link, l dataplane.Link) dataplane.XDPUse {
+	gateway, drops := cfg.XDP.Mode == config.XDPGateway, dropsAtXDP(cfg, l)
 	switch {
-	case cfg.XDP.Mode == config.XDPOff || l.Kind == dataplane.InsidePort:
-		return dataplane.XDPNone, false
-	case cfg.XDP.Mode == config.XDPGateway && (!l.Stack || !drops):
-		return dataplane.XDPTranslate, true
+	case l.Kind == dataplane.InsidePort && !(cfg.XDP.Containers && dev.Kind == "veth" && l.Peer):
+		return dataplane.XDPNone
+	case gateway && !(l.Stack && drops):
+		return dataplane.XDPTranslate
 	case drops:
-		return dataplane.XDPDrop, true
+		return dataplane.XDPDrop
 	}
-	return dataplane.XDPNone, false
+	return dataplane.XDPNone
+}
+
+func dropsAtXDP(cfg config.Config, l dataplane.Link) bool {
+	return cfg.XDP.Mode != config.XDPOff && cfg.DropUnsolicited && l.Kind == dataplane.OutsideLink
 }
 
 // withoutXDP is why an interface cannot have native XDP, or should not, as far as that can be seen without trying.
 func withoutXDP(cfg config.Config, dev hostnet.Link, l dataplane.Link) string {
 	switch {
-	case l.Stack && !(l.Kind == dataplane.OutsideLink && cfg.DropUnsolicited):
+	case l.Stack && !dropsAtXDP(cfg, l):
 		return "packets take the host's stack, which XDP would bypass (path)"
+	case l.Kind == dataplane.InsidePort:
+		return ""
 	case l.Layer3:
 		return "its packets have no Ethernet header"
 	case dev.Kind == "bridge":
