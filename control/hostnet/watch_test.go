@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/conenat/conenat/control/changes"
 	"github.com/conenat/conenat/tests/patience"
 )
 
@@ -39,7 +40,7 @@ func TestWatchHears(t *testing.T) {
 				run(t, "tc qdisc add dev eth0 clsact")
 				run(t, "tc filter add dev eth0 ingress protocol ip u32 match u32 0 0")
 			}
-			raw := subscribed(t)
+			raw := subscribed(t, listen)
 			run(t, tt.program+" "+tt.change)
 			select {
 			case <-raw:
@@ -51,7 +52,7 @@ func TestWatchHears(t *testing.T) {
 }
 
 // subscribed is a subscription in the namespace of the test's thread, which nothing has been heard of yet.
-func subscribed(t *testing.T) <-chan struct{} {
+func subscribed(t *testing.T, listen changes.Listener) <-chan struct{} {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	raw, ready, ended := make(chan struct{}, 1), make(chan struct{}), make(chan error, 1)
