@@ -12,6 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/control/api"
 	"github.com/conenat/conenat/tests/family"
 	"github.com/conenat/conenat/tests/harness"
@@ -98,14 +104,14 @@ func (l *lab) accelerated(count uint64, do func()) {
 	}
 }
 
-// flow is a session of UDP from inside to peer 1, and back.
+// udpFlow is a session from inside to peer 1, and back.
 type udpFlow struct {
 	l            *lab
 	inside, peer probe.Socket
 	sent         int
 }
 
-// openFlow sends the first packets, which are for tc, until one is translated at XDP.
+// openFlow sends the first packets, which are for tc.
 func (l *lab) openFlow(port uint16) *udpFlow {
 	l.t.Helper()
 	f := &udpFlow{l: l, inside: l.udp(l.containers[0], port), peer: l.udp(l.peer1, port+1)}
@@ -207,7 +213,11 @@ func testXDPFollowsHops(t *testing.T, fam family.Family) {
 		}
 		mac := map[bool]string{false: "02:00:00:00:01:01", true: "02:00:00:00:01:02"}[dead]
 		l.must(l.Router.IP(t.Context(), "link set wan address "+mac+"\n"))
+		epoch := l.epochOf("eth0")
 		host("neigh replace 198.51.100.254 lladdr " + mac + " dev eth0 nud reachable\n")
+		if !dead {
+			l.eventually("the daemon hears of it", func() bool { return l.epochOf("eth0") != epoch })
+		}
 		l.eventually("the neighbour's new MAC", f.arrives)
 		f.exchanges(20)()
 
@@ -224,6 +234,19 @@ func testXDPFollowsHops(t *testing.T, fam family.Family) {
 		f.exchanges(10)()
 		return l.atXDP("translated_outbound") > before+5
 	})
+}
+
+// epochOf is what the hops that sessions remember must be of.
+func (l *lab) epochOf(name string) uint8 {
+	l.t.Helper()
+	links, err := ebpf.LoadPinnedMap(filepath.Join(l.StateDir, fmt.Sprintf("abi-%d", bpf.ABIVersion), "links"), &ebpf.LoadPinOptions{ReadOnly: true})
+	l.must(err)
+	defer links.Close()
+	index, err := l.Host.IfIndex(name)
+	l.must(err)
+	var link bpf.Link
+	l.must(links.Lookup(uint32(index%bpf.Links), &link))
+	return link.Epoch
 }
 
 // TestXDPDetach: under traffic, and of a daemon that was killed, nothing is left.
@@ -260,7 +283,8 @@ func TestXDPSwitchedOff(t *testing.T) {
 	if list := l.status().XDP; len(list) > 0 {
 		t.Errorf("the status has %+v", list)
 	}
-	l.RunAgainWith("--inside", "lan0", "--xdp", "gateway")
+	l.Stop()
+	l.RunWith("--inside", "lan0", "--xdp", "gateway")
 	for _, name := range []string{"eth0", "lan0"} {
 		if x := l.xdpOf(name); x.State != "none" || !strings.Contains(x.Reason, "xdp.veth") {
 			t.Errorf("XDP on %s, a veth: %+v", name, x)
@@ -270,11 +294,18 @@ func TestXDPSwitchedOff(t *testing.T) {
 	f.exchanges(10)()
 }
 
-// RunAgainWith stops the daemon and starts one with other arguments.
-func (l *lab) RunAgainWith(args ...string) {
-	l.t.Helper()
-	l.Stop()
-	l.RunWith(args...)
+// passXDP is somebody else's program.
+func passXDP() (*ebpf.Program, error) {
+	return ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}})
+}
+
+// setXDP is `ip link set NAME xdp`; -1: off.
+func setXDP(name string, fd int) error {
+	dev, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetXdpFdWithFlags(dev, fd, unix.XDP_FLAGS_DRV_MODE)
 }
 
 // TestXDPOfAnother: somebody else's program stays, and translation is tc's.
