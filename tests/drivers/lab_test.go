@@ -37,10 +37,11 @@ type lab struct {
 }
 
 type labConfig struct {
-	path      string // direct or stack
-	plain     bool   // port0 itself is the inside, without a bridge
-	insideMTU int    // of wire, bridge, and veth pair, in bytes; 0: 1500
-	args      []string
+	path       string // direct or stack
+	plain      bool   // port0 itself is the inside, without a bridge
+	insideMTU  int    // of wire, bridge, and veth pair, in bytes; 0: 1500
+	outsideMTU int    // of the other wire
+	args       []string
 }
 
 func newLab(t *testing.T, cfg labConfig) *lab {
@@ -51,7 +52,7 @@ func newLab(t *testing.T, cfg labConfig) *lab {
 	for _, step := range []func() error{
 		l.namespaces,
 		func() error { return l.insideWire(cfg) },
-		l.outsideWire,
+		func() error { return l.outsideWire(cfg) },
 		func() error { _, err := l.nsHost.Run(t.Context(), masquerade, "nft", "-f", "-"); return err },
 	} {
 		if err := step(); err != nil {
@@ -149,7 +150,12 @@ func (l *lab) bridge(gateway string, mtu int) (err error) {
 }
 
 // outsideWire is the second one. The far peer answers from its first address where a socket does not say which.
-func (l *lab) outsideWire() error {
+func (l *lab) outsideWire(cfg labConfig) error {
+	if cfg.outsideMTU != 0 {
+		if err := errors.Join(l.nsHost.SetMTU(l.uplink0.name, cfg.outsideMTU), l.nsB.SetMTU(l.cardB.name, cfg.outsideMTU)); err != nil {
+			return err
+		}
+	}
 	for _, err := range []error{
 		l.nsHost.AddAddr(l.uplink0.name, topo.HostAddr.String()+"/24"), l.nsHost.Up(l.uplink0.name),
 		l.nsHost.AddRoute("default", topo.RouterAddr.String()),
