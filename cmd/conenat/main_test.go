@@ -185,6 +185,8 @@ func TestWrongUsage(t *testing.T) {
 		{"run", "no inside interface: follow Docker's networks by --docker"},
 		{"run --inside br0 --mapping symmetric", "--mapping: unknown behaviour"},
 		{"run --inside br0 --path sideways", "want auto, direct or stack"},
+		{"run --inside br0 --xdp generic", "--xdp: xdp \"generic\": want auto, off or gateway"},
+		{"run --inside br0 --unsolicited reject", "--unsolicited: unsolicited \"reject\": want pass or drop"},
 		{"run --inside br0 --external 198.51.100.1 --external 198.51.100.1", "external address 198.51.100.1 is given twice"},
 		{"run --inside br0 --external host", "--external: \"host\" are no external addresses"},
 		{"run --inside br0 --filtering full-cone", "--filtering: unknown behaviour"},
