@@ -14,5 +14,6 @@
 //	172.17.0.3
 //
 // Without wires the tests are skipped, with too few they fail. A card goes back to the machine's own namespace at
-// a test's end, as it was. For native XDP the cards need `--wire virtio-net-pci,queues=N`: see vmtest's README.
+// a test's end, as it was. TestXDP… want `--wire virtio-net-pci,queues=4 --cpus 2`, for queues of XDP's own (vmtest's README), and
+// with fewer, or with another model, show that it works all the same.
 package drivers

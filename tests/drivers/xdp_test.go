@@ -48,7 +48,7 @@ func TestXDPGatewayJumbo(t *testing.T) {
 			}
 			continue
 		}
-		l.hasXDP(card)
+		l.hasXDP(card, "translate")
 	}
 	l.nothingLost(func() {
 		inside, outside := l.udp(l.a, 0), l.udp(l.b, 0)
@@ -63,6 +63,25 @@ func TestXDPGatewayJumbo(t *testing.T) {
 		}
 	})
 	l.traffic()
+}
+
+// TestXDPUnsolicited: a flood is dropped in the driver of the uplink, or where that has no XDP by tc; nothing else is.
+func TestXDPUnsolicited(t *testing.T) {
+	l := newLab(t, labConfig{path: "direct", args: []string{"--unsolicited", "drop"}})
+	native := l.hasXDP(l.uplink0, "drop")
+	flood := l.udp(l.b, 0)
+	l.eventually("the flood is dropped", func() bool {
+		for i := range 100 {
+			l.send(flood, at(topo.HostAddr, uint16(40000+i)), "nobody waits for this")
+		}
+		return l.counters()["dropped_unsolicited"] >= 1000
+	})
+	all, n := l.counters()["dropped_unsolicited"], l.countersAtXDP()["dropped_unsolicited"]
+	if native && n < all || !native && n > 0 { // more may have come between the two
+		t.Errorf("%d of %d were dropped at XDP, which is native: %v", n, all, native)
+	}
+	l.traffic()
+	l.went("direct")
 }
 
 // TestXDPDetached: what the driver gave up for XDP it has again.
@@ -110,12 +129,12 @@ func (l *lab) xdpOf(card *nic) api.XDP {
 	return list[i]
 }
 
-// hasXDP says whether the card does; it fails unless that is as its driver is known to be.
-func (l *lab) hasXDP(card *nic) bool {
+// hasXDP says whether the card does, for a use; it fails unless that is as its driver is known to be.
+func (l *lab) hasXDP(card *nic, use string) bool {
 	l.t.Helper()
 	x := l.xdpOf(card)
 	switch {
-	case card.virtio() && (x.State != "native" || x.Use != "translate"):
+	case card.virtio() && (x.State != "native" || x.Use != use):
 		l.t.Errorf("XDP on %s, a %s: %+v", card.name, card.model, x)
 	case !card.virtio() && (x.State != "none" || !strings.Contains(x.Reason, "has no native XDP")):
 		l.t.Errorf("XDP on %s, a %s: %+v; want none, and why", card.name, card.model, x)
@@ -126,8 +145,8 @@ func (l *lab) hasXDP(card *nic) bool {
 // atXDP fails unless do has count packets or more of each way translated at XDP, where both cards have it.
 func (l *lab) atXDP(count uint64, do func(*lab)) {
 	l.t.Helper()
-	both := l.hasXDP(l.port0)
-	both = l.hasXDP(l.uplink0) && both
+	both := l.hasXDP(l.port0, "translate")
+	both = l.hasXDP(l.uplink0, "translate") && both
 	before := l.countersAtXDP()
 	do(l)
 	after := l.countersAtXDP()

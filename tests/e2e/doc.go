@@ -5,7 +5,7 @@
 //
 // What a family has a part in runs in both, from one table (family.Each): traffic, hairpins, forwards, fragments, errors and path
 // MTUs, the stack path and its rules, uplinks and routes that move, pools, zones, excluded destinations, Docker's networks, published ports
-// and isolation, takeover, adoption, detach, expiry, check. Cases that differ in something else, such as the kind of hook, are left out
+// and isolation, takeover, adoption, detach, expiry, check, XDP, what is unsolicited. Cases that differ in something else, such as the kind of hook, are left out
 // in IPv6 (both). What IPv6 alone has is in ipv6_test.go. In IPv4 alone run: bad input, the kernel's floor, limits, the guard's kinds of
 // rules (control/firewall reads both families'), labels but for external addresses, a Docker that goes, comes and fails, many ports and many
 // interfaces, hooks that others take away: it is the daemon that is tested there, and it does the same for both; and what there is in
