@@ -300,9 +300,6 @@ func (d *Dataplane) Links() ([]Link, error) {
 // Unhooked are the indices of interfaces whose TCX hooks, or XDP program, somebody else took away, which the kernel announces to nobody
 // (of clsact filters it does: RTNLGRP_TC), or that are gone. It costs two system calls for each hook.
 func (d *Dataplane) Unhooked() ([]int, error) {
-	if !d.features.TCX {
-		return nil, nil
-	}
 	raw, err := d.rawLinks()
 	if err != nil {
 		return nil, err
@@ -310,19 +307,28 @@ func (d *Dataplane) Unhooked() ([]int, error) {
 	ids := map[*ebpf.Program]ebpf.ProgramID{}
 	var out []int
 	for _, r := range raw {
-		l := Link{IfIndex: int(r.Ifindex), Kind: kindOf(r)}
-		if d.queryHooks(l, ids) && !d.lostXDP(r) {
-			continue
+		lost := d.lostXDP(r)
+		if !lost && d.features.TCX {
+			if lost, err = d.lostHooks(Link{IfIndex: int(r.Ifindex), Kind: kindOf(r)}, ids); err != nil {
+				return nil, err
+			}
 		}
-		by, err := d.mechanism(l) // another daemon's programs, or clsact after all
-		if err != nil {
-			return nil, fmt.Errorf("look at the hooks of interface %d: %w", l.IfIndex, err)
-		}
-		if by == "" || d.lostXDP(r) {
-			out = append(out, l.IfIndex)
+		if lost {
+			out = append(out, int(r.Ifindex))
 		}
 	}
 	return out, nil
+}
+
+func (d *Dataplane) lostHooks(l Link, ids map[*ebpf.Program]ebpf.ProgramID) (bool, error) {
+	if d.queryHooks(l, ids) {
+		return false, nil
+	}
+	by, err := d.mechanism(l) // another daemon's programs, or clsact after all
+	if err != nil {
+		return false, fmt.Errorf("look at the hooks of interface %d: %w", l.IfIndex, err)
+	}
+	return by == "", nil
 }
 
 // macOf is nil for a link without Ethernet header.

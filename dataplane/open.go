@@ -47,6 +47,7 @@ type Dataplane struct {
 	ipv6 atomic.Pointer[family] // nil until something has an address of it
 
 	reordering reordering // under writes
+	netns      numbered   // under writes
 
 	linkedMu sync.Mutex
 	linked   map[uint32]*bpf.Link // what the tables of links hold, by index; nil: to be read

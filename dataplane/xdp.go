@@ -64,7 +64,7 @@ func (d *Dataplane) AttachXDP(l Link) error {
 func (d *Dataplane) attachXDP(l Link, raw bpf.Link) (err error) {
 	flags := raw.Flags &^ bpf.LinkXDP
 	if l.Kind == InsidePort {
-		flags, err = receiveXDP(l, flags)
+		flags, err = d.receiveXDP(l, flags)
 	} else if err = d.loadXDP(l); l.XDP == XDPTranslate {
 		flags |= bpf.LinkXDP
 	}
@@ -99,7 +99,7 @@ func (d *Dataplane) loadXDP(l Link) error {
 	}
 	made, err := link.AttachXDP(link.XDPOptions{Interface: l.IfIndex, Program: program, Flags: link.XDPDriverMode})
 	if err != nil {
-		return explainXDP(driverOf(l.Name), err)
+		return explainXDP(l.Name, driverOf(l.Name), err)
 	}
 	defer made.Close()
 	if err := made.Pin(pin); err != nil {
@@ -128,23 +128,26 @@ func refuseOtherXDP(ifindex int) error {
 	return nil
 }
 
-// explainXDP says what to do about an answer of the kernel's, which tells a number and no more (bpf_xdp_link_attach).
-func explainXDP(driver string, err error) error {
+// explainXDP says what to do about an answer of the kernel's, which is a number and no more (bpf_xdp_link_attach).
+func explainXDP(name, driver string, err error) error {
 	why := ""
 	switch {
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.Errno(524)): // ENOTSUPP, which user space should not see
-		why = "has no native XDP (or not in this kernel)"
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST): // since refuseOtherXDP has looked
 		return fmt.Errorf("%w: it stays: %w", ErrOtherXDP, err)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, errNotSupp):
+		why = "has no native XDP (or not in this kernel)"
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
-		why = "refuses native XDP as the interface is set up: lower its MTU (to 1500), and switch LRO and hardware GRO off (`ethtool -K IF lro off rx-gro-hw off`)"
+		why = "refuses native XDP as the interface is set up: lower its MTU (to 1500), and switch LRO and hardware GRO off (`ethtool -K " + name + " lro off rx-gro-hw off`)"
 	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC):
-		why = "has too few queues or too little memory for native XDP: give it a send queue for each CPU (`ethtool -L IF`), or a second one to each CPU's"
+		why = "has too few queues, or too little memory, for native XDP: give it a pair of queues for each CPU, and one more (`ethtool -L " + name + " combined N`)"
 	default:
 		return fmt.Errorf("attach to driver %s: %w", driver, err)
 	}
 	return fmt.Errorf("driver %s %s: %w", driver, why, err)
 }
+
+// errNotSupp is ENOTSUPP of the kernel's linux/errno.h, which should not come to user space, and does.
+const errNotSupp = unix.Errno(524)
 
 // driverOf is an interface's driver; "unknown" where it says none.
 func driverOf(name string) string {

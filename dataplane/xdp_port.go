@@ -21,8 +21,8 @@ import (
 // switched on: a program would take segmentation offload from the host's end (veth_xdp_set), and would have to be held by somebody.
 
 // receiveXDP has the container's end of a port take frames of XDP. It is given and returns the port's flags.
-func receiveXDP(l Link, flags uint8) (uint8, error) {
-	end, err := openContainerEnd(l.IfIndex)
+func (d *Dataplane) receiveXDP(l Link, flags uint8) (uint8, error) {
+	end, err := d.openContainerEnd(l.IfIndex)
 	if err != nil {
 		return flags, err
 	}
@@ -44,11 +44,11 @@ func (d *Dataplane) detachPort(raw bpf.Link) error {
 	if err := d.putLink(raw); err != nil || !switched {
 		return err
 	}
-	return restoreGRO(int(raw.Ifindex))
+	return d.restoreGRO(int(raw.Ifindex))
 }
 
-func restoreGRO(ifindex int) error {
-	end, err := openContainerEnd(ifindex)
+func (d *Dataplane) restoreGRO(ifindex int) error {
+	end, err := d.openContainerEnd(ifindex)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, errNoNamespace) {
 		return nil
 	}
@@ -72,7 +72,7 @@ type containerEnd struct {
 func (e containerEnd) Close() error { return e.netns.Close() }
 
 // openContainerEnd looks for the namespace by its number. Errors: ErrNotFound, where the interface is gone; errNoNamespace.
-func openContainerEnd(ifindex int) (containerEnd, error) {
+func (d *Dataplane) openContainerEnd(ifindex int) (containerEnd, error) {
 	dev, err := netlink.LinkByIndex(ifindex)
 	if errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
 		return containerEnd{}, fmt.Errorf("%w: %w", ErrNotFound, err)
@@ -89,34 +89,68 @@ func openContainerEnd(ifindex int) (containerEnd, error) {
 		return containerEnd{}, fmt.Errorf("open netlink: %w", err)
 	}
 	defer handle.Close()
-	netns, err := findNumbered(handle, a.NetNsID)
+	if d.netns == nil {
+		d.netns = numbered{}
+	}
+	netns, err := d.netns.open(handle, a.NetNsID)
 	return containerEnd{netns, a.ParentIndex}, err
 }
 
-// findNumbered looks among the named namespaces and the processes', each once.
-func findNumbered(handle *netlink.Handle, id int) (*os.File, error) {
-	var candidates []string
-	for _, pattern := range []string{"/run/docker/netns/*", "/run/netns/*", "/proc/[0-9]*/ns/net"} {
-		list, _ := filepath.Glob(pattern) // the error is for a bad pattern
-		candidates = append(candidates, list...)
+// numbered is where network namespaces have been found, by the numbers that this one has for them: looking at all of them for each
+// of a thousand containers would take long.
+type numbered map[int]string
+
+// open looks among the named namespaces and the processes' where one has not been found yet, or is there no more.
+func (n numbered) open(handle *netlink.Handle, id int) (*os.File, error) {
+	if f := openNumbered(handle, n[id], id); f != nil {
+		return f, nil
 	}
-	seen := map[uint64]bool{}
-	for _, path := range candidates {
-		var st unix.Stat_t
-		if unix.Stat(path, &st) != nil || seen[st.Ino] {
-			continue
-		}
-		seen[st.Ino] = true
-		f, err := os.Open(path)
-		if err != nil {
-			continue
-		}
-		if is, err := handle.GetNetNsIdByFd(int(f.Fd())); err == nil && is == id {
-			return f, nil
-		}
-		f.Close()
+	n.search(handle)
+	if f := openNumbered(handle, n[id], id); f != nil {
+		return f, nil
 	}
 	return nil, fmt.Errorf("%w (number %d): run conenat in the host's PID namespace", errNoNamespace, id)
+}
+
+// search looks at each namespace once.
+func (n numbered) search(handle *netlink.Handle) {
+	clear(n)
+	seen := map[uint64]bool{}
+	for _, pattern := range []string{"/run/docker/netns/*", "/run/netns/*", "/proc/[0-9]*/ns/net"} {
+		paths, _ := filepath.Glob(pattern) // the error is for a bad pattern
+		for _, path := range paths {
+			var st unix.Stat_t
+			if unix.Stat(path, &st) != nil || seen[st.Ino] {
+				continue
+			}
+			seen[st.Ino] = true
+			if id, err := numberOf(handle, path); err == nil {
+				n[id] = path
+			}
+		}
+	}
+}
+
+func numberOf(handle *netlink.Handle, path string) (int, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	return handle.GetNetNsIdByFd(int(f.Fd()))
+}
+
+// openNumbered is nil unless the namespace has that number; the path may be another one's by now.
+func openNumbered(handle *netlink.Handle, path string, id int) *os.File {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	if is, err := handle.GetNetNsIdByFd(int(f.Fd())); err != nil || is != id {
+		f.Close()
+		return nil
+	}
+	return f
 }
 
 // switchGRO says whether it was the other way.
