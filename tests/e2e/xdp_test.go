@@ -179,8 +179,12 @@ func testXDPGateway(t *testing.T, fam family.Family) {
 		}
 	})
 	before := l.atXDP("translated_outbound")
-	ping, err := l.containers[0].Ping(probe.PingSpec{To: l.family.Addr(topo.Peer2Addr), Interval: 5 * time.Millisecond})
+	echo, err := probe.ServeStreams(l.Peer1, 0)
 	l.must(err)
+	defer echo.Close()
+	stream, err := probe.StartDatagrams(l.Containers[0], 0, l.family.At(topo.Peer1Addr, echo.Port()))
+	l.must(err)
+	defer stream.Close()
 	l.Kill()
 	f.exchanges(20)()
 	l.must(conn.Echo("the daemon is dead"))
@@ -191,9 +195,9 @@ func testXDPGateway(t *testing.T, fam family.Family) {
 	}
 	l.accelerated(20, f.exchanges(30))
 	l.must(conn.Echo("adopted"))
-	report, err := ping.Stop(false)
-	if err != nil || len(report.Lost) > 0 || report.Duplicates > 0 {
-		t.Errorf("ping at 5 ms through kill and adoption: %+v, %v", report, err)
+	report, err := stream.Finish()
+	if err != nil || len(report.Lost) > 0 || report.Duplicates > 0 || len(report.Seen) != 1 {
+		t.Errorf("datagrams through kill and adoption: %+v, %v", report, err)
 	}
 	l.must(conn.Close())
 	checkReplay(l)
