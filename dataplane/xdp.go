@@ -68,7 +68,11 @@ func (d *Dataplane) attachXDP(l Link, raw bpf.Link) (err error) {
 	} else if err = d.loadXDP(l); l.XDP == XDPTranslate {
 		flags |= bpf.LinkXDP
 	}
+	if err == nil && l.XDP == XDPTranslate {
+		err = checkRedirects(l)
+	}
 	if err != nil {
+		raw.Flags |= flags & bpf.LinkGROSwitched
 		return errors.Join(err, d.detachXDP(raw))
 	}
 	raw.Flags, raw.Epoch = flags, nextEpoch(raw.Epoch)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/conenat/conenat/bpf"
 	"github.com/conenat/conenat/dataplane"
+	"github.com/conenat/conenat/tests/require"
 	"github.com/conenat/conenat/tests/topo"
 )
 
@@ -33,6 +34,14 @@ func xdpOf(t *testing.T, f *topo.Figure3, name string) *netlink.LinkXdp {
 		return x
 	}
 	return nil
+}
+
+// xdpLab is a lab whose eth0 sends what is redirected to it: a veth does with GRO at its other end.
+func xdpLab(t *testing.T) (*topo.Figure3, string) {
+	t.Helper()
+	f, dir := lab(t)
+	must(t, f.Router.SetGRO("wan", true))
+	return f, dir
 }
 
 // hostLink is an interface of the host's as Links has it.
@@ -64,7 +73,7 @@ func uses(u dataplane.XDPUse) func(*dataplane.Link) {
 
 // TestXDP: native, adopted with its link, kept when the hooks are put on again, and taken away by each of the ways there are.
 func TestXDP(t *testing.T) {
-	f, dir := lab(t)
+	f, dir := xdpLab(t)
 	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
 	must(t, equip(f, d))
 	if l := hostLink(t, f, d, "eth0"); l.XDP != dataplane.XDPNone || xdpOf(t, f, "eth0") != nil {
@@ -130,7 +139,7 @@ func rawLink(t *testing.T, d *dataplane.Dataplane, index int) (raw bpf.Link) {
 
 // TestXDPTakenAway: who takes the program off, or the interface, leaves nothing that others are told to redirect to.
 func TestXDPTakenAway(t *testing.T) {
-	f, dir := lab(t)
+	f, dir := xdpLab(t)
 	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
 	must(t, equip(f, d))
 	must(t, do(t, f, d, "eth0", d.AttachXDP, uses(dataplane.XDPTranslate)))
@@ -194,7 +203,7 @@ func isHere(program ebpf.ProgramID, index int) (bool, error) {
 
 // TestXDPRefused: where there is no native XDP, or somebody else's, nothing is changed, and the error says what to do.
 func TestXDPRefused(t *testing.T) {
-	f, dir := lab(t)
+	f, dir := xdpLab(t)
 	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
 	must(t, equip(f, d))
 	err := do(t, f, d, "docker0", d.AttachXDP, uses(dataplane.XDPTranslate))
@@ -229,9 +238,30 @@ func TestXDPRefused(t *testing.T) {
 	checkXDP(t, f, d, dataplane.XDPTranslate)
 }
 
+// TestXDPWithoutRedirects: an interface that would lose what is redirected to it has no XDP, where the kernel can tell. To drop it may.
+func TestXDPWithoutRedirects(t *testing.T) {
+	f, dir := lab(t)
+	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
+	must(t, equip(f, d))
+	must(t, do(t, f, d, "eth0", d.AttachXDP, uses(dataplane.XDPDrop)))
+	checkXDP(t, f, d, dataplane.XDPDrop)
+	err := do(t, f, d, "eth0", d.AttachXDP, uses(dataplane.XDPTranslate))
+	if require.Running(t).Before(require.Version{Major: 6, Minor: 3}) {
+		must(t, err)
+		return
+	}
+	if err == nil || !strings.Contains(err.Error(), "driver veth has native XDP, but sends nothing") {
+		t.Errorf("on a veth whose other end takes no frames: %v", err)
+	}
+	checkXDP(t, f, d, dataplane.XDPNone)
+	must(t, f.Router.SetGRO("wan", true))
+	must(t, do(t, f, d, "eth0", d.AttachXDP, uses(dataplane.XDPTranslate)))
+	checkXDP(t, f, d, dataplane.XDPTranslate)
+}
+
 // TestForgetHops: the epoch that remembered hops are good for ends, where XDP sends by the interface; it is never 0.
 func TestForgetHops(t *testing.T) {
-	f, dir := lab(t)
+	f, dir := xdpLab(t)
 	d := mustOpen(t, f, dataplane.Options{StateDir: dir})
 	must(t, equip(f, d))
 	must(t, do(t, f, d, "eth0", d.AttachXDP, uses(dataplane.XDPTranslate)))
