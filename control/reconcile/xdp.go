@@ -69,6 +69,8 @@ func withoutXDP(cfg config.Config, dev hostnet.Link, l dataplane.Link) string {
 		return "a bridge has no native XDP: its ports' packets are translated by their hooks"
 	case dev.Kind == "vlan":
 		return "a VLAN has no native XDP"
+	case dev.Kind == "bond":
+		return "a bond's packets come to XDP as its ports', which are nobody's"
 	case dev.Kind == "tun":
 		return "a TAP's packets may have half a checksum, which XDP could not complete"
 	case dev.Kind == "veth" && !cfg.XDP.Veth:

@@ -33,6 +33,7 @@ func routerHost() *fakeHost {
 	add(12, "veth9", "veth", false)
 	add(13, "tap9", "tun", false)
 	add(14, "tun9", "tun", true)
+	add(15, "bond9", "bond", false)
 	return h
 }
 
@@ -49,7 +50,7 @@ func (w *world) uses() map[string]string {
 }
 
 func TestXDPIsWhereItIsAskedFor(t *testing.T) {
-	router := []string{"lan0", "vlan0", "veth9", "tap9", "tun9", "docker0"}
+	router := []string{"lan0", "vlan0", "veth9", "tap9", "tun9", "bond9", "docker0"}
 	gateway := config.XDP{Mode: config.XDPGateway}
 	for name, tt := range map[string]struct {
 		cfg      config.Config
@@ -63,7 +64,7 @@ func TestXDPIsWhereItIsAskedFor(t *testing.T) {
 		"off_in_spite_of_unsolicited": {config.Config{Inside: router, XDP: config.XDP{Mode: config.XDPOff, Containers: true}, DropUnsolicited: true},
 			map[string]string{}, map[string]string{}, 0},
 		"gateway": {config.Config{Inside: router, XDP: gateway}, map[string]string{"eth0": "translate", "lan0": "translate"},
-			map[string]string{"vlan0": "VLAN", "veth9": "xdp.veth", "tap9": "half a checksum", "tun9": "Ethernet", "docker0": "bridge"}, 4},
+			map[string]string{"vlan0": "VLAN", "veth9": "xdp.veth", "tap9": "half a checksum", "tun9": "Ethernet", "bond9": "bond", "docker0": "bridge"}, 5},
 		"veth": {config.Config{Inside: []string{"veth9"}, XDP: config.XDP{Mode: config.XDPGateway, Veth: true}},
 			map[string]string{"eth0": "translate", "veth9": "translate"}, map[string]string{}, 0},
 		"containers": {config.Config{Inside: []string{"docker0"}, XDP: config.XDP{Mode: config.XDPGateway, Containers: true}},
