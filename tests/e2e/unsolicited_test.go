@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -71,6 +72,14 @@ func (l *lab) dropsUnsolicited(xdp bool) {
 	if got, err := provoke(l.Peer2, 25000, want.about, 64, 32); err != nil || got != want {
 		l.t.Errorf("below the range: %+v, %v; want %+v", got, err, want)
 	}
+	// What a rule of somebody else's takes elsewhere.
+	l.must(l.redirects(31005, 31000))
+	l.eventually("the redirected port is left alone", func() bool {
+		l.send(flood, at(host, 31005), "redirected")
+		p, err := listening.Receive(200 * time.Millisecond)
+		return err == nil && p.Text == "redirected"
+	})
+	dropped = l.Counter("dropped_unsolicited")
 	// A bound endpoint is its filtering's matter.
 	filtered := l.Counter("dropped_filtered")
 	l.send(flood, at(host, 20000), "from a stranger")
@@ -79,6 +88,13 @@ func (l *lab) dropsUnsolicited(xdp bool) {
 	if after := l.Counter("dropped_unsolicited"); after != dropped {
 		l.t.Errorf("%d packets too many were dropped", after-dropped)
 	}
+}
+
+// redirects has the host's rules take what comes for a port to another one.
+func (l *lab) redirects(from, to uint16) error {
+	rule := fmt.Sprintf("table %s theirs { chain prerouting { type nat hook prerouting priority dstnat; udp dport %d redirect to :%d; }; }", l.family.Table(), from, to)
+	_, err := l.Host.Run(l.t.Context(), rule, "nft", "-f", "-")
+	return err
 }
 
 // connects has peer 2 connect, and gives up after a second.
