@@ -271,6 +271,10 @@ func (d *Dataplane) Links() ([]Link, error) {
 	if err != nil {
 		return nil, err
 	}
+	deaf, err := deafPorts(raw)
+	if err != nil {
+		return nil, err
+	}
 	var out []Link
 	for _, r := range raw {
 		l := Link{
@@ -288,6 +292,9 @@ func (d *Dataplane) Links() ([]Link, error) {
 			l.Owner = nameOf(known.realms[r.Owner%bpf.Realms].Name)
 			l.MAC = macOf(r)
 		}
+		if deaf[r.Ifindex] {
+			l.XDP = XDPNone
+		}
 		l.Name = present[l.IfIndex]
 		if l.Mechanism, err = d.mechanism(l); err != nil {
 			return nil, err
@@ -297,17 +304,21 @@ func (d *Dataplane) Links() ([]Link, error) {
 	return out, nil
 }
 
-// Unhooked are the indices of interfaces whose TCX hooks, or XDP program, somebody else took away, which the kernel announces to nobody
+// Unhooked are the indices of interfaces whose TCX hooks, or XDP, somebody else took away, which the kernel announces to nobody
 // (of clsact filters it does: RTNLGRP_TC), or that are gone. It costs two system calls for each hook.
 func (d *Dataplane) Unhooked() ([]int, error) {
 	raw, err := d.rawLinks()
 	if err != nil {
 		return nil, err
 	}
+	deaf, err := deafPorts(raw)
+	if err != nil {
+		return nil, err
+	}
 	ids := map[*ebpf.Program]ebpf.ProgramID{}
 	var out []int
 	for _, r := range raw {
-		lost := d.lostXDP(r)
+		lost := d.lostXDP(r) || deaf[r.Ifindex]
 		if !lost && d.features.TCX {
 			if lost, err = d.lostHooks(Link{IfIndex: int(r.Ifindex), Kind: kindOf(r)}, ids); err != nil {
 				return nil, err

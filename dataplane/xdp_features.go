@@ -6,10 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/conenat/conenat/bpf"
 )
 
 // From include/uapi/linux/netdev.h (Linux 6.3).
@@ -23,34 +27,84 @@ const (
 	xdpFeatureTransmit = 1 << 2 // what is redirected to it is sent; of a veth: the other end takes it
 )
 
-// xdpFeatures are what a driver says that it can do just now; known is false before Linux 6.3, which does not say.
-func xdpFeatures(ifindex int) (features uint64, known bool, err error) {
+// xdpFeatures are what drivers of this network namespace say that they can do just now, by interface; none before Linux 6.3, which
+// does not say.
+func xdpFeatures() (map[uint32]uint64, error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
 	if errors.Is(err, unix.ENOENT) {
-		return 0, false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, false, fmt.Errorf("ask for generic netlink's %s: %w", netdevFamily, err)
+		return nil, fmt.Errorf("ask for generic netlink's %s: %w", netdevFamily, err)
 	}
-	request := nl.NewNetlinkRequest(int(family.ID), 0)
-	request.AddData(genericHeader{netdevGetDevice, netdevVersion})
-	request.AddData(nl.NewRtAttr(netdevIfIndex, nl.Uint32Attr(uint32(ifindex))))
-	messages, err := request.Execute(unix.NETLINK_GENERIC, 0)
-	if err == nil && len(messages) == 0 {
-		err = unix.ENODATA
-	}
+	messages, err := dumpDevices(family.ID)
 	if err != nil {
-		return 0, false, fmt.Errorf("ask what the driver can do at XDP: %w", err)
+		return nil, fmt.Errorf("ask what drivers can do at XDP: %w", err)
 	}
-	attrs, err := nl.ParseRouteAttrAsMap(messages[0][nl.SizeofGenlmsg:])
-	if err != nil {
-		return 0, false, fmt.Errorf("read what the driver can do at XDP: %w", err)
+	all := map[uint32]uint64{}
+	for _, m := range messages {
+		attrs, err := nl.ParseRouteAttrAsMap(m.Data[nl.SizeofGenlmsg:])
+		if err != nil {
+			return nil, fmt.Errorf("read what drivers can do at XDP: %w", err)
+		}
+		index, features := attrs[netdevIfIndex].Value, attrs[netdevXDPFeatures].Value
+		if len(index) == 4 && len(features) == 8 {
+			all[binary.NativeEndian.Uint32(index)] = binary.NativeEndian.Uint64(features)
+		}
 	}
-	if value := attrs[netdevXDPFeatures].Value; len(value) == 8 {
-		return binary.NativeEndian.Uint64(value), true, nil
-	}
-	return 0, false, nil
+	return all, nil
 }
+
+// dumpDevices is a request's Execute, which takes this family's first message for the only one: it is not marked as one of several.
+func dumpDevices(family uint16) (all []syscall.NetlinkMessage, err error) {
+	socket, err := nl.Subscribe(unix.NETLINK_GENERIC)
+	if err != nil {
+		return nil, err
+	}
+	defer socket.Close()
+	request := nl.NewNetlinkRequest(int(family), unix.NLM_F_DUMP)
+	request.AddData(genericHeader{netdevGetDevice, netdevVersion})
+	if err := socket.Send(request); err != nil {
+		return nil, err
+	}
+	for {
+		messages, _, err := socket.Receive()
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range messages {
+			switch {
+			case m.Header.Type == unix.NLMSG_DONE:
+				return all, nil
+			case m.Header.Type == unix.NLMSG_ERROR:
+				return nil, unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+			case m.Header.Type == family && len(m.Data) >= nl.SizeofGenlmsg:
+				all = append(all, m)
+			}
+		}
+	}
+}
+
+// deafPorts are those whose container's end takes no frames of XDP any more, although packets are sent there: somebody has switched
+// its GRO off.
+func deafPorts(raw []bpf.Link) (map[uint32]bool, error) {
+	if !slices.ContainsFunc(raw, receivesXDP) {
+		return nil, nil
+	}
+	all, err := xdpFeatures()
+	if err != nil {
+		return nil, err
+	}
+	deaf := map[uint32]bool{}
+	for _, l := range raw {
+		if features, known := all[l.Ifindex]; known && receivesXDP(l) && features&xdpFeatureTransmit == 0 {
+			deaf[l.Ifindex] = true
+		}
+	}
+	return deaf, nil
+}
+
+func receivesXDP(l bpf.Link) bool { return l.Flags&bpf.LinkXDPPeer != 0 }
 
 // genericHeader is struct genlmsghdr. nl.Genlmsg is two bytes short of it, and this family looks at what is reserved.
 type genericHeader [nl.SizeofGenlmsg]byte
@@ -63,7 +117,8 @@ func (h genericHeader) Serialize() []byte { return h[:] }
 
 // checkRedirects refuses an interface of which frames that are redirected would be lost without a word.
 func checkRedirects(l Link) error {
-	features, known, err := xdpFeatures(l.IfIndex)
+	all, err := xdpFeatures()
+	features, known := all[uint32(l.IfIndex)]
 	switch {
 	case err != nil || !known:
 		return err

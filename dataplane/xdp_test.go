@@ -259,6 +259,26 @@ func TestXDPWithoutRedirects(t *testing.T) {
 	checkXDP(t, f, d, dataplane.XDPTranslate)
 }
 
+// deafened: who switches the container's GRO off is noticed, where the kernel tells.
+func deafened(t *testing.T, f *topo.Figure3, d *dataplane.Dataplane, index int) {
+	t.Helper()
+	if require.Running(t).Before(require.Version{Major: 6, Minor: 3}) {
+		return
+	}
+	must(t, f.Containers[0].SetGRO("eth0", false))
+	if l := hostLink(t, f, d, "veth-c1"); l.XDP != dataplane.XDPNone {
+		t.Errorf("its use is %s", l.XDP)
+	}
+	var list []int
+	must(t, f.Host.Do(func() (err error) {
+		list, err = d.Unhooked()
+		return err
+	}))
+	if !slices.Contains(list, index) {
+		t.Errorf("unhooked: %v, want %d among them", list, index)
+	}
+}
+
 // TestForgetHops: the epoch that remembered hops are good for ends, where XDP sends by the interface; it is never 0.
 func TestForgetHops(t *testing.T) {
 	f, dir := xdpLab(t)
@@ -301,6 +321,9 @@ func TestXDPIntoContainers(t *testing.T) {
 	check(true)
 	d.Close()
 	d = mustOpen(t, f, dataplane.Options{StateDir: dir})
+	must(t, attach())
+	check(true)
+	deafened(t, f, d, index)
 	must(t, attach())
 	check(true)
 	must(t, f.Host.Do(func() error { return d.DetachXDP(index) }))
