@@ -219,7 +219,7 @@ enum nat_link_kind {
 #define LINK_XDP (1 << 3) /* XDP translates here, and may send by it */
 #define LINK_DROP_UNSOLICITED (1 << 4) /* of an outside */
 #define LINK_XDP_PEER (1 << 5) /* a port whose peer takes XDP's frames */
-#define LINK_GRO_SWITCHED (1 << 6) /* the daemon's: it has done so at the peer */
+#define LINK_GRO_SWITCHED (1 << 6) /* at the peer, by the daemon */
 
 struct nat_link {
 	__u32 ifindex;
