@@ -52,6 +52,8 @@ type Scale struct {
 // configuration: s.daemon(conenat, "direct", "lines").
 func Compared(conenat string, s Scale) []Contender {
 	direct, stack := s.daemon(conenat, "direct"), s.daemon(conenat, "stack")
+	xdp := s.daemon(conenat, "direct", "xdp: {mode: gateway, veth: true}")
+	containers := s.daemon(conenat, "direct", "xdp: {mode: gateway, containers: true, veth: true}")
 	return []Contender{
 		{Name: Forwarding, Start: nothing},
 		{Name: NFTables, Translates: true, Start: s.netfilter(masquerade), End: flush},
@@ -59,9 +61,11 @@ func Compared(conenat string, s Scale) []Contender {
 		{Name: DockerProxy, Translates: true, Start: s.netfilter(dockerProxy), Proxy: true},
 		{Name: Stack, Translates: true, Start: stack.start, End: stack.detach},
 		{Name: Direct, Translates: true, Start: direct.start, End: direct.detach},
+		{Name: IntoContainers, Translates: true, Start: containers.start, End: containers.detach},
 		{Name: Gateway + Forwarding, Start: nothing, Routed: true},
 		{Name: Gateway + NFTables, Translates: true, Start: s.netfilter(masquerade), End: flush, Routed: true},
 		{Name: Gateway + Direct, Translates: true, Start: direct.start, End: direct.detach, Routed: true},
+		{Name: Gateway + XDP, Translates: true, Start: xdp.start, End: xdp.detach, Routed: true, XDP: true},
 		{Name: Gateway + XDPForwarding, Start: xdpForward, Routed: true, XDP: true},
 	}
 }
@@ -77,14 +81,16 @@ func Expiring(conenat string) Contender {
 
 // The contenders' names.
 const (
-	Forwarding    = "forwarding"     // the kernel routes, nothing translates
-	NFTables      = "nftables"       // masquerade and DNAT, and no other rule
-	Docker        = "docker"         // the rules of Docker 20.10, by iptables, and br_netfilter
-	DockerProxy   = "docker-proxy"   // the same, and the userland proxy in place of a published port's rule
-	Direct        = "conenat-direct" // from interface to interface
-	Stack         = "conenat-stack"  // by the host's routing and netfilter
-	XDP           = "conenat-xdp"    // at the network card
-	XDPForwarding = "xdp-forwarding" // the least that XDP does with a packet that goes on
+	Forwarding  = "forwarding"     // the kernel routes, nothing translates
+	NFTables    = "nftables"       // masquerade and DNAT, and no other rule
+	Docker      = "docker"         // the rules of Docker 20.10, by iptables, and br_netfilter
+	DockerProxy = "docker-proxy"   // the same, and the userland proxy in place of a published port's rule
+	Direct      = "conenat-direct" // from interface to interface
+	Stack       = "conenat-stack"  // by the host's routing and netfilter
+	XDP         = "conenat-xdp"    // at the network card
+	// IntoContainers is Direct out of a container, and by XDP into it.
+	IntoContainers = "conenat-xdp-containers"
+	XDPForwarding  = "xdp-forwarding" // the least that XDP does with a packet that goes on
 	// Generator has nothing between its ends: what sending takes. GeneratorXDP ends at XDP.
 	Generator    = "generator"
 	GeneratorXDP = "generator-xdp"
