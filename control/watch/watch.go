@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +17,11 @@ const (
 	DefaultHistory = 65536
 	// DefaultQueue is how many events may wait for one subscriber.
 	DefaultQueue = 16384
+
+	// A storm of new sessions loses events all the time: the tables are read when none was lost for a while, or after a longer one.
+	// Read meanwhile they would take the CPU that the storm needs, and be out of date.
+	calmAfter  = 500 * time.Millisecond
+	calmWithin = 30 * time.Second
 
 	// After a loss, the tables are read when the events that were under way have been, and again until they
 	// agree with the events: a table read says nothing of what is still in the ring.
@@ -41,26 +45,25 @@ type Source interface {
 
 // Watcher is the history and its subscribers. Its methods may be called from any goroutine.
 type Watcher struct {
-	source  Source
-	log     *slog.Logger
-	history int
-	queue   int
+	source Source
+	log    *slog.Logger
+	queue  int
 
 	mu    sync.Mutex
-	base  *Table            // what the events before ring leave
-	ring  []dataplane.Event // the latest events, oldest first
-	known *Table            // what all events leave
-	taken int               // events so far
+	base  *Table  // what the events before ring leave
+	ring  history // the latest events
+	known *Table  // what all events leave
+	taken int     // events so far
 	subs  map[*Subscription]bool
 }
 
-// New is a watcher that keeps up to history events; 0 means DefaultHistory.
-func New(source Source, history int, log *slog.Logger) *Watcher {
-	if history == 0 {
-		history = DefaultHistory
+// New is a watcher that keeps up to size events; 0 means DefaultHistory.
+func New(source Source, size int, log *slog.Logger) *Watcher {
+	if size == 0 {
+		size = DefaultHistory
 	}
-	return &Watcher{source: source, log: log, history: history, queue: DefaultQueue,
-		base: NewTable(), known: NewTable(), subs: map[*Subscription]bool{}}
+	return &Watcher{source: source, log: log, queue: DefaultQueue,
+		base: NewTable(), known: NewTable(), ring: history{size: size}, subs: map[*Subscription]bool{}}
 }
 
 // Start reads what lives already, which the history begins with.
@@ -79,7 +82,7 @@ func (w *Watcher) Start() error {
 
 // Run reads events until ctx ends, whose error it returns, or until they cannot be read.
 func (w *Watcher) Run(ctx context.Context) error {
-	repair := make(chan struct{}, 1)
+	repair := make(chan uint64, 64)
 	go w.repair(ctx, repair)
 	for {
 		ev, err := w.source.ReadEvent(ctx)
@@ -93,10 +96,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 		w.take(ev)
 		w.mu.Unlock()
 		if ev.Type == dataplane.EventsLost {
-			w.log.Warn("events were lost: comparing with the tables", "count", ev.Count)
 			select {
-			case repair <- struct{}{}:
-			default:
+			case repair <- ev.Count:
+			default: // it is busy, and will look for them, too
 			}
 		}
 	}
@@ -110,7 +112,7 @@ func (w *Watcher) Tell(ev dataplane.Event) {
 }
 
 // repair tells the difference between events and tables, for as long as there is one.
-func (w *Watcher) repair(ctx context.Context, lost <-chan struct{}) {
+func (w *Watcher) repair(ctx context.Context, lost <-chan uint64) {
 	now := time.NewTicker(comparePeriod)
 	defer now.Stop()
 	rest := resyncDelay
@@ -118,10 +120,29 @@ func (w *Watcher) repair(ctx context.Context, lost <-chan struct{}) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-lost:
+		case n := <-lost:
+			n += calm(ctx, lost)
+			w.log.Warn("events were lost: comparing with the tables", "count", n)
 		case <-now.C:
 		}
 		rest = w.repairOnce(ctx, rest)
+	}
+}
+
+// calm waits until no more events are lost, and returns how many were meanwhile.
+func calm(ctx context.Context, lost <-chan uint64) (count uint64) {
+	end := time.After(calmWithin)
+	for {
+		select {
+		case n := <-lost:
+			count += n
+		case <-time.After(calmAfter):
+			return count
+		case <-end:
+			return count
+		case <-ctx.Done():
+			return count
+		}
 	}
 }
 
@@ -165,7 +186,7 @@ func (w *Watcher) correct() (corrected, unsure int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	meanwhile := map[bindingKey]bool{}
-	for _, ev := range w.ring[max(0, len(w.ring)-(w.taken-start)):] {
+	for _, ev := range w.ring.latest(w.taken - start) {
 		meanwhile[keyOf(ev).bindingKey] = true
 	}
 	now := time.Now()
@@ -200,17 +221,12 @@ func (w *Watcher) take(ev dataplane.Event) {
 	if !w.known.Apply(ev) {
 		return
 	}
-	if n := len(w.ring); n > 0 && ev.Time.Before(w.ring[n-1].Time) { // the clocks of two processors
-		ev.Time = w.ring[n-1].Time
+	if last := w.ring.last(); last != nil && ev.Time.Before(last.Time) { // the clocks of two processors
+		ev.Time = last.Time
 	}
 	w.taken++
-	w.ring = append(w.ring, ev)
-	if len(w.ring) > w.history+w.history/4 { // not one by one: that would copy the ring each time
-		drop := len(w.ring) - w.history
-		for _, old := range w.ring[:drop] {
-			w.base.Apply(old)
-		}
-		w.ring = slices.Clone(w.ring[drop:])
+	if old, full := w.ring.add(ev); full {
+		w.base.Apply(old)
 	}
 	for s := range w.subs {
 		s.put(ev)
@@ -220,7 +236,7 @@ func (w *Watcher) take(ev dataplane.Event) {
 // past is the history since a moment; the zero time is the beginning. The caller has the lock.
 func (w *Watcher) past(since time.Time) []dataplane.Event {
 	if since.IsZero() {
-		return append(w.base.events(), w.ring...)
+		return append(w.base.events(), w.ring.latest(w.taken)...)
 	}
 	var out []dataplane.Event
 	for _, ev := range w.base.events() {
@@ -228,7 +244,7 @@ func (w *Watcher) past(since time.Time) []dataplane.Event {
 			out = append(out, ev)
 		}
 	}
-	for _, ev := range w.ring {
+	for _, ev := range w.ring.latest(w.taken) {
 		if !ev.Time.Before(since) {
 			out = append(out, ev)
 		}

@@ -352,6 +352,38 @@ func TestPortlessBindingsAreToldApart(t *testing.T) {
 	}
 }
 
+// TestCalm: losses that come one after the other are one.
+func TestCalm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lost := make(chan uint64)
+		go func() {
+			for range 10 {
+				time.Sleep(calmAfter / 2)
+				lost <- 2
+			}
+		}()
+		start := time.Now()
+		if got, took := calm(t.Context(), lost), time.Since(start); got != 20 || took != 10*calmAfter/2+calmAfter {
+			t.Errorf("%d were lost in %v", got, took)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go func() {
+			for ctx.Err() == nil {
+				select {
+				case lost <- 1:
+					time.Sleep(calmAfter / 2)
+				case <-ctx.Done():
+				}
+			}
+		}()
+		start = time.Now()
+		if calm(t.Context(), lost); time.Since(start) != calmWithin {
+			t.Errorf("a storm is waited for during %v", time.Since(start))
+		}
+	})
+}
+
 // TestRest: a comparison that takes long comes seldom.
 func TestRest(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{0: resyncDelay, time.Millisecond: resyncDelay, 2 * time.Second: 18 * time.Second} {
