@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"strconv"
 	"strings"
@@ -27,11 +28,11 @@ func (s Scale) timeout() time.Duration {
 }
 
 // daemon is conenat with room for the scale, and further lines of configuration. A binding has as many sessions as its port has
-// remotes.
+// remotes. A power of two, as the default is: a hash has one of buckets, and what is more of them than entries is a session's memory, too.
 func (s Scale) daemon(binary, path string, more ...string) daemon {
 	more = append(more, "limits: {sessions_per_host: 0}")
 	if s.Sessions > 0 {
-		room := max(64, s.Sessions)
+		room := 1 << bits.Len(uint(max(64, s.Sessions)-1))
 		more = append(more, fmt.Sprintf("capacity: {sessions: %d, bindings: 65536, sessions_per_binding: %d}", room, room))
 	}
 	return daemon{binary: binary, path: path, udpTimeout: s.timeout().String(), sweep: "1s", more: strings.Join(more, "\n") + "\n"}
