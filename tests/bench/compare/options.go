@@ -54,8 +54,8 @@ func parse(args []string) (o options, err error) {
 	contenders := f.String("contenders", "", "these alone, by their names, separated by commas")
 	chosen := f.String("figures", "", "these alone: "+strings.Join(groups(), ", "))
 	loads := f.String("loads", "", "of packets, as SESSIONS:BYTES:out, in or both, separated by commas")
-	f.IntVar(&o.rounds, "rounds", 0, "of each measurement (3; 7 with -full)")
-	f.DurationVar(&o.time, "time", 0, "of each measurement (500ms; 1s with -full)")
+	f.IntVar(&o.rounds, "rounds", 0, "of each measurement (3; 5 with -full)")
+	f.DurationVar(&o.time, "time", 0, "of each measurement (500ms)")
 	f.IntVar(&o.sessions, "sessions", 100_000, "new sessions of a round, whose memory and end are measured")
 	f.IntVar(&o.capacity, "capacity", 300_000, "sessions that are opened to see how many are kept")
 	f.IntVar(&o.idle, "idle", 1_000_000, "sessions that expire")
@@ -95,7 +95,7 @@ func (o *options) complete(loads string) error {
 	few := options{rounds: 3, time: 500 * time.Millisecond, streams: []int{1}, figures: []string{"packets", "sessions", "bulk", "roundtrip", "published"}}
 	fewLoads := "1:60:out,100000:60:out,100000:60:in"
 	if o.full {
-		few = options{rounds: 7, time: time.Second, streams: []int{1, 8}, figures: groups(), docs: "docs"}
+		few = options{rounds: 5, time: 500 * time.Millisecond, streams: []int{1, 8}, figures: groups(), docs: "docs"}
 		fewLoads = strings.Join(allLoads(), ",")
 	}
 	o.streams = few.streams
