@@ -53,7 +53,7 @@ func testOracleXDP(t *testing.T, fam family.Family) {
 	w.xdp, w.byXDP = maps.Clone(rig.Gateway), map[oracle.Reason]int{}
 	maps.Copy(w.xdp, rig.Containers)
 	w.rig.TakeXDP(w.xdp)
-	n := numberOfSequences(fam) / 2
+	n := numberOfSequences(fam) / 4
 	setFlag(t, "rapid.checks", fmt.Sprint(n))
 	w.play(t, func(*oracle.Config) {})
 	for reason, least := range map[oracle.Reason]int{oracle.TranslatedOutbound: n / 8, oracle.TranslatedInbound: n / 8, oracle.DroppedUnsolicited: n / 200} {
