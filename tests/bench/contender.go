@@ -42,6 +42,19 @@ func Contenders(conenat string) []Contender {
 	}
 }
 
+// Gateways are what tests/cost compares between two plain interfaces, in the lab of NewRoutedLab. conenat drops what is unsolicited.
+func Gateways(conenat string) []Contender {
+	start := func(more string) func(context.Context, *Lab) error {
+		return daemon{binary: conenat, path: "direct", udpTimeout: "5m", more: more + "unsolicited: drop\n"}.start
+	}
+	return []Contender{
+		{Name: Gateway + XDPForwarding, Start: xdpForward, Routed: true, XDP: true},
+		{Name: Gateway + NFTables, Translates: true, Start: masquerade, Routed: true},
+		{Name: Gateway + Direct, Translates: true, Start: start(""), Routed: true},
+		{Name: Gateway + XDP, Translates: true, Start: start("xdp: {mode: gateway, veth: true}\n"), Routed: true, XDP: true},
+	}
+}
+
 // Scale is what contenders have to have room for; the zero Scale is what each comes with.
 type Scale struct {
 	Sessions   int           // of one inside host

@@ -24,9 +24,9 @@ type Machine struct {
 	Timeout time.Duration
 }
 
-// Run builds a program of this repository, vmtest and conenat, runs `PROGRAM measure CONENAT` in the machine, and
-// returns what that printed.
-func (m Machine) Run(ctx context.Context, program string) ([]byte, error) {
+// Run builds a program of this repository, vmtest and conenat, runs `PROGRAM measure CONENAT MORE...` in the
+// machine, and returns what that printed.
+func (m Machine) Run(ctx context.Context, program string, more ...string) ([]byte, error) {
 	paths := map[string]string{"vmtest": "", "cmd/conenat": "", program: ""}
 	for pkg := range paths {
 		var err error
@@ -35,7 +35,8 @@ func (m Machine) Run(ctx context.Context, program string) ([]byte, error) {
 		}
 	}
 	args := append([]string{"run", "--kernel", Kernel, "--timeout", m.Timeout.String()}, m.Flags...)
-	cmd := exec.CommandContext(ctx, paths["vmtest"], append(args, "--", paths[program], "measure", paths["cmd/conenat"])...)
+	args = append(append(args, "--", paths[program], "measure", paths["cmd/conenat"]), more...)
+	cmd := exec.CommandContext(ctx, paths["vmtest"], args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // vmtest ends the machine

@@ -44,6 +44,8 @@ type trial struct {
 	name  string
 	steps []step
 	stream
+	end     bench.Port // behind which the stream's sink is; none: in the host
+	counter string     // conenat's, of what it does with the stream's packets
 }
 
 // The remote endpoint's port, and the first ones of those that change with each packet.
@@ -52,6 +54,7 @@ const (
 	firstInside     = 30000
 	firstRemote     = 10000
 	unboundHostPort = 9
+	unboundPoolPort = 7777
 )
 
 // trials are what is measured of a contender, in this order; each has internal ports of its own.
@@ -78,6 +81,27 @@ func trialsOf(l *bench.Lab, c bench.Contender) []trial {
 	}
 	t.unsolicited(udp)
 	return t.list
+}
+
+// gatewayTrials are what is measured with frames, between two plain interfaces.
+func gatewayTrials(l *bench.Lab, c bench.Contender) []trial {
+	t := &trials{lab: l, contender: c}
+	for _, p := range []protocol{udp, tcp} {
+		t.established(p, 20000)
+	}
+	if c.Translates {
+		t.unsolicitedToPool(udp)
+	}
+	return t.list
+}
+
+// add puts the sink where the trial ends.
+func (t *trials) add(one trial) {
+	one.to = bench.SinkInHost(t.lab)
+	if one.end.NS != nil {
+		one.to = bench.SinkAt(one.end)
+	}
+	t.list = append(t.list, one)
 }
 
 func (t *trials) remote(p protocol, port uint16) netip.AddrPort {
@@ -152,18 +176,29 @@ func (t *trials) hairpin(p protocol, port uint16) {
 	there := packet{proto: p.number, src: t.inside(port), dst: netip.AddrPortFrom(t.lab.External(), bench.ForwardedPort2)}
 	back := packet{proto: p.number, src: netip.AddrPortFrom(t.lab.Inside2.Addr, bench.ForwardedPort2),
 		dst: netip.AddrPortFrom(t.lab.External(), port)}
-	t.list = append(t.list, trial{p.name + "/established-hairpin", []step{{t.lab.Inside, there}, {t.lab.Inside2, back}}, stream{
-		from: t.lab.Inside, to: bench.SinkAt(t.lab.Inside2),
-		want:   bench.Want{Protocol: p.name, Src: back.dst, Dst: back.src},
-		packet: func(int) packet { return there },
-	}})
+	t.add(trial{name: p.name + "/established-hairpin", steps: []step{{t.lab.Inside, there}, {t.lab.Inside2, back}},
+		end: t.lab.Inside2, stream: stream{
+			from:   t.lab.Inside,
+			want:   bench.Want{Protocol: p.name, Src: back.dst, Dst: back.src},
+			packet: func(int) packet { return there },
+		}})
 }
 
 // unsolicited: nobody inside has anything to do with it, and the host gets it.
 func (t *trials) unsolicited(p protocol) {
 	in := packet{proto: p.number, src: t.remote(p, remotePort), dst: netip.AddrPortFrom(t.lab.External(), unboundHostPort)}
-	t.list = append(t.list, trial{p.name + "/unsolicited-inbound", nil, stream{
-		from: t.lab.Outside, to: bench.SinkInHost(t.lab),
+	t.add(trial{name: p.name + "/unsolicited-inbound", stream: stream{
+		from:   t.lab.Outside,
+		want:   bench.Want{Protocol: p.name, Src: in.src, Dst: in.dst},
+		packet: func(int) packet { return in },
+	}})
+}
+
+// unsolicitedToPool: to a port of the NAT's range that nobody has. What does not drop it before has the host's own rules do that.
+func (t *trials) unsolicitedToPool(p protocol) {
+	in := packet{proto: p.number, src: t.remote(p, remotePort), dst: netip.AddrPortFrom(t.lab.External(), unboundPoolPort)}
+	t.add(trial{name: p.name + "/unsolicited-dropped", counter: "dropped_unsolicited", stream: stream{
+		from:   t.lab.Outside,
 		want:   bench.Want{Protocol: p.name, Src: in.src, Dst: in.dst},
 		packet: func(int) packet { return in },
 	}})
@@ -171,14 +206,14 @@ func (t *trials) unsolicited(p protocol) {
 
 func (t *trials) outward(p protocol, name string, steps []step, make func(n int) packet) {
 	want := bench.Want{Protocol: p.name, Src: netip.AddrPortFrom(t.outside(t.inside(0)).Addr(), 0), Dst: t.remote(p, 0)}
-	t.list = append(t.list, trial{p.name + "/" + name, steps, stream{
-		from: t.lab.Inside, to: bench.SinkAt(t.lab.Outside), want: want, packet: make,
+	t.add(trial{name: p.name + "/" + name, steps: steps, end: t.lab.Outside, counter: "translated_outbound", stream: stream{
+		from: t.lab.Inside, want: want, packet: make,
 	}})
 }
 
 func (t *trials) inward(p protocol, name string, steps []step, to bench.Port, make func(n int) packet) {
 	want := bench.Want{Protocol: p.name, Src: t.remote(p, 0), Dst: netip.AddrPortFrom(to.Addr, 0)}
-	t.list = append(t.list, trial{p.name + "/" + name, steps, stream{
-		from: t.lab.Outside, to: bench.SinkAt(to), want: want, packet: make,
+	t.add(trial{name: p.name + "/" + name, steps: steps, end: to, counter: "translated_inbound", stream: stream{
+		from: t.lab.Outside, want: want, packet: make,
 	}})
 }

@@ -65,6 +65,22 @@ func (p packet) frame(from bench.Port) []byte {
 	return append(header[:], spec.Bytes()...)
 }
 
+// wire is the packet as it comes out of a wire: whoever has sent it has completed the checksum.
+func (p packet) wire(from bench.Port) []byte {
+	raw := p.frame(from)
+	header, frame := raw[:virtioSize], raw[virtioSize:]
+	if header[0] == 0 {
+		return frame
+	}
+	start, offset := binary.NativeEndian.Uint16(header[6:]), binary.NativeEndian.Uint16(header[8:])
+	sum := packets.Checksum(frame[start:])
+	if sum == 0 && p.proto == unix.IPPROTO_UDP {
+		sum = 0xffff // RFC 768: 0 is none
+	}
+	binary.BigEndian.PutUint16(frame[start+offset:], sum)
+	return frame
+}
+
 // virtioSize is struct virtio_net_hdr's (include/uapi/linux/virtio_net.h).
 const virtioSize = 10
 

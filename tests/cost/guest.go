@@ -13,10 +13,10 @@ import (
 	"github.com/conenat/conenat/tests/cost/budget"
 )
 
-// inMachine runs `cost measure` in a machine whose clock counts instructions.
-func inMachine(ctx context.Context) (budget.Budget, error) {
+// inMachine runs `cost measure` in a machine whose clock counts instructions, for all contenders or those of these names.
+func inMachine(ctx context.Context, only ...string) (budget.Budget, error) {
 	m := bench.Machine{Flags: []string{"--accel", "icount"}, Timeout: 30 * time.Minute}
-	text, err := m.Run(ctx, "tests/cost")
+	text, err := m.Run(ctx, "tests/cost", only...)
 	if err != nil {
 		return budget.Budget{}, err
 	}

@@ -37,6 +37,21 @@ func undisturbed() error {
 	return nil
 }
 
+// alignClocks sets the time of day to whole seconds and the monotonic clock. The kernel's coarse clock, which conenat reads for
+// each packet, adds the two clocks' nanoseconds, and a carry is 4 instructions: whether there is one would be chance. The
+// machine is for nothing else.
+func alignClocks() error {
+	var day unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &day); err != nil {
+		return fmt.Errorf("read the time of day: %w", err)
+	}
+	day.Nsec = instructions() % 1e9 // a moment before it is set, so that the difference is no less than 0
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &day); err != nil {
+		return fmt.Errorf("set the time of day: %w", err)
+	}
+	return nil
+}
+
 // othersTurn gives the CPU away until what a batch has left to do is done: the daemon's events, RCU's callbacks.
 // Nothing tells that.
 func othersTurn() {

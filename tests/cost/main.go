@@ -20,7 +20,7 @@ const (
 
 func main() { bench.Main("cost", run) }
 
-var errUsage = errors.New("want one of: cost check, cost update, cost measure CONENAT")
+var errUsage = errors.New("want one of: cost check, cost update, cost show CONTENDER..., cost measure CONENAT [CONTENDER...]")
 
 func run(ctx context.Context, args []string) error {
 	switch {
@@ -28,8 +28,14 @@ func run(ctx context.Context, args []string) error {
 		return check(ctx)
 	case len(args) == 1 && args[0] == "update":
 		return update(ctx)
-	case len(args) == 2 && args[0] == "measure":
-		b, err := measure(ctx, args[1], os.Stderr)
+	case len(args) > 1 && args[0] == "show":
+		b, err := inMachine(ctx, args[1:]...)
+		if err == nil {
+			_, err = os.Stdout.Write(b.File())
+		}
+		return err
+	case len(args) > 1 && args[0] == "measure":
+		b, err := measure(ctx, args[1], os.Stderr, args[2:]...)
 		if err == nil {
 			_, err = os.Stdout.Write(b.File())
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,12 +19,15 @@ import (
 	"github.com/conenat/conenat/tests/topo"
 )
 
-// measure goes through all contenders, each in a lab of its own.
-func measure(ctx context.Context, conenat string, progress io.Writer) (b budget.Budget, err error) {
+// measure goes through all contenders, or those of these names, each in a lab of its own.
+func measure(ctx context.Context, conenat string, progress io.Writer, only ...string) (b budget.Budget, err error) {
 	if err := counted(); err != nil {
 		return b, err
 	}
 	if err := undisturbed(); err != nil {
+		return b, err
+	}
+	if err := alignClocks(); err != nil {
 		return b, err
 	}
 	var name unix.Utsname
@@ -31,7 +35,7 @@ func measure(ctx context.Context, conenat string, progress io.Writer) (b budget.
 		return b, fmt.Errorf("ask for the kernel's version: %w", err)
 	}
 	b.Kernel = unix.ByteSliceToString(name.Release[:])
-	m := meter{progress: progress}
+	m := meter{progress: progress, only: only}
 	for _, m.family = range []family.Family{family.V4, family.V6} {
 		for _, c := range bench.Contenders(conenat) {
 			if err := m.inLab(ctx, c, m.trials); err != nil {
@@ -40,6 +44,11 @@ func measure(ctx context.Context, conenat string, progress io.Writer) (b budget.
 		}
 		if err := m.inLab(ctx, bench.Expiring(conenat), m.expiry); err != nil {
 			return b, err
+		}
+		for _, c := range bench.Gateways(conenat) {
+			if err := m.inLab(ctx, c, m.gateways); err != nil {
+				return b, err
+			}
 		}
 	}
 	b.Rows = m.rows
@@ -51,10 +60,14 @@ type meter struct {
 	family   family.Family // in which it measures
 	rows     []budget.Row
 	progress io.Writer
+	only     []string // contenders; none: all
 }
 
 // inLab does something with a contender that is started in a lab of its own.
 func (m *meter) inLab(ctx context.Context, c bench.Contender, do func(context.Context, *bench.Lab, bench.Contender) error) (err error) {
+	if len(m.only) > 0 && !slices.Contains(m.only, c.Name) {
+		return nil
+	}
 	t, err := topo.New()
 	if err != nil {
 		return err
@@ -64,7 +77,7 @@ func (m *meter) inLab(ctx context.Context, c bench.Contender, do func(context.Co
 			err = fmt.Errorf("%s, %s: %w", c.Name, m.family, err)
 		}
 	}()
-	l, err := bench.NewLab(ctx, t, m.family)
+	l, err := c.Lab(ctx, t, m.family)
 	if err != nil {
 		return err
 	}

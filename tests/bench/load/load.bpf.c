@@ -10,6 +10,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/udp.h>
 
@@ -150,19 +151,38 @@ int sink_xdp(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
+static __always_inline int hop(struct frame *f)
+{
+	__u32 check;
+
+	if (f->eth.h_proto != bpf_htons(ETH_P_IP) || f->ip.ttl <= 1)
+		return 0;
+	f->ip.ttl--;
+	check = f->ip.check + bpf_htons(0x0100); /* RFC 1141 */
+	f->ip.check = check + (check >= 0xffff);
+	return 1;
+}
+
+static __always_inline int hop6(struct ethhdr *eth, void *end)
+{
+	struct ipv6hdr *ip = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > end || eth->h_proto != bpf_htons(ETH_P_IPV6) ||
+	    ip->hop_limit <= 1)
+		return 0;
+	ip->hop_limit--;
+	return 1;
+}
+
 /* forward is what any router has to do with a packet, and nothing else. */
 SEC("xdp")
 int forward(struct xdp_md *ctx)
 {
 	struct frame *f = (void *)(long)ctx->data;
-	__u32 check;
+	void *end = (void *)(long)ctx->data_end;
 
-	if ((void *)(f + 1) > (void *)(long)ctx->data_end ||
-	    f->eth.h_proto != bpf_htons(ETH_P_IP) || f->ip.ttl <= 1)
+	if ((void *)(f + 1) > end || (!hop(f) && !hop6(&f->eth, end)))
 		return XDP_PASS;
-	f->ip.ttl--;
-	check = f->ip.check + bpf_htons(0x0100); /* RFC 1141 */
-	f->ip.check = check + (check >= 0xffff);
 	__builtin_memcpy(f->eth.h_source, way.source, ETH_ALEN);
 	__builtin_memcpy(f->eth.h_dest, way.destination, ETH_ALEN);
 	return bpf_redirect(way.ifindex, 0);

@@ -266,6 +266,21 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// TestForward6: and of IPv6, which has no checksum of its own.
+func TestForward6(t *testing.T) {
+	p := newPath(t)
+	sink := p.sink(t, p.router, "toa", Want{}, NewSink)
+	frame := packets.UDP("[fd00:17::2]:20000", "[2001:db8:113::1]:3478", "x").Bytes()
+	got, err := sink.forwarded(frame)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hopLimit = ethernetBytes + 7
+	if got[hopLimit] != frame[hopLimit]-1 || !bytes.Equal(got[hopLimit+1:], frame[hopLimit+1:]) {
+		t.Errorf("the frame is\n%s", packets.Dump(got))
+	}
+}
+
 // forwarded is what forward makes of a frame, wherever it goes.
 func (s *Sink) forwarded(frame []byte) ([]byte, error) {
 	opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+64)}

@@ -39,11 +39,15 @@ func TestCompare(t *testing.T) {
 }
 
 func TestCompareTellsOthersGrowth(t *testing.T) {
-	const theirs = "nftables/ipv4/udp/established-outbound"
-	r := Compare(of(Row{theirs, 1000}), of(Row{theirs, 1100}))
-	if got := verdicts(r); got[0] != Others || r.Failed() {
-		t.Errorf("%q, failed %v; want %q, false", got, r.Failed(), Others)
+	for contender, want := range map[string]Verdict{"nftables": Others, "forwarding": Others, "gateway-nftables": Others,
+		"gateway-xdp-forwarding": Others, "conenat-direct": Grown, "gateway-conenat-xdp": Grown} {
+		name := contender + "/ipv4/udp/established-outbound"
+		r := Compare(of(Row{name, 1000}), of(Row{name, 1100}))
+		if got := verdicts(r); got[0] != want || r.Failed() != (want == Grown) {
+			t.Errorf("%s: %q, failed %v; want %q", contender, got, r.Failed(), want)
+		}
 	}
+	const theirs = "nftables/ipv4/udp/established-outbound"
 	if r := Compare(of(Row{theirs, 1000}), of(Row{"nftables/another", 1000})); !r.Failed() {
 		t.Error("a row that is missing has to fail, whosever it is")
 	}
@@ -128,7 +132,8 @@ func TestFileIsReadBack(t *testing.T) {
 
 func TestPage(t *testing.T) {
 	b := of(Row{"forwarding/ipv4/udp/out", 1000}, Row{"nftables/ipv4/udp/out", 2000}, Row{"nftables/ipv4/udp/first", 8000},
-		Row{"direct/ipv4/udp/out", 500}, Row{"direct/ipv4/udp/first", 4000}, Row{"direct/ipv4/udp/expiry", 900})
+		Row{"direct/ipv4/udp/out", 500}, Row{"direct/ipv4/udp/first", 4000}, Row{"direct/ipv4/udp/expiry", 900},
+		Row{"gateway-xdp-forwarding/ipv4/udp/out", 500}, Row{"gateway-nftables/ipv4/udp/out", 4000}, Row{"gateway-xdp/ipv4/udp/out", 1000})
 	got, err := b.Page("# T\n" + pageBegin + "old\n" + pageEnd + "after\n")
 	if err != nil {
 		t.Fatal(err)
@@ -140,6 +145,12 @@ func TestPage(t *testing.T) {
 | ipv4 udp out | 1000 | 2000 | 500 (0.25, 0.50) |
 | ipv4 udp first |  | 8000 | 4000 (0.50, -) |
 | ipv4 udp expiry |  |  | 900 (-, -) |
+
+Between two plain interfaces, frames as a network card's driver has them; in parentheses: of nftables, and of XDP that forwards.
+
+| packet | gateway-xdp-forwarding | gateway-nftables | gateway-xdp |
+| --- | --- | --- | --- |
+| ipv4 udp out | 500 | 4000 | 1000 (0.25, 2.00) |
 ` + pageEnd + "after\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

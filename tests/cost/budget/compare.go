@@ -4,6 +4,7 @@ package budget
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -84,7 +85,8 @@ func judge(c Change) Change {
 
 // isOthers: a row of what conenat is compared with. No commit here makes it grow.
 func isOthers(name string) bool {
-	return strings.HasPrefix(name, "forwarding/") || strings.HasPrefix(name, "nftables/")
+	contender, _, _ := strings.Cut(name, "/")
+	return slices.Contains(references, contender) || slices.Contains(gatewayReferences, contender)
 }
 
 // Least is the smaller figure of each row: what disturbs a measurement only adds to it.

@@ -25,8 +25,30 @@ func (b Budget) Page(text string) (string, error) {
 	return before + pageBegin + b.figures() + pageEnd + after, nil
 }
 
-// figures is one table: a line for each kind of packet, a column for each contender, in the order of the rows.
+// figures is two tables, of those with a bridge and of the gateways.
 func (b Budget) figures() string {
+	text := fmt.Sprintf("Linux %s, instructions per packet.\n", b.Kernel)
+	bridged, gateways := b, b
+	bridged.Rows, gateways.Rows = nil, nil
+	for _, r := range b.Rows {
+		if strings.HasPrefix(r.Name, gateway) {
+			gateways.Rows = append(gateways.Rows, r)
+		} else {
+			bridged.Rows = append(bridged.Rows, r)
+		}
+	}
+	if len(bridged.Rows) > 0 {
+		text += "\n" + bridged.table(references)
+	}
+	if len(gateways.Rows) > 0 {
+		text += "\nBetween two plain interfaces, frames as a network card's driver has them; in parentheses: of nftables, and of XDP that forwards.\n\n" +
+			gateways.table(gatewayReferences)
+	}
+	return text
+}
+
+// table has a line for each kind of packet, a column for each contender, in the order of the rows.
+func (b Budget) table(references []string) string {
 	var contenders, kinds []string
 	cost := map[[2]string]int64{}
 	for _, r := range b.Rows {
@@ -39,7 +61,7 @@ func (b Budget) figures() string {
 		}
 		cost[[2]string{contender, kind}] = r.Instructions
 	}
-	text := fmt.Sprintf("Linux %s, instructions per packet.\n\n| packet |", b.Kernel)
+	text := "| packet |"
 	for _, c := range contenders {
 		text += fmt.Sprintf(" %s |", c)
 	}
@@ -47,18 +69,23 @@ func (b Budget) figures() string {
 	for _, k := range kinds {
 		text += "| " + strings.ReplaceAll(k, "/", " ") + " |"
 		for _, c := range contenders {
-			text += " " + cell(c, k, cost) + " |"
+			text += " " + cell(c, k, references, cost) + " |"
 		}
 		text += "\n"
 	}
 	return text
 }
 
-// The contenders that the others are divided by.
-var references = []string{"nftables", "forwarding"}
+// The contenders that the others are divided by: those with a bridge, and the gateways, whose names begin as theirs do.
+const gateway = "gateway-"
+
+var (
+	references        = []string{"nftables", "forwarding"}
+	gatewayReferences = []string{gateway + "nftables", gateway + "xdp-forwarding"}
+)
 
 // cell is "1234", and for what is no reference itself "1234 (0.56, 0.78)".
-func cell(contender, kind string, cost map[[2]string]int64) string {
+func cell(contender, kind string, references []string, cost map[[2]string]int64) string {
 	own := cost[[2]string{contender, kind}]
 	if own == 0 {
 		return ""
