@@ -81,24 +81,35 @@ func (d *Dataplane) attachHooks(l Link) error {
 	return nil
 }
 
-// attachTCX swaps the program in the pinned link, or makes a link and pins it.
 func (d *Dataplane) attachTCX(l Link, h hook) error {
-	pin := d.hookPin(l.IfIndex, h.name)
-	if pinned, err := link.LoadPinnedLink(pin, nil); err == nil {
+	return d.pinLink(l.IfIndex, h.name, h.program, func(i *link.Info) bool { return i.TCX() != nil && int(i.TCX().Ifindex) == l.IfIndex },
+		func() (link.Link, error) {
+			made, err := link.AttachTCX(link.TCXOptions{Interface: l.IfIndex, Program: h.program, Attach: h.attach})
+			if err != nil {
+				return nil, fmt.Errorf("attach by TCX: %w", err)
+			}
+			return made, nil
+		})
+}
+
+// pinLink swaps the program in the pinned link, which is to be what is wanted, or makes a link and pins it.
+func (d *Dataplane) pinLink(ifindex int, name string, program *ebpf.Program, wanted func(*link.Info) bool, attach func() (link.Link, error)) error {
+	pin := d.hookPin(ifindex, name)
+	switch pinned, err := link.LoadPinnedLink(pin, nil); {
+	case err == nil:
 		defer pinned.Close()
-		info, err := pinned.Info()
-		if err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == l.IfIndex {
-			return pinned.Update(h.program)
+		if info, err := pinned.Info(); err == nil && wanted(info) {
+			return pinned.Update(program)
 		}
-		if err := d.detachLink(l.IfIndex, h.name); err != nil {
+		if err := d.detachLink(ifindex, name); err != nil {
 			return err
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("open pinned link %s: %w", pin, err)
 	}
-	made, err := link.AttachTCX(link.TCXOptions{Interface: l.IfIndex, Program: h.program, Attach: h.attach})
+	made, err := attach()
 	if err != nil {
-		return fmt.Errorf("attach by TCX: %w", err)
+		return err
 	}
 	defer made.Close()
 	if err := made.Pin(pin); err != nil {

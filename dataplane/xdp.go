@@ -5,7 +5,6 @@ package dataplane
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -79,42 +78,26 @@ func (d *Dataplane) attachXDP(l Link, raw bpf.Link) (err error) {
 	return d.putLink(raw)
 }
 
-// loadXDP swaps the program in the pinned link, or makes a link and pins it.
+// loadXDP puts the program on an interface that has none of somebody else's.
 func (d *Dataplane) loadXDP(l Link) error {
 	program := d.objs.NatXdpInside
 	if l.Kind == OutsideLink {
 		program = d.objs.NatXdpOutside
 	}
-	pin := d.hookPin(l.IfIndex, xdpHook)
-	switch pinned, err := link.LoadPinnedLink(pin, nil); {
-	case err == nil:
-		defer pinned.Close()
-		if xdpIsOn(pinned, l.IfIndex) {
-			return pinned.Update(program)
+	return d.pinLink(l.IfIndex, xdpHook, program, func(i *link.Info) bool { return xdpIsOn(i, l.IfIndex) }, func() (link.Link, error) {
+		if err := refuseOtherXDP(l.IfIndex); err != nil {
+			return nil, err
 		}
-		if err := d.detachLink(l.IfIndex, xdpHook); err != nil {
-			return err
+		made, err := link.AttachXDP(link.XDPOptions{Interface: l.IfIndex, Program: program, Flags: link.XDPDriverMode})
+		if err != nil {
+			return nil, explainXDP(l.Name, driverOf(l.Name), err)
 		}
-	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("open pinned link %s: %w", pin, err)
-	}
-	if err := refuseOtherXDP(l.IfIndex); err != nil {
-		return err
-	}
-	made, err := link.AttachXDP(link.XDPOptions{Interface: l.IfIndex, Program: program, Flags: link.XDPDriverMode})
-	if err != nil {
-		return explainXDP(l.Name, driverOf(l.Name), err)
-	}
-	defer made.Close()
-	if err := made.Pin(pin); err != nil {
-		return fmt.Errorf("pin link %s: %w", pin, err)
-	}
-	return nil
+		return made, nil
+	})
 }
 
-func xdpIsOn(pinned link.Link, ifindex int) bool {
-	info, err := pinned.Info()
-	return err == nil && info.XDP() != nil && int(info.XDP().Ifindex) == ifindex
+func xdpIsOn(i *link.Info, ifindex int) bool {
+	return i.XDP() != nil && int(i.XDP().Ifindex) == ifindex
 }
 
 // refuseOtherXDP leaves another's program where it is.
@@ -210,8 +193,9 @@ func (d *Dataplane) xdpUse(raw bpf.Link) XDPUse {
 		return XDPNone
 	}
 	defer pinned.Close()
+	info, err := pinned.Info()
 	switch {
-	case !xdpIsOn(pinned, int(raw.Ifindex)):
+	case err != nil, !xdpIsOn(info, int(raw.Ifindex)):
 		return XDPNone
 	case raw.Flags&bpf.LinkXDP != 0:
 		return XDPTranslate
